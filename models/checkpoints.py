@@ -1,0 +1,123 @@
+"""Safe loading and saving of weights: safetensors, and torch files read without executing anything."""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+State = dict[str, torch.Tensor]
+
+_ZIP, _PICKLE = b"PK", b"\x80"  # first bytes of torch files: the zip form, and the one before torch 1.6
+_NESTED = ("state_dict", "params_ema", "params", "model")  # where training frameworks put the weights
+# What torch.load and pickle raise on files cut short or scrambled.
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
+
+
+class CheckpointError(ValueError):
+    """Say that a weight file cannot be used, why, and what to do."""
+
+
+def load_state(path: str | os.PathLike) -> tuple[State, dict[str, str]]:
+    """Read (tensors, metadata) of a weight file on the CPU; code in a file is refused, never executed."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"Checkpoint: the weight file must exist; got {path}. Check name and folder.")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:2] == _ZIP or head[:1] == _PICKLE:
+        return _load_torch(path), {}
+    if len(head) == 9 and head[8:] == b"{":
+        return _load_safetensors(path)
+    raise CheckpointError(
+        f"Checkpoint: the file must be a safetensors or torch weight file; got {path.name} "
+        f"({path.stat().st_size} bytes), which is neither. Download it again, or choose another file."
+    )
+
+
+def save_state(
+    path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file under a temporary name and put it in place whole, or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    try:
+        save_file(whole, partial, dict(metadata or {}))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def strip_prefix(state: Mapping[str, torch.Tensor], prefix: str) -> State:
+    """Keep the entries under `prefix` and drop it from their keys."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def shape_of(state: Mapping[str, torch.Tensor], key: str) -> tuple[int, ...]:
+    """Give the shape of one entry; a missing key is a CheckpointError that names it."""
+    if key not in state:
+        raise CheckpointError(
+            f"Checkpoint: the weights must have an entry {key!r}; got {len(state)} others. "
+            "The file is of another architecture or incomplete: choose another file."
+        )
+    return tuple(state[key].shape)
+
+
+def count_blocks(state: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """Count the numbered blocks under `prefix` ("dit.blocks."): one more than the highest number."""
+    numbers = re.compile(re.escape(prefix) + r"(\d+)\.")
+    return 1 + max((int(match[1]) for match in map(numbers.match, state) if match), default=-1)
+
+
+def _load_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _load_torch(path: Path) -> State:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None and "Unsupported" not in str(error):
+            raise _damaged(path, error) from error
+        raise CheckpointError(
+            f"Checkpoint: a weight file must hold tensors only; got {path.name}, which carries pickled code"
+            f"{f' ({found[1]})' if found else ''}. It was never executed. Use a safetensors file you trust."
+        ) from error
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+    state = _find_tensors(content)
+    if not state:
+        raise CheckpointError(
+            f"Checkpoint: a weight file must hold named tensors; got {path.name} with a "
+            f"{type(content).__name__} and no tensor. Choose another file."
+        )
+    return state
+
+
+def _find_tensors(content) -> State:
+    if not isinstance(content, Mapping):
+        return {}
+    for name in _NESTED:
+        if isinstance(content.get(name), Mapping):
+            return _find_tensors(content[name])
+    return {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return CheckpointError(
+        f"Checkpoint: the weight file must be complete and readable; got {path.name} "
+        f"({path.stat().st_size} bytes): {reason}. Download it again."
+    )

@@ -1,0 +1,1 @@
+"""Where and when: sizes, temporal windows, spatial tiles and addressed noise."""

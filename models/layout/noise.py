@@ -1,0 +1,46 @@
+"""Noise addressed by (seed, frame, row, column, channel): the same wherever a tile or window begins."""
+
+import numpy as np
+import torch
+
+from .geometry import ClipSize
+
+_SEEDS = 1 << 64
+_TAG = 0x4353_5652  # second half of the Philox key: keeps our streams apart from other users of the same seed
+
+
+def addressed_noise(
+    seed: int,
+    size: tuple[int, ClipSize],
+    *,
+    frame0: int = 0,
+    row0: int = 0,
+    col0: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Draw (channels, T, h, w) standard normal values for size = (channels, ClipSize of the latent).
+
+    Each value depends on its absolute address only: Philox is a counter-based generator, (frame, row) is the
+    counter, and a row is drawn from column 0 on, so a column's values do not depend on how far the row goes.
+    Another channel count is another noise.
+    """
+    channels, grid = size
+    if not 0 <= seed < _SEEDS:
+        raise ValueError(f"Seeded Noise: the seed must be within 0 .. 2^64 - 1; got {seed}. Choose another.")
+    if channels < 1 or min(frame0, row0, col0) < 0:
+        raise ValueError(
+            f"Seeded Noise: at least one channel and no negative position; got {channels} channels at frame "
+            f"{frame0}, row {row0}, column {col0}. Count positions from the start of the whole clip."
+        )
+    noise = np.empty((grid.frames, grid.height, grid.width, channels), np.float32)
+    for frame in range(grid.frames):
+        for row in range(grid.height):
+            # The two low words of the 256-bit counter run within a row; the high ones hold the address.
+            generator = np.random.Generator(_philox(seed, row0 + row, frame0 + frame))
+            noise[frame, row] = generator.standard_normal((col0 + grid.width, channels), np.float32)[col0:]
+    return torch.from_numpy(noise).permute(3, 0, 1, 2).contiguous().to(dtype)
+
+
+def _philox(seed: int, row: int, frame: int) -> np.random.Philox:
+    key, counter = np.array([seed, _TAG], np.uint64), np.array([0, 0, row, frame], np.uint64)
+    return np.random.Philox(key=key, counter=counter)

@@ -1,0 +1,1 @@
+"""Optical flow: warping, consistency and estimation."""

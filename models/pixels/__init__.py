@@ -1,0 +1,1 @@
+"""What happens to frames: colour, degradation, codecs and measures."""

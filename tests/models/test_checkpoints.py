@@ -1,0 +1,118 @@
+"""Weight files: both formats round-trip; missing, damaged and malicious files are refused with a reason."""
+
+import collections
+import os
+import pickle
+
+import pytest
+import torch
+from cascadevsr.models.checkpoints import (
+    CheckpointError,
+    count_blocks,
+    load_state,
+    save_state,
+    shape_of,
+    strip_prefix,
+)
+
+
+def tensors():
+    return {
+        "vae.conv.weight": torch.linspace(-1, 1, 6).view(3, 2).half(),
+        "dit.blocks.0.a": torch.arange(4),
+        "dit.blocks.1.a": torch.ones(()),
+    }
+
+
+def assert_same(state, expected):
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(state[key], value) and state[key].dtype == value.dtype
+
+
+def test_safetensors_round_trip_with_metadata(tmp_path):
+    path = tmp_path / "new folder" / "a.safetensors"
+    save_state(path, tensors() | {"view": torch.ones(2, 3).T}, {"architecture": "unimmvsr"})
+    state, metadata = load_state(path)
+    assert metadata == {"architecture": "unimmvsr"} and state.pop("view").shape == (3, 2)
+    assert_same(state, tensors())
+    assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]  # no temporary file left
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_state(path, {"a": torch.ones(2)})
+    with pytest.raises(Exception, match=".*"):
+        save_state(path, {"a": torch.ones(2)}, {"bad": 1})
+    assert torch.equal(load_state(path)[0]["a"], torch.ones(2)) and len(os.listdir(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("nest", [None, "state_dict"])
+def test_torch_files_are_read(tmp_path, legacy, nest):
+    expected = tensors()
+    content = collections.OrderedDict(expected)
+    if nest:
+        content = {nest: content, "global_step": 42000}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    state, metadata = load_state(tmp_path / "a.pt")
+    assert_same(state, expected)
+    assert metadata == {}
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_pickled_code_is_refused_and_never_executed(tmp_path, form):
+    path, marker = tmp_path / "evil.ckpt", tmp_path / "executed"
+    content = {"state_dict": {"a": torch.ones(2)}, "x": Malicious(str(marker))}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content["x"], protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(CheckpointError, match="evil.ckpt") as error:
+        load_state(path)
+    assert not marker.exists()
+    assert form == "pickle" or "never executed" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("keep", [0, 5, 60, 0.5, 0.97])
+def test_truncated_files(tmp_path, kind, keep):
+    path = tmp_path / "a.bin"
+    if kind == "safetensors":
+        save_state(path, {"a": torch.ones(500)})
+    else:
+        torch.save({"a": torch.ones(500)}, path, _use_new_zipfile_serialization=kind == "zip")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(CheckpointError, match="Checkpoint: .* got a.bin"):
+        load_state(path)
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    with pytest.raises(CheckpointError, match="must exist; got .*absent"):
+        load_state(tmp_path / "absent.safetensors")
+    with pytest.raises(CheckpointError, match="must exist"):
+        load_state(tmp_path)
+    (tmp_path / "text").write_text("hello world, this is text")
+    with pytest.raises(CheckpointError, match="neither"):
+        load_state(tmp_path / "text")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="a list and no tensor"):
+        load_state(tmp_path / "list.pt")
+
+
+def test_helpers():
+    state = tensors()
+    assert strip_prefix(state, "vae.").keys() == {"conv.weight"}
+    assert count_blocks(state, "dit.blocks.") == 2 and count_blocks(state, "vae.blocks.") == 0
+    assert shape_of(state, "vae.conv.weight") == (3, 2)
+    with pytest.raises(CheckpointError, match="'nope'"):
+        shape_of(state, "nope")
