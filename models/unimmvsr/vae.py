@@ -1,0 +1,277 @@
+"""Causal video VAE, 4 (time) x 8 x 8, whose decoder is conditioned on the LR frames.
+
+The geometry is that of the Wan-class VAEs (16 channels, 4n+1 frames), so tiles, windows and nodes meet one
+geometry only. Three properties carry the rest of the pack:
+
+* causal: a frame depends on earlier frames alone, so encode and decode stream with small memories;
+* no statistics over time or space, so a tile or a chunk is computed like the whole;
+* the decoder predicts a residual over the upscaled LR frames (Upscale-A-Video and MGLD-VSR condition their
+  decoders on LR frames too), so the latent need not carry what the LR frames already say. It walks through the
+  frames one by one; its memory of the previous frame is aligned by weight-free block matching on the LR frames.
+
+Tensors inside are (b, t, c, h, w); at the border clips are (b, 3, t, h, w) in -1..1, latents (b, 16, T, h, w).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ..motion.matching import gather_shift, match_blocks
+from .config import GRID, SPACE, TIME, VAEConfig
+
+Memory = dict[int, torch.Tensor]  # what a stream remembers, keyed by the identity of the layer that left it
+
+
+def _per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Apply a 2-D layer to every frame of (b, t, c, h, w)."""
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def _act(x: torch.Tensor) -> torch.Tensor:
+    return F.leaky_relu(x, 0.1)
+
+
+def to_grid(clip: torch.Tensor) -> torch.Tensor:
+    """(b, 3, t, H, W) -> (b, t, 48, H/4, W/4): each 4x4 block of pixels becomes channels."""
+    return F.pixel_unshuffle(clip.transpose(1, 2), GRID)
+
+
+class CausalConv(nn.Module):
+    """Temporal convolution of three frames (the current and the two before it), optionally every second frame.
+
+    Before the first frame stand copies of it. In a stream the last input frames stay in `memory`.
+    """
+
+    def __init__(self, width: int, out: int, stride: int, ops: ModuleType):
+        super().__init__()
+        self.conv = ops.Conv2d(3 * width, out, 1)
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor, memory: Memory) -> torch.Tensor:
+        past = memory.get(id(self))
+        x = torch.cat((x[:, :1].expand(-1, 2, -1, -1, -1) if past is None else past, x), 1)
+        memory[id(self)] = x[:, -(3 - self.stride) :]
+        taps = [x[:, k : x.shape[1] - 2 + k : self.stride] for k in range(3)]
+        return _per_frame(self.conv, torch.cat(taps, 2))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around an activation, then (optionally) a causal look at the two frames before."""
+
+    def __init__(self, width: int, temporal: bool, ops: ModuleType):
+        super().__init__()
+        self.conv1 = ops.Conv2d(width, width, 3, padding=1)
+        self.conv2 = ops.Conv2d(width, width, 3, padding=1)
+        self.temporal = CausalConv(width, width, 1, ops) if temporal else None
+
+    def forward(self, x: torch.Tensor, memory: Memory) -> torch.Tensor:
+        x = x + _per_frame(self.conv2, _act(_per_frame(self.conv1, x)))
+        return x if self.temporal is None else x + self.temporal(_act(x), memory)
+
+
+class Encoder(nn.Module):
+    """Frames -> mean and log-variance of the latent."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType):
+        super().__init__()
+        narrow, wide = config.encoder_width, config.encoder_width * 2
+        self.conv_in = ops.Conv2d(3 * GRID**2, narrow, 3, padding=1)
+        self.block1 = ResidualBlock(narrow, False, ops)
+        self.time_down1 = CausalConv(narrow, narrow, 2, ops)
+        self.space_down = ops.Conv2d(narrow, wide, 3, stride=2, padding=1)
+        self.block2 = ResidualBlock(wide, True, ops)
+        self.time_down2 = CausalConv(wide, wide, 2, ops)
+        self.block3 = ResidualBlock(wide, False, ops)
+        self.conv_out = ops.Conv2d(wide, 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, clip: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.block1(_per_frame(self.conv_in, to_grid(clip)), memory)
+        x = _per_frame(self.space_down, self.time_down1(x, memory))
+        x = self.time_down2(self.block2(x, memory), memory)
+        x = _per_frame(self.conv_out, self.block3(x, memory))
+        mean, logvar = x.transpose(1, 2).chunk(2, 1)
+        return mean, logvar.clamp(-20, 10)
+
+
+class TimeUp(nn.Module):
+    """Doubles the frames; the first frame of a clip stays single (n -> 2n - 1)."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.conv = CausalConv(width, 2 * width, 1, ops)
+
+    def forward(self, x: torch.Tensor, memory: Memory) -> torch.Tensor:
+        first = id(self.conv) not in memory
+        y = self.conv(x, memory).unflatten(2, (2, -1)) + x.unsqueeze(2)
+        y = y.flatten(1, 2)
+        return y[:, 1:] if first else y
+
+
+class LatentDecoder(nn.Module):
+    """Latent -> one feature map per frame on the 4x4 grid."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType):
+        super().__init__()
+        width = config.latent_width
+        self.conv_in = ops.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.block1 = ResidualBlock(width, True, ops)
+        self.time_up1 = TimeUp(width, ops)
+        self.block2 = ResidualBlock(width, True, ops)
+        self.time_up2 = TimeUp(width, ops)
+        self.space_up = ops.Conv2d(width, 4 * config.refine_width, 1)
+        self.guess = ops.Conv2d(config.refine_width, 3, 3, padding=1)
+
+    def forward(self, z: torch.Tensor, memory: Memory) -> torch.Tensor:
+        x = self.block1(_per_frame(self.conv_in, z.transpose(1, 2)), memory)
+        x = self.block2(self.time_up1(x, memory), memory)
+        x = self.time_up2(x, memory)
+        return F.pixel_shuffle(_per_frame(self.space_up, _act(x)), SPACE // GRID)
+
+
+class Refiner(nn.Module):
+    """Recurrent refinement on the 4x4 grid: LR pixels + latent features + aligned memory -> residual."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType):
+        super().__init__()
+        width = config.refine_width
+        self.lr_in = ops.Conv2d(3 * GRID**2 + 3, width, 3, padding=1)  # pixels, motion fraction (2), match error
+        self.memory_in = ops.Conv2d(width + 3 * GRID**2, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(config.refine_blocks))
+        self.conv_out = ops.Conv2d(width, 3 * GRID**2, 3, padding=1)
+
+    def forward(self, pixels: torch.Tensor, features: torch.Tensor, memory: Memory) -> torch.Tensor:
+        """Return the residual (b, t, 48, h, w) for LR `pixels` (b, t, 48, h, w) and latent `features`."""
+        outputs = []
+        past = memory.get(id(self))
+        for frame, feature in zip(pixels.unbind(1), features.unbind(1), strict=True):
+            hidden, past = self.step(frame, feature, past)
+            outputs.append(self.conv_out(hidden))
+        memory[id(self)] = past
+        return torch.stack(outputs, 1)
+
+    def step(
+        self, frame: torch.Tensor, feature: torch.Tensor, past: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One frame: returns its hidden features and what the next frame will see as its past."""
+        if past is None:  # a clip starts as if its first frame had stood still before
+            aligned = torch.cat((torch.zeros_like(feature), frame), 1)
+            motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
+        else:
+            match = match_blocks(_grey(frame), _grey(past[:, -3 * GRID**2 :]))
+            aligned = gather_shift(past, match.shift)
+            motion = torch.cat((match.fraction, match.error * 8), 1).to(frame.dtype)
+        x = self.lr_in(torch.cat((frame, motion), 1)) + feature + self.memory_in(aligned)
+        for block in self.blocks:
+            x = x + block.conv2(_act(block.conv1(x)))
+        return x, torch.cat((x, frame), 1)
+
+
+def _grey(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.mean(1, keepdim=True)
+
+
+class Decoder(nn.Module):
+    """Latent (and the LR frames, upscaled to the target size) -> frames."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType):
+        super().__init__()
+        self.latent = LatentDecoder(config, ops)
+        self.refine = Refiner(config, ops)
+
+    def forward(self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory) -> torch.Tensor:
+        features = self.latent(z, memory)
+        if base is None:
+            base = self.guess_base(features)
+        residual = F.pixel_shuffle(self.refine(to_grid(base), features, memory), GRID)
+        return base + residual.transpose(1, 2)
+
+    def guess_base(self, features: torch.Tensor) -> torch.Tensor:
+        """The learned guess of the upscaled LR frames where none are given: (b, 3, t, 4h, 4w)."""
+        small = _per_frame(self.latent.guess, features)
+        large = F.interpolate(small.flatten(0, 1), scale_factor=GRID, mode="bicubic", align_corners=False)
+        return large.unflatten(0, small.shape[:2]).transpose(1, 2)
+
+
+class Stream:
+    """Pushes a clip through the encoder or decoder chunk by chunk; the result equals the unchunked one."""
+
+    def __init__(self, vae: CausalVideoVAE, encode: bool):
+        self._vae = vae
+        self._encode = encode
+        self._memory: Memory = {}
+
+    def push(self, chunk: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+        """Take the next chunk; return what it yields.
+
+        Encoding: the first chunk has 4k+1 frames, later ones 4k. Decoding: any number of latent frames, with
+        `base` (b, 3, t, 8h, 8w) or None for the whole stream.
+        """
+        if self._encode:
+            return self._vae.encode_chunk(chunk, self._memory)[0]
+        return self._vae.decode_chunk(chunk, base, self._memory)
+
+
+class CausalVideoVAE(nn.Module):
+    """The pack's built-in video VAE. Latents leave it with about zero mean and unit variance per channel."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType = nn):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, ops)
+        self.decoder = Decoder(config, ops)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+
+    def encoder_stream(self) -> Stream:
+        """Start encoding a clip chunk by chunk."""
+        return Stream(self, encode=True)
+
+    def decoder_stream(self) -> Stream:
+        """Start decoding a latent chunk by chunk."""
+        return Stream(self, encode=False)
+
+    def encode(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, 3, 4n+1, 8h, 8w) in -1..1 -> normalised latent mean and log-variance, (b, 16, n+1, h, w) each.
+
+        Raises ValueError for a frame count or size that does not fit the 4n+1 and 8-pixel rules.
+        """
+        frames, height, width = clip.shape[-3:]
+        if frames % TIME != 1 or height % SPACE or width % SPACE:
+            raise ValueError(
+                f"Causal video VAE: a clip needs 4n+1 frames and sides that are multiples of 8 px; got {frames} "
+                f"frames of {width}x{height}. Pad it first (layout.geometry.pad_clip)."
+            )
+        return self.encode_chunk(clip, {})
+
+    def encode_chunk(self, clip: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode the next chunk of a stream whose past is in `memory` (empty: the first chunk)."""
+        mean, logvar = self.encoder(clip, memory)
+        shift, scale = self._statistics(mean)
+        return (mean - shift) / scale, logvar - 2 * scale.log()
+
+    def decode(self, z: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+        """(b, 16, T, h, w) -> (b, 3, 4T-3, 8h, 8w), about -1..1.
+
+        `base`: the LR frames resized to the output's size, (b, 3, 4T-3, 8h, 8w) in -1..1; None: a learned guess.
+        """
+        return self.decode_chunk(z, base, {})
+
+    def decode_chunk(self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory) -> torch.Tensor:
+        """Decode the next chunk of a stream whose past is in `memory` (empty: the first chunk)."""
+        frames = TIME * z.shape[2] - (0 if memory else TIME - 1)
+        wanted = (z.shape[0], 3, frames, SPACE * z.shape[3], SPACE * z.shape[4])
+        if base is not None and base.shape != wanted:
+            raise ValueError(
+                f"Causal video VAE: the upscaled LR frames must be {wanted} for a latent of {tuple(z.shape)}; "
+                f"got {tuple(base.shape)}. Resize and pad them to the latent's size first."
+            )
+        shift, scale = self._statistics(z)
+        return self.decoder(z * scale + shift, base, memory)
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (1, -1, 1, 1, 1)
+        return self.latent_mean.to(like).view(shape), self.latent_std.to(like).view(shape)
