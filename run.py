@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+"""Cascade VSR's door: demo, test, serve, upscale, bench, train. `python3 run.py --help` lists them."""
+
+import os
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit(
+        "run.py: needs Python 3.10 or newer; this is %d.%d. Start it with a newer one." % sys.version_info[:2]
+    )
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from runner.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""A private node of `run.py`: hand frames back exactly, and count network calls, from inside the host.
+
+The host's own savers do not give back the pixels: video is lossy and PNG truncates instead of rounding. This
+folder is linked into `custom_nodes/` of the temporary base folder only; it is no part of the pack.
+"""
+
+import json
+import os
+
+import comfy.model_base
+import folder_paths
+import numpy as np
+from comfy_api.latest import ComfyExtension, io
+
+_CALLS = {"network": 0}
+
+
+def _count_network_calls() -> None:
+    original = comfy.model_base.BaseModel._apply_model
+
+    def counted(self, *arguments, **keywords):
+        _CALLS["network"] += 1
+        return original(self, *arguments, **keywords)
+
+    comfy.model_base.BaseModel._apply_model = counted
+
+
+class CaptureFrames(io.ComfyNode):
+    """Write frames as rounded 8-bit RGB to `<output>/<name>.rgb`, and their shape to `<name>.rgb.json`."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CascadeVSRRunnerCapture",
+            display_name="Write frames",
+            category="_for_testing",
+            inputs=[io.Image.Input("images"), io.String.Input("name")],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def execute(cls, images, name) -> io.NodeOutput:
+        path = os.path.join(folder_paths.get_output_directory(), os.path.basename(name) + ".rgb")
+        bad = 0
+        with open(path + ".partial", "wb") as file:
+            for frame in images[..., :3]:
+                pixels = frame.float().cpu().numpy()
+                bad += int(not np.isfinite(pixels).all())
+                pixels = np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0)
+                file.write(np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8).tobytes())
+        facts = {
+            "shape": [*images.shape[:3], 3],
+            "frames_not_finite": bad,
+            "network_calls": _CALLS["network"],
+        }
+        with open(path + ".json", "w", encoding="utf-8") as file:
+            json.dump(facts, file)
+        os.replace(path + ".partial", path)
+        return io.NodeOutput(ui={"cascadevsr": [facts]})
+
+
+class RunnerExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [CaptureFrames]
+
+
+async def comfy_entrypoint() -> RunnerExtension:
+    _count_network_calls()
+    return RunnerExtension()

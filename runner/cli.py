@@ -1,0 +1,171 @@
+"""The command line of `run.py` (standard library only: it is read before the environment exists)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from . import environment
+from .errors import RunnerError
+from .paths import cache_root
+
+_DESCRIPTION = """Video super-resolution in ComfyUI, headless or in the editor.
+
+The first command sets up a Python environment and a ComfyUI in the cache folder (about 7 GB, a few minutes);
+later ones start in seconds. A ComfyUI of yours is used when COMFYUI_PATH names it, or when this clone lies
+in its custom_nodes/."""
+
+_UPSCALE_EPILOG = """examples:
+  run.py upscale old.mp4 new.mp4 --scale 4
+  run.py upscale old.mp4 frames/ --size 1920x1080
+  run.py upscale clip.mkv out.mp4 --workflow my_graph.json --set "Colour Match.strength=0.5"
+
+how a workflow is filled in (API-format json; for an editor file its twin in api/ is taken):
+  IN             the Load Video node titled "Input", else the only one not titled "Reference ..."
+  --scale/--size the Cascade Input node
+  --prompt       the CLIP Text Encode node titled "Prompt"
+  --reference    images of the Reference Set node;  --reference-video: its videos
+  OUT            the frames that enter Create Video (titled "Output" if there are several)"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the argument parser."""
+    top = argparse.ArgumentParser(
+        prog="run.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    demo = add("demo", "upscale a sample clip in a real ComfyUI and measure it; results in output/")
+    demo.add_argument(
+        "--output", default="output", metavar="DIR", help="where the results go (default: output)"
+    )
+    demo.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
+
+    test = add("test", "run every test (unit, host, browser), or those named by pytest arguments")
+    test.add_argument(
+        "pytest", nargs=argparse.REMAINDER, metavar="PYTEST_ARGUMENT", help="handed to pytest as they are"
+    )
+
+    serve = add("serve", "open the ComfyUI editor with the pack loaded")
+    serve.add_argument("--port", type=int, help="port (default: 8188, or any free one)")
+    serve.add_argument("--no-browser", action="store_true", help="print the address only")
+    serve.add_argument("--cpu", action="store_true", help="do not use the GPU")
+
+    _add_upscale(add("upscale", "upscale a video with a shipped or own workflow, headless", _UPSCALE_EPILOG))
+
+    bench = add("bench", "measure speed, memory and start-up")
+    bench.add_argument("name", nargs="?", help="one benchmark (default: list them and run the short ones)")
+    bench.add_argument("--frames", type=int, default=17, help="frames of the clip (default: 17)")
+    bench.add_argument("--size", default="512x288", metavar="WxH", help="output size (default: 512x288)")
+    bench.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)"
+    )
+
+    train = add("train", "train the built-in model (arguments are handed to training; try: train --help)")
+    train.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="see: run.py train --help"
+    )
+
+    setup = add("setup", "only set up the environment and ComfyUI, and say where they are")
+    setup.add_argument("--tests", action="store_true", help="with what the tests need")
+    return top
+
+
+def _add_upscale(upscale: argparse.ArgumentParser) -> None:
+    upscale.add_argument("input", metavar="IN", help="a video, a folder of images, or one image")
+    upscale.add_argument(
+        "output", metavar="OUT", help="a video (.mp4 .mkv .mov), or a folder for lossless PNG frames"
+    )
+    upscale.add_argument(
+        "--workflow",
+        default="Upscale-a-Video",
+        metavar="NAME_OR_FILE",
+        help="a name from workflows/ or a json file (default: Upscale-a-Video)",
+    )
+    upscale.add_argument(
+        "--reference",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="IMAGE",
+        help="reference images for a workflow with a Reference Set",
+    )
+    upscale.add_argument(
+        "--reference-video",
+        action="append",
+        default=[],
+        metavar="VIDEO",
+        help="reference video (may be repeated)",
+    )
+    upscale.add_argument("--prompt", help="text for a workflow with a text encoder")
+    size = upscale.add_mutually_exclusive_group()
+    size.add_argument("--scale", type=float, metavar="N", help="enlarge both sides N times")
+    size.add_argument("--size", metavar="WxH", help="exact size of the result in pixels")
+    upscale.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar='"TITLE.INPUT=VALUE"',
+        dest="settings",
+        help="set any input of the workflow (may be repeated)",
+    )
+    upscale.add_argument(
+        "--crf", type=float, default=12.0, help="H.264 quality of OUT, lower is better (default: 12)"
+    )
+    upscale.add_argument(
+        "--lossless", action="store_true", help="write OUT as bit-exact H.264 RGB (large files)"
+    )
+    upscale.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
+    upscale.add_argument("--server", metavar="URL", help=argparse.SUPPRESS)
+    upscale.add_argument("--cpu", action="store_true", help="do not use the GPU")
+    upscale.add_argument(
+        "--json", metavar="FILE", help="also write seconds, peak memory and network calls as json"
+    )
+
+
+_EXTRAS = {"test": ("test",)}
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command and return the exit code; everything but --help runs inside the environment."""
+    options = parser().parse_args(arguments)
+    try:
+        host = environment.host_inside()
+        if host is None:
+            wanted = (
+                ("test",)
+                if options.command == "setup" and options.tests
+                else _EXTRAS.get(options.command, ())
+            )
+            ready = environment.prepare(wanted)
+            print(
+                f"ComfyUI {ready.host.version}: {ready.host.path} ({ready.host.origin})\n"
+                f"Python: {ready.python} ({ready.origin})",
+                flush=True,
+            )
+            return 0 if options.command == "setup" else environment.enter(ready, arguments)
+        return importlib.import_module(f".{options.command}", __package__).main(options, host)
+    except RunnerError as error:
+        print(f"run.py {options.command}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr, flush=True)
+        return 130
+    except OSError as error:
+        if error.errno != 28:  # ENOSPC
+            raise
+        print(
+            f"run.py {options.command}: no space left on the disk ({error.filename or cache_root()}).",
+            file=sys.stderr,
+        )
+        return 1

@@ -1,0 +1,113 @@
+"""Where things live, and small file-system helpers (standard library only)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import RunnerError
+
+ROOT = Path(
+    os.path.abspath(__file__)
+).parent.parent  # not resolved: a link inside custom_nodes/ must stay visible
+PACK_NAME = "ComfyUI-CascadeVSR"
+GIB = 1 << 30
+
+
+def cache_root() -> Path:
+    """Return the user cache folder: $CASCADEVSR_CACHE, else the platform's cache folder."""
+    if chosen := os.environ.get("CASCADEVSR_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"]) / "cascadevsr"
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser().absolute() / "cascadevsr"
+    return Path.home() / ".cache" / "cascadevsr"
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space of the file system that holds the nearest existing parent of `path`."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def require_space(path: Path, needed: int, purpose: str, remedy: str) -> None:
+    """Raise a RunnerError when fewer than `needed` bytes are free where `path` lies."""
+    free = free_bytes(path)
+    if free < needed:
+        raise RunnerError(
+            f"{purpose}: needs {needed / GIB:.2f} GiB free at {path}; found {free / GIB:.2f} GiB. {remedy}"
+        )
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """Hold an exclusive lock on file `path`; the system drops it when the process dies, however it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as handle:
+        told = False
+        while not _try_lock(handle):
+            if not told:
+                print(waiting, flush=True)
+                told = True
+            time.sleep(0.5)
+        yield
+
+
+def _try_lock(handle) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """Yield a fresh folder under the cache (a big disk, unlike many /tmp) and remove it afterwards."""
+    parent = cache_root() / "runs"
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path, older_than: float = 2 * 24 * 3600) -> None:
+    """Remove what runs that were killed left behind."""
+    for folder in parent.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > older_than:
+                shutil.rmtree(folder, ignore_errors=True)
