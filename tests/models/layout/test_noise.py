@@ -57,9 +57,7 @@ def test_noise_is_drawn_in_float32_and_then_cast(dtype):
     assert torch.equal(addressed_noise(5, size, dtype=dtype), addressed_noise(5, size).to(dtype))
 
 
-@pytest.mark.parametrize(
-    ("seed", "channels", "offset"), [(-1, 4, 0), (2**64, 4, 0), (0, 0, 0), (0, 4, -1)]
-)
+@pytest.mark.parametrize(("seed", "channels", "offset"), [(-1, 4, 0), (2**64, 4, 0), (0, 0, 0), (0, 4, -1)])
 def test_errors(seed, channels, offset):
     with pytest.raises(ValueError, match="Seeded Noise: .* got "):
         addressed_noise(seed, (channels, ClipSize(1, 1, 1)), row0=offset)
