@@ -1,0 +1,127 @@
+"""The training corpus: photographs from folders, and textures made by formula."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+SMALLEST_SIDE = 200  # px; smaller pictures hold too little for a moving crop
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture and its halvings: ``levels[k]`` is (3, h, w) float32 in 0..1, reduced 2^k times."""
+
+    name: str
+    levels: tuple[torch.Tensor, ...]
+
+
+def _levels(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    levels = [image]
+    while min(levels[-1].shape[-2:]) >= 2 * SMALLEST_SIDE:
+        half = [side // 2 for side in levels[-1].shape[-2:]]
+        levels.append(F.interpolate(levels[-1][None], half, mode="bicubic", antialias=True)[0].clamp(0, 1))
+    return tuple(levels)
+
+
+def find_photos(folders: Iterable[Path], exclude: Sequence[str] = ()) -> list[Path]:
+    """List the pictures in `folders` (recursively), sorted; leave out names whose stem is in `exclude`.
+
+    Raises FileNotFoundError for a folder that does not exist, ValueError when nothing is found.
+    """
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"Training: the photo folder must exist; got {folder}. Check --photos.")
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        found += [p for p in files if p.stem not in exclude]
+    if not found:
+        raise ValueError(f"Training: no pictures ({', '.join(sorted(SUFFIXES))}) found. Check --photos.")
+    return found
+
+
+def load_photo(path: Path, device: torch.device | str = "cpu") -> Photo | None:
+    """Read one picture as RGB; None when it is too small to crop from."""
+    from PIL import Image
+
+    with Image.open(path) as file:
+        pixels = np.asarray(file.convert("RGB"))
+    if min(pixels.shape[:2]) < SMALLEST_SIDE:
+        return None
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(device, torch.float32) / 255
+    return Photo(path.name, _levels(image))
+
+
+def corpus_hash(paths: Iterable[Path]) -> str:
+    """SHA-256 over names and contents: the identity of a corpus in the model card."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def procedural_photo(rng: np.random.Generator, side: int = 400) -> Photo:
+    """Make a texture by formula: glyph sheet, gratings, noise or polygons, drawn at twice the size."""
+    maker = (_glyphs, _gratings, _noise, _polygons)[int(rng.integers(4))]
+    image = torch.from_numpy(maker(rng, 2 * side).astype(np.float32))
+    image = F.interpolate(image.permute(2, 0, 1)[None], (side, side), mode="area")[0]
+    return Photo(maker.__name__.lstrip("_"), _levels(image.clamp(0, 1)))
+
+
+def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return rng.random(3), rng.random(3)
+
+
+def _glyphs(rng: np.random.Generator, side: int) -> np.ndarray:
+    from PIL import Image, ImageDraw, ImageFont
+
+    paper, ink = (tuple(int(255 * v) for v in colour) for colour in _colours(rng))
+    image = Image.new("RGB", (side, side), paper)
+    draw, y = ImageDraw.Draw(image), 0
+    letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?&%$@#()/")
+    while y < side:
+        size = int(rng.integers(14, 72))
+        draw.text((rng.integers(-20, 20), y), "".join(rng.choice(letters, 90)), ink, ImageFont.load_default(size))
+        y += int(size * 1.3)
+    return np.asarray(image) / 255
+
+
+def _gratings(rng: np.random.Generator, side: int) -> np.ndarray:
+    y, x = np.mgrid[0:side, 0:side] / side
+    wave = np.zeros((side, side))
+    for _ in range(int(rng.integers(1, 4))):
+        angle, frequency = rng.uniform(0, np.pi), rng.uniform(6, side / 12)
+        bend = rng.uniform(0, 0.3) * np.sin(2 * np.pi * (y + rng.random()))
+        wave += np.sin(2 * np.pi * frequency * (np.cos(angle) * x + np.sin(angle) * y + bend))
+    wave = 1 / (1 + np.exp(-wave * rng.uniform(1, 8)))
+    a, b = _colours(rng)
+    return a + (b - a) * wave[..., None]
+
+
+def _noise(rng: np.random.Generator, side: int) -> np.ndarray:
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]) + 1 / side
+    spectrum = np.fft.rfft2(rng.standard_normal((3, side, side))) / frequency ** rng.uniform(0.7, 1.6)
+    field = np.fft.irfft2(spectrum, (side, side))
+    field = field / field.std((1, 2), keepdims=True) * rng.uniform(0.08, 0.25)
+    mixed = np.tensordot(np.eye(3) * 0.4 + 0.6 / 3, field, 1)
+    return (mixed + rng.random((3, 1, 1)) * 0.6 + 0.2).transpose(1, 2, 0)
+
+
+def _polygons(rng: np.random.Generator, side: int) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (side, side), tuple(rng.integers(0, 256, 3).tolist()))
+    draw = ImageDraw.Draw(image)
+    for _ in range(int(rng.integers(20, 80))):
+        centre, radius = rng.random(2) * side, rng.uniform(0.01, 0.2) * side
+        points = [tuple(centre + radius * rng.uniform(-1, 1, 2)) for _ in range(int(rng.integers(3, 7)))]
+        draw.polygon(points, tuple(rng.integers(0, 256, 3).tolist()))
+    return np.asarray(image) / 255
