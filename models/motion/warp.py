@@ -18,9 +18,13 @@ def warp(
     _check(x, flow)
     height, width = x.shape[-2:]
     columns, rows = _targets(flow)
-    grid = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1), dim=-1)
-    # Cell-centred normalisation: the corner-aligned one divides by zero on a side of one pixel.
-    return F.grid_sample(x.float(), grid, mode=mode, padding_mode=padding, align_corners=False).to(x.dtype)
+    # Corner-aligned coordinates, as published, but for a side of one pixel, which has no two corners.
+    corners = min(height, width) > 1
+    if corners:
+        grid = torch.stack((2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1), dim=-1)
+    else:
+        grid = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1), dim=-1)
+    return F.grid_sample(x.float(), grid, mode=mode, padding_mode=padding, align_corners=corners).to(x.dtype)
 
 
 def in_frame(flow: torch.Tensor) -> torch.Tensor:
@@ -47,12 +51,13 @@ def visible(flow: torch.Tensor, opposite: torch.Tensor, a: float = 0.01, b: floa
 
 
 def occlusion(flow: torch.Tensor, opposite: torch.Tensor, a: float = 0.01, b: float = 0.5) -> torch.Tensor:
-    """Mark, (b, 1, h, w) float, occluded pixels with 1: |f + g~| > a (|f| + |g~|) + b.
+    """Mark, (b, 1, h, w) float, occluded pixels with 1: |f + g~| > a (|f| + |g|) + b.
 
-    Works on lengths, not on their squares, and with a zero border, as MGLD-VSR states it.
+    MGLD-VSR's form: lengths instead of squares, a zero border, and the limit from g as it is, not warped.
     """
-    flow, back = flow.float(), warp(opposite.float(), flow, padding="zeros")
-    limit = a * (_square(flow).sqrt() + _square(back).sqrt()) + b
+    flow, opposite = flow.float(), opposite.float()
+    back = warp(opposite, flow, padding="zeros")
+    limit = a * (_square(flow).sqrt() + _square(opposite).sqrt()) + b
     return (_square(flow + back).sqrt() > limit).float()
 
 

@@ -1,0 +1,159 @@
+"""The shape of the house, checked by parsing every file: who imports whom, sizes, what is never written."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("models", "nodes", "training", "runner", "tests")
+
+CORE_LIBRARIES = {"torch", "numpy", "safetensors", "kornia"} | set(sys.stdlib_module_names)
+# Encoders are what this one file is about: it imitates the damage of JPEG and H.264.
+EXCEPTIONS = {"models/pixels/codec.py": {"av", "PIL"}}
+DOWNWARDS = {"models": {"models"}, "nodes": {"nodes", "models"}, "training": {"training", "models"}}
+SYSTEMS = {"unimmvsr", "upscale_a_video", "mgld_vsr"}  # side by side: none knows another
+NETWORKS = {"vae.py", "unet.py", "dit.py", "decoder.py"}
+UNPICKLERS = {"pickle.load", "pickle.loads", "pickle.Unpickler"}
+
+
+def sources():
+    """Read every Python file of the pack: {path from the root: text}."""
+    paths = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(paths)}
+
+
+def folder_of(name):
+    return name.split("/")[0]
+
+
+def imports(name, tree):
+    """Give the (line, top-level library) pairs and the (line, parts of a module of the pack) pairs."""
+    libraries, modules = [], []
+    here = Path(name).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            libraries += [(node.lineno, alias.name.split(".")[0]) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            libraries.append((node.lineno, node.module.split(".")[0]))
+        elif isinstance(node, ast.ImportFrom):
+            above = node.level - 1
+            base = here[: len(here) - above] if above <= len(here) else ("..",)
+            base += tuple(node.module.split(".")) if node.module else ()
+            for alias in node.names:
+                modules.append((node.lineno, (*base, alias.name) if is_module((*base, alias.name)) else base))
+    return libraries, modules
+
+
+def is_module(parts):
+    place = ROOT.joinpath(*parts)
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+def calls(tree, names):
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in names]
+
+
+def core_knows_neither_host_nor_other_libraries(name, tree):
+    if folder_of(name) == "models":
+        allowed = CORE_LIBRARIES | EXCEPTIONS.get(name, set())
+        yield from ((line, library) for line, library in imports(name, tree)[0] if library not in allowed)
+
+
+def imports_point_down_and_stay_relative(name, tree):
+    if allowed := DOWNWARDS.get(folder_of(name)):
+        libraries, modules = imports(name, tree)
+        # The host has top-level modules called `nodes` and `models` of its own.
+        yield from ((line, library) for line, library in libraries if library in {*FOLDERS, "cascadevsr"})
+        yield from ((line, ".".join(parts)) for line, parts in modules if {*parts[:1]} - allowed)
+
+
+def systems_stand_side_by_side_on_the_ground_floor(name, tree):
+    if folder_of(name) == "models":
+        own = SYSTEMS & set(Path(name).parts)
+        used = imports(name, tree)[1]
+        yield from ((line, ".".join(parts)) for line, parts in used if SYSTEMS & set(parts) - own)
+
+
+def nothing_executes_pickled_code(name, tree):
+    for call in calls(tree, {"torch.load"}):
+        safe = [key.value for key in call.keywords if key.arg == "weights_only"]
+        if not (safe and isinstance(safe[0], ast.Constant) and safe[0].value is True):
+            yield call.lineno, "torch.load without weights_only=True"
+    yield from ((call.lineno, ast.unparse(call.func)) for call in calls(tree, UNPICKLERS))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "pickle"):
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & (UNPICKLERS | {"torch.load"})
+            yield from ((node.lineno, f"{each} under another name") for each in names)
+
+
+def no_bare_except(name, tree):
+    handlers = (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler))
+    yield from ((node.lineno, "except:") for node in handlers if node.type is None)
+
+
+def no_print_in_the_pack(name, tree):
+    if folder_of(name) in ("models", "nodes"):
+        yield from ((call.lineno, "print") for call in calls(tree, {"print"}))
+
+
+RULES = [
+    core_knows_neither_host_nor_other_libraries,
+    imports_point_down_and_stay_relative,
+    systems_stand_side_by_side_on_the_ground_floor,
+    nothing_executes_pickled_code,
+    no_bare_except,
+    no_print_in_the_pack,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule(rule):
+    trees = {name: ast.parse(text, name) for name, text in sources().items()}
+    assert len(trees) > 20 and {folder_of(name) for name in trees} >= {"models", "nodes", "tests"}
+    broken = [f"{name}:{line} {what}" for name, tree in trees.items() for line, what in rule(name, tree)]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "text"),
+    [
+        (RULES[0], "models/a.py", "def f():\n    import comfy.utils"),
+        (RULES[0], "models/pixels/color.py", "import av"),
+        (RULES[1], "models/layout/a.py", "from ...nodes import host"),
+        (RULES[1], "models/a.py", "from ...elsewhere import thing"),
+        (RULES[1], "training/a.py", "from .. import nodes"),
+        (RULES[1], "nodes/a.py", "from models.layout import windows"),
+        (RULES[2], "models/mgld_vsr/unet.py", "from ..unimmvsr import rope"),
+        (RULES[2], "models/layout/a.py", "from ..unimmvsr.config import VAEConfig"),
+        (RULES[3], "training/a.py", "torch.load(path, weights_only=False)"),
+        (RULES[3], "training/a.py", "torch.load(path)"),
+        (RULES[3], "nodes/a.py", "from torch import load"),
+        (RULES[3], "nodes/a.py", "pickle.loads(data)"),
+        (RULES[4], "run.py", "try:\n    pass\nexcept:\n    pass"),
+        (RULES[5], "nodes/a.py", "print('x')"),
+    ],
+)
+def test_rule_catches(rule, name, text):
+    assert list(rule(name, ast.parse(text)))
+
+
+def test_there_is_no_circle():
+    graph = {}
+    for name, text in sources().items():
+        if folder_of(name) in DOWNWARDS:
+            here = Path(name).with_suffix("").parts
+            graph[here] = {parts for _, parts in imports(name, ast.parse(text))[1]} - {here}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_files_stay_readable():
+    long = []
+    for name, text in sources().items():
+        network = folder_of(name) == "models" and Path(name).name in NETWORKS
+        limit = 600 if network or folder_of(name) == "tests" else 400
+        if (lines := len(text.splitlines())) > limit:
+            long.append(f"{name} has {lines} lines; at most {limit}: split it by concept")
+    assert not long, "\n".join(long)
