@@ -40,7 +40,7 @@ def test_padded_size_is_the_smallest_legal_one(frames, height, width):
     assert padded_size(padded) == padded and latent_size(padded) == grid
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 7), st.integers(1, 37), st.integers(1, 37))
 @example(1, 1, 1)
 @example(5, 17, 31)

@@ -13,7 +13,7 @@ SMALL = st.integers(1, 9)
 SEEDS = st.integers(0, 2**64 - 1)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SEEDS, st.tuples(SMALL, SMALL, SMALL), st.integers(1, 6), st.integers(1, 6), st.data())
 @example(0, (1, 1, 1), 1, 1, None)
 def test_noise_is_identical_under_any_tiling_and_windowing(seed, size, window, tile, data):

@@ -20,7 +20,6 @@ def plans(draw):
     return draw(st.integers(1, 97)), window, draw(st.integers(0, window - 1))
 
 
-@settings(deadline=None)
 @given(plans())
 @example((1, 1, 0))
 @example((97, 13, 12))
@@ -45,7 +44,6 @@ def test_spread_windows_are_the_fewest_and_even(case):
     assert not steps or max(steps) - min(steps) <= 1
 
 
-@settings(deadline=None)
 @given(plans())
 @example((97, 13, 12))
 def test_weights_are_positive_and_sum_to_one(case):
@@ -73,7 +71,7 @@ def test_one_window_is_no_window(dtype):
     assert torch.equal(fuser.result(), value) and fuser.result().dtype == dtype
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(plans())
 @example((97, 13, 12))
 @example((13, 8, 0))
