@@ -18,7 +18,7 @@ from .errors import RunnerError
 from .host import Host, fetch_host, find_host
 from .paths import GIB, ROOT, cache_root, locked, require_space, write_atomic
 
-# Of one build; seen to boot ComfyUI 0.30 on CPU. Other pairings mix CUDA builds and torchaudio does not import.
+# Of one build and seen to boot ComfyUI 0.30; other pairings mix CUDA builds and torchaudio does not import.
 TRIO = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TOOLS = {"base": (), "test": ("pytest>=8", "hypothesis>=6", "ruff>=0.6", "opencv-python-headless>=4.8")}
 PYTHONS = ((3, 10), (3, 14))  # what wheels of the trio exist for

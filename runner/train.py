@@ -1,18 +1,13 @@
-"""`run.py train`: the training package inside the environment."""
+"""`run.py train`: train the built-in model inside the environment."""
 
 from __future__ import annotations
 
-import runpy
-import sys
-
 from .host import Host
-from .pack import NAME, register
+from .pack import load
 
 
 def main(options, host: Host) -> int:
-    """Run `training` as a program with the given arguments."""
+    """Hand the arguments to the training program."""
     arguments = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
-    register()
-    sys.argv = ["run.py train", *arguments]
-    runpy.run_module(f"{NAME}.training.__main__", run_name="__main__", alter_sys=False)
+    load("training.builtin").main(arguments)
     return 0

@@ -1,0 +1,140 @@
+"""Fill a workflow's sockets from the command line, and let its frames out.
+
+The convention, for shipped and own workflows alike:
+  IN             Load Video titled "Input", else the only one whose title does not start with "Reference"
+  target size    Cascade Input (its `target` and the values below it)
+  prompt         CLIP Text Encode titled "Prompt", else the only one not titled "Negative ..."
+  references     Reference Set: `images.image_N` and `videos.video_N` get new loaders
+  OUT            what enters Create Video titled "Output", else the only one, else Save or Preview Image
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import RunnerError
+from .workflow import Workflow
+
+CAPTURE_NODE = "CascadeVSRRunnerCapture"
+_SAVERS = ("SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
+_FINAL = (
+    ("CreateVideo", "images"),
+    ("SaveImage", "images"),
+    ("PreviewImage", "images"),
+    ("SaveWEBM", "images"),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The asked enlargement: `scale`, or exact `size` as (width, height), or neither."""
+
+    scale: float | None = None
+    size: tuple[int, int] | None = None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read WxH in pixels."""
+    width, _, height = text.lower().replace("×", "x").partition("x")
+    if not (width.strip().isdigit() and height.strip().isdigit() and int(width) > 0 and int(height) > 0):
+        raise RunnerError(f"--size: must be WIDTHxHEIGHT in pixels, such as 1920x1080; got {text!r}.")
+    return int(width), int(height)
+
+
+def _only(workflow: Workflow, ids: list[str], what: str, title: str) -> str:
+    if len(ids) == 1:
+        return ids[0]
+    found = f"{len(ids)} of them ({', '.join(f'#{i} {workflow.title(i)}' for i in ids)})" if ids else "none"
+    remedy = f'Title the one to use "{title}".' if ids else "Add one, or leave the option away."
+    raise RunnerError(f"{what}: workflow {workflow.name} must have one such node; found {found}. {remedy}")
+
+
+def _titled(workflow: Workflow, ids: list[str], title: str, but_not: str) -> list[str]:
+    """Prefer nodes with exactly this title, else drop those whose title starts with `but_not`."""
+    exact = [i for i in ids if workflow.title(i).lower() == title.lower()]
+    return exact or [i for i in ids if not workflow.title(i).lower().startswith(but_not.lower())]
+
+
+def bind_input(workflow: Workflow, file: str) -> str:
+    """Connect IN and return the loader's id."""
+    ids = _titled(workflow, workflow.of_type("LoadVideo"), "Input", "Reference")
+    node_id = _only(workflow, ids, "IN (Load Video)", "Input")
+    workflow.prompt[node_id]["inputs"]["file"] = file
+    return node_id
+
+
+def bind_target(workflow: Workflow, target: Target) -> None:
+    """Set the target size of Cascade Input."""
+    if target.scale is None and target.size is None:
+        return
+    if target.scale is not None and not 0 < target.scale <= 64:
+        raise RunnerError(f"--scale: must be above 0 and at most 64; got {target.scale:g}.")
+    node_id = _only(
+        workflow, workflow.of_type("VSRCascadeInput"), "--scale/--size (Cascade Input)", "Cascade Input"
+    )
+    inputs = workflow.prompt[node_id]["inputs"]
+    for name in [name for name in inputs if name.startswith("target.")]:
+        if isinstance(inputs[name], list):
+            raise RunnerError(
+                f"--scale/--size: {workflow.title(node_id)}.{name} is connected to a node. Set that node."
+            )
+        del inputs[name]
+    if target.size is not None:
+        width, height = target.size
+        inputs |= {"target": "exact size", "target.width": width, "target.height": height}
+    else:
+        inputs |= {"target": "scale", "target.scale": target.scale}
+
+
+def bind_prompt(workflow: Workflow, text: str | None) -> None:
+    """Set the prompt."""
+    if text is None:
+        return
+    ids = _titled(workflow, workflow.of_type("CLIPTextEncode"), "Prompt", "Negative")
+    node_id = _only(workflow, ids, "--prompt (CLIP Text Encode)", "Prompt")
+    workflow.prompt[node_id]["inputs"]["text"] = text
+
+
+def bind_references(workflow: Workflow, images: list[str], videos: list[str]) -> None:
+    """Connect reference files to Reference Set, replacing what the workflow has there."""
+    if not images and not videos:
+        return
+    node_id = _only(
+        workflow, workflow.of_type("VSRReferenceSet"), "--reference (Reference Set)", "Reference Set"
+    )
+    inputs = workflow.prompt[node_id]["inputs"]
+    for name in [name for name in inputs if name.startswith(("images.", "videos."))]:
+        del inputs[name]
+    for index, file in enumerate(images):
+        inputs[f"images.image_{index}"] = [
+            workflow.add("LoadImage", f"Reference image {index + 1}", image=file),
+            0,
+        ]
+    for index, file in enumerate(videos):
+        loader = workflow.add("LoadVideo", f"Reference video {index + 1}", file=file)
+        frames = workflow.add("GetVideoComponents", f"Reference frames {index + 1}", video=[loader, 0])
+        inputs[f"videos.video_{index}"] = [frames, 0]
+
+
+def final_frames(workflow: Workflow) -> list:
+    """Return the link [id, output] that carries the result's frames."""
+    for class_type, name in _FINAL:
+        ids = _titled(workflow, workflow.of_type(class_type), "Output", "Reference")
+        linked = [i for i in ids if isinstance(workflow.prompt[i]["inputs"].get(name), list)]
+        if linked:
+            return workflow.prompt[_only(workflow, linked, f"OUT ({class_type})", "Output")]["inputs"][name]
+    raise RunnerError(
+        f"OUT: workflow {workflow.name} must end in Create Video, Save Image or Preview Image; found none."
+    )
+
+
+def bind_output(workflow: Workflow, name: str, keep_savers: bool = False) -> str:
+    """Capture the result's frames under `name`, drop lossy savers, and return the capturing node's id."""
+    link = final_frames(workflow)
+    capture = workflow.add(CAPTURE_NODE, "Write frames", images=list(link), name=name)
+    if not keep_savers:
+        for class_type in _SAVERS:
+            for node_id in workflow.of_type(class_type):
+                if not workflow.consumers(node_id):
+                    del workflow.prompt[node_id]
+    return capture

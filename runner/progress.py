@@ -1,0 +1,55 @@
+"""Show a running prompt on the terminal: stage, step, elapsed time and time to go."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from .client import Progress
+
+
+def duration(seconds: float) -> str:
+    """Write seconds for humans."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02d} min"
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
+
+
+class Display:
+    """A callback for HostClient.run: one line that rewrites itself, or a line every few seconds in a log."""
+
+    def __init__(self, stream=None, frames: int | None = None, every: float = 5.0) -> None:
+        self.stream = stream or sys.stdout
+        self.live = self.stream.isatty()
+        self.frames, self.every = frames, every
+        self.started = self.stage_started = time.monotonic()
+        self.node_id, self.shown = "", 0.0
+
+    def __call__(self, step: Progress) -> None:
+        now = time.monotonic()
+        if step.node_id != self.node_id:
+            self.node_id, self.stage_started, self.shown = step.node_id, now, 0.0
+            self._show(step, now)
+        elif now - self.shown > (0.1 if self.live else self.every) or step.value >= step.total > 0:
+            self._show(step, now)
+
+    def _show(self, step: Progress, now: float) -> None:
+        self.shown = now
+        parts = [f"[{duration(now - self.started)}] {step.title}"]
+        if step.total:
+            parts.append(f"{step.value:g}/{step.total:g} ({100 * step.value / step.total:.0f} %)")
+            spent = now - self.stage_started
+            if 0 < step.value < step.total and spent > 0.5:
+                parts.append(f"{duration(spent * (step.total - step.value) / step.value)} to go")
+        line = "  ".join(parts)
+        self.stream.write(f"\r\033[K{line[:118]}" if self.live else f"{line}\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self.live:
+            self.stream.write("\r\033[K")
+            self.stream.flush()
