@@ -182,10 +182,14 @@ class Decoder(nn.Module):
         self.latent = LatentDecoder(config, ops)
         self.refine = Refiner(config, ops)
 
-    def forward(self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory) -> torch.Tensor:
+    def forward(
+        self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory, weight: float = 1.0
+    ) -> torch.Tensor:
         features = self.latent(z, memory)
         if base is None:
             base = self.guess_base(features)
+        elif weight != 1.0:
+            base = torch.lerp(self.guess_base(features), base, weight)
         residual = F.pixel_shuffle(self.refine(to_grid(base), features, memory), GRID)
         return base + residual.transpose(1, 2)
 
@@ -199,9 +203,10 @@ class Decoder(nn.Module):
 class Stream:
     """Pushes a clip through the encoder or decoder chunk by chunk; the result equals the unchunked one."""
 
-    def __init__(self, vae: CausalVideoVAE, encode: bool):
+    def __init__(self, vae: CausalVideoVAE, encode: bool, lr_weight: float = 1.0):
         self._vae = vae
         self._encode = encode
+        self._lr_weight = lr_weight
         self._memory: Memory = {}
 
     def push(self, chunk: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
@@ -212,7 +217,7 @@ class Stream:
         """
         if self._encode:
             return self._vae.encode_chunk(chunk, self._memory)[0]
-        return self._vae.decode_chunk(chunk, base, self._memory)
+        return self._vae.decode_chunk(chunk, base, self._memory, self._lr_weight)
 
 
 class CausalVideoVAE(nn.Module):
@@ -230,9 +235,9 @@ class CausalVideoVAE(nn.Module):
         """Start encoding a clip chunk by chunk."""
         return Stream(self, encode=True)
 
-    def decoder_stream(self) -> Stream:
-        """Start decoding a latent chunk by chunk."""
-        return Stream(self, encode=False)
+    def decoder_stream(self, lr_weight: float = 1.0) -> Stream:
+        """Start decoding a latent chunk by chunk; `lr_weight` blends the LR frames (1) with the learned guess (0)."""
+        return Stream(self, encode=False, lr_weight=lr_weight)
 
     def encode(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(b, 3, 4n+1, 8h, 8w) in -1..1 -> normalised latent mean and log-variance, (b, 16, n+1, h, w) each.
@@ -260,7 +265,9 @@ class CausalVideoVAE(nn.Module):
         """
         return self.decode_chunk(z, base, {})
 
-    def decode_chunk(self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory) -> torch.Tensor:
+    def decode_chunk(
+        self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory, lr_weight: float = 1.0
+    ) -> torch.Tensor:
         """Decode the next chunk of a stream whose past is in `memory` (empty: the first chunk)."""
         frames = TIME * z.shape[2] - (0 if memory else TIME - 1)
         wanted = (z.shape[0], 3, frames, SPACE * z.shape[3], SPACE * z.shape[4])
@@ -270,7 +277,7 @@ class CausalVideoVAE(nn.Module):
                 f"got {tuple(base.shape)}. Resize and pad them to the latent's size first."
             )
         shift, scale = self._statistics(z)
-        return self.decoder(z * scale + shift, base, memory)
+        return self.decoder(z * scale + shift, base, memory, lr_weight)
 
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, -1, 1, 1, 1)

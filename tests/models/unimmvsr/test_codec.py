@@ -1,0 +1,96 @@
+"""Whole clips through the VAE: exact sizes, chunks, tiles, progress, cancellation."""
+
+import pytest
+import torch
+from cascadevsr.models.layout.geometry import ClipSize, latent_size
+from cascadevsr.models.layout.tiles import Tile, plan_tiles
+from cascadevsr.models.unimmvsr.codec import chunk_spans, decode_clip, encode_clip
+from cascadevsr.models.unimmvsr.config import VAEConfig
+from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return CausalVideoVAE(VAEConfig(4, 8, 12, 10, 1)).eval().requires_grad_(False)
+
+
+def frames(count, height=9, width=7):
+    return torch.rand(count, height, width, 3, generator=torch.Generator().manual_seed(count))
+
+
+def round_trip(vae, source, size, **options):
+    return decode_clip(vae, encode_clip(vae, source, size), source, size, **options)
+
+
+@pytest.mark.parametrize("size", [(1, 17, 17), (2, 17, 31), (6, 1, 1), (13, 37, 23)])
+def test_exact_size_and_count(vae, size):
+    out = round_trip(vae, frames(size[0]), ClipSize(*size))
+    assert out.shape == (*size, 3)
+    assert out.min() >= 0 and out.max() <= 1
+
+
+def test_chunks_equal_the_whole(vae):
+    source, size = frames(19), ClipSize(19, 33, 41)
+    whole = encode_clip(vae, source, size, chunk=400)
+    torch.testing.assert_close(encode_clip(vae, source, size, chunk=4), whole, rtol=0, atol=1e-5)
+    a, b = (decode_clip(vae, whole, source, size, chunk=chunk) for chunk in (400, 4))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_tile_that_covers_everything_changes_nothing(vae):
+    source, size = frames(5), ClipSize(5, 33, 41)
+    grid = latent_size(size)
+    tile = (Tile(0, 0, grid.height, grid.width),)
+    z = encode_clip(vae, source, size)
+    assert torch.equal(encode_clip(vae, source, size, tiles=tile), z)
+    assert torch.equal(decode_clip(vae, z, source, size, tiles=tile), decode_clip(vae, z, source, size))
+
+
+def test_tiles_come_close_to_the_whole(vae):
+    source, size = frames(5, 20, 30), ClipSize(5, 117, 157)
+    grid = latent_size(size)
+    tiles = plan_tiles(grid.height, grid.width, 9, 12, 4)
+    assert len(tiles) > 3
+    z = encode_clip(vae, source, size)
+    error = decode_clip(vae, z, source, size, tiles=tiles) - decode_clip(vae, z, source, size)
+    assert error.abs().mean() < 0.01
+
+
+def test_without_lr_frames_the_guess_is_used(vae):
+    size = ClipSize(5, 32, 32)
+    z = encode_clip(vae, frames(5), size)
+    guess = decode_clip(vae, z, None, size)
+    assert not torch.equal(guess, decode_clip(vae, z, frames(5), size))
+    torch.testing.assert_close(decode_clip(vae, z, frames(5), size, lr_weight=0.0), guess, rtol=0, atol=1e-5)
+
+
+def test_progress_and_cancellation(vae):
+    seen = []
+    source, size = frames(17), ClipSize(17, 16, 16)
+    encode_clip(vae, source, size, chunk=8, progress=lambda *p: seen.append(p))
+    assert seen == [(1, 2), (2, 2)]
+
+    class Cancelled(BaseException):
+        pass
+
+    def cancel():
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        encode_clip(vae, source, size, check_cancelled=cancel)
+
+
+def test_a_latent_of_another_size_is_refused(vae):
+    with pytest.raises(ValueError, match="Temporal Decode: a clip of 9 frames.*needs a latent of 3x2x2"):
+        decode_clip(vae, torch.zeros(1, 4, 2, 2, 2), None, ClipSize(9, 16, 16))
+
+
+@given(st.integers(0, 60), st.integers(1, 50))
+def test_spans_cover_and_fall_between_latent_frames(n, chunk):
+    spans = chunk_spans(4 * n + 1, chunk)
+    assert spans[0][0] == 0 and spans[-1][1] == 4 * n + 1
+    assert all(a[1] == b[0] for a, b in zip(spans[:-1], spans[1:], strict=True))
+    assert all(stop % 4 == 1 for _, stop in spans)
