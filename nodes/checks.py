@@ -1,0 +1,98 @@
+"""Checks at the borders of nodes: bad input ends here, with the node, the rule, the value and the remedy."""
+
+import torch
+
+from ..models.layout.geometry import ClipSize
+
+SIZE_KEY = "vsr_size"  # in a LATENT: the exact frames, height and width the padded latent stands for
+_CHECK_FRAMES = 16  # frames looked at together; bounds the scratch memory of the NaN test
+
+
+def check_frames(title: str, name: str, frames) -> torch.Tensor:
+    """Return IMAGE `frames` (B, H, W, 3): not empty, at least 2 px a side, finite; alpha is left out."""
+    if not isinstance(frames, torch.Tensor) or frames.ndim != 4:
+        got = tuple(frames.shape) if isinstance(frames, torch.Tensor) else type(frames).__name__
+        raise ValueError(
+            f"{title}: {name} must be an IMAGE (frames, height, width, channels); got {got}. Link an image."
+        )
+    count, height, width, channels = frames.shape
+    if count < 1:
+        raise ValueError(
+            f"{title}: {name} must have at least one frame; got 0. Check the video's range and path."
+        )
+    if min(height, width) < 2:
+        raise ValueError(
+            f"{title}: {name} must be at least 2 px a side; got {width}x{height}. Use a larger picture."
+        )
+    if channels not in (3, 4):
+        raise ValueError(
+            f"{title}: {name} must have 3 channels (RGB); got {channels}. Convert it to RGB first."
+        )
+    for start in range(0, count, _CHECK_FRAMES):
+        if not torch.isfinite(frames[start : start + _CHECK_FRAMES]).all():
+            bad = (
+                (~torch.isfinite(frames[start : start + _CHECK_FRAMES]).flatten(1).all(1)).nonzero()[0].item()
+            )
+            raise ValueError(
+                f"{title}: {name} must be finite numbers; got NaN or infinity in frame {start + bad}. "
+                "A node before this one broke the picture: look at its settings."
+            )
+    return frames[..., :3]
+
+
+def check_latent(title: str, name: str, latent, channels: int | None = None) -> torch.Tensor:
+    """Return the samples of a video LATENT, (b, c, T, h, w) and finite; `channels` names what is required."""
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if not isinstance(samples, torch.Tensor) or getattr(samples, "is_nested", False) or samples.ndim != 5:
+        got = tuple(samples.shape) if isinstance(samples, torch.Tensor) else type(samples).__name__
+        raise ValueError(
+            f"{title}: {name} must be a video latent (batch, channels, T, height, width); got {got}. "
+            "Link the latent of a video model."
+        )
+    if samples.numel() == 0:
+        raise ValueError(
+            f"{title}: {name} must not be empty; got {tuple(samples.shape)}. Check the clip's length."
+        )
+    if channels is not None and samples.shape[1] != channels:
+        raise ValueError(
+            f"{title}: {name} must have {channels} channels; got {samples.shape[1]}. "
+            "Latent and VAE come from different models: use the pair of one loader."
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError(
+            f"{title}: {name} must be finite numbers; got NaN or infinity. "
+            "The sampler before this node broke it: try sampler euler, scheduler simple, precision fp32."
+        )
+    return samples
+
+
+def check_count(title: str, name: str, count: int, wanted: int) -> None:
+    """Raise where two clips that belong together have different numbers of frames."""
+    if count != wanted:
+        raise ValueError(
+            f"{title}: {name} must have as many frames as the clip ({wanted}); got {count}. Link the "
+            "frames of this clip."
+        )
+
+
+def size_dict(size: ClipSize) -> dict[str, int]:
+    """Write a size the way it travels in a LATENT."""
+    return {"frames": size.frames, "height": size.height, "width": size.width}
+
+
+def latent_target(title: str, latent: dict, space: int, time: int) -> ClipSize:
+    """Read the exact size a LATENT stands for; without our entry, all that its grid holds."""
+    samples = latent["samples"]
+    whole = ClipSize(1 + time * (samples.shape[2] - 1), samples.shape[3] * space, samples.shape[4] * space)
+    if SIZE_KEY not in latent:
+        return whole
+    size = ClipSize(**latent[SIZE_KEY])
+    slack = (whole.frames - size.frames, whole.height - size.height, whole.width - size.width)
+    if min(slack) < 0 or slack[0] >= time or max(slack[1:]) >= space:
+        raise ValueError(
+            f"{title}: the latent must have the grid of its target size {size.frames} x "
+            f"{size.width}x{size.height}; "
+            f"got room for {whole.frames} x {whole.width}x{whole.height}. "
+            "A node cut or resized the latent on its way: do that before Cascade Input."
+        )
+    return size

@@ -1,0 +1,78 @@
+"""Turns the sampled latent into frames of exactly the asked size."""
+
+from comfy_api.latest import io
+
+from . import checks, host
+from .video_vae import CHUNK, RestorerVAE
+
+_TITLE = "Temporal Decode"
+
+
+class TemporalDecode(io.ComfyNode):
+    """Decodes in chunks with memory of what came before."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        return io.Schema(
+            node_id="VSRTemporalDecode",
+            display_name=_TITLE,
+            category=host.CATEGORY,
+            description="Decodes a video latent in chunks that know their past, with the low-resolution "
+            "frames as a "
+            "guide. The result has exactly the size and frame count that Cascade Input was asked for.",
+            search_aliases=["vae decode", "video decode", "temporal vae", "decode video"],
+            inputs=[
+                io.Latent.Input("samples", tooltip="The sampled latent."),
+                io.Vae.Input("vae", tooltip="The restorer's VAE; any video VAE works without lr_frames."),
+                io.Image.Input(
+                    "lr_frames", optional=True, tooltip="The low-resolution frames from Cascade Input; "
+                    "sharper and more faithful."
+                ),
+                io.Float.Input(
+                    "lr_weight", default=1.0, min=0.0, max=1.0, step=0.05,
+                    tooltip="How much the low-resolution frames guide: 1 fully, 0 only the decoder's own "
+                    "guess.",
+                ),
+                io.Int.Input(
+                    "chunk", default=CHUNK, min=4, max=1024, step=4, advanced=True,
+                    tooltip="Frames decoded together; fewer need less memory, the picture stays the same.",
+                ),
+                io.Int.Input(
+                    "tile", default=0, min=0, max=8192, step=64, advanced=True,
+                    tooltip="Tile side in output px; 0 decodes whole frames where they fit.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The clip at its exact size.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, samples, vae, lr_weight, chunk, tile, lr_frames=None):
+        """Decode with the restorer's VAE, or with another one and crop."""
+        latent = checks.check_latent(_TITLE, "samples", samples, vae.latent_channels)
+        space, time = vae.spacial_compression_decode(), vae.temporal_compression_decode() or 1
+        size = checks.latent_target(_TITLE, samples, space, time)
+        if lr_frames is not None:
+            lr_frames = checks.check_frames(_TITLE, "lr_frames", lr_frames)
+            checks.check_count(_TITLE, "lr_frames", lr_frames.shape[0], size.frames)
+        if isinstance(vae, RestorerVAE):
+            options = {"lr": lr_frames, "lr_weight": lr_weight, "size": size, "chunk": chunk, "tile": tile}
+            frames = vae.decode(latent, vae_options=options)
+        elif lr_frames is not None:
+            raise ValueError(
+                f"{_TITLE}: only a restorer's VAE can use lr_frames; got another VAE ({type(vae).__name__}). "
+                "Unlink lr_frames, or use the VAE of Load Video Restorer."
+            )
+        else:
+            frames = _decode_foreign(vae, latent, tile, space, chunk, time)
+        return io.NodeOutput(frames[:, : size.frames, : size.height, : size.width].flatten(0, 1))
+
+
+def _decode_foreign(vae, latent, tile: int, space: int, chunk: int, time: int):
+    """Decode with any video VAE of the host: whole, or with its own tiles."""
+    if not tile:
+        return vae.decode(latent)
+    side, overlap = max(1, tile // space), max(1, min(64, tile // 4) // space)
+    return vae.decode_tiled(
+        latent, tile_x=side, tile_y=side, overlap=overlap, tile_t=max(2, chunk // time), overlap_t=1
+    )

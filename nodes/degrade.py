@@ -1,0 +1,73 @@
+"""Makes low-resolution test inputs."""
+
+import numpy as np
+from comfy_api.latest import io
+
+from ..models.layout.geometry import target_size
+from ..models.pixels.degradation import PRESETS, degrade
+from . import checks, host
+
+_CHUNK = 48  # frames degraded together: one run of the H.264 coder, and a place to stop
+
+
+class DegradeVideo(io.ComfyNode):
+    """Reduces and damages a clip."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        return io.Schema(
+            node_id="VSRDegradeVideo",
+            display_name="Degrade Video",
+            category=host.CATEGORY,
+            description="Makes a low-resolution, damaged copy of a good clip, to test a restorer against "
+            "the truth.",
+            search_aliases=[
+                "degradation",
+                "downscale",
+                "low resolution",
+                "compress",
+                "real-esrgan degradation",
+            ],
+            inputs=[
+                io.Image.Input("images", tooltip="The good clip."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="bicubic",
+                    tooltip="bicubic: reduction only; real: blur, noise, JPEG and H.264; generated: soft; "
+                    "old film: grain.",
+                ),
+                io.Int.Input(
+                    "scale", default=4, min=1, max=16, tooltip="How many times smaller the result is."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of blur, noise and quality; one draw holds for the whole clip.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The degraded clip.")],
+        )
+
+    @classmethod
+    def execute(cls, images, preset, scale, seed):
+        """Draw the parameters once and degrade the clip in chunks."""
+        title = "Degrade Video"
+        images = checks.check_frames(title, "images", images)
+        if preset not in PRESETS:
+            raise ValueError(
+                f"{title}: preset must be one of {', '.join(PRESETS)}; got {preset!r}. Choose bicubic."
+            )
+        count, (height, width) = images.shape[0], target_size(*images.shape[1:3], scale=1 / scale)
+        rng = np.random.default_rng(seed)
+        parameters = PRESETS[preset](rng)
+        result, show = host.output_tensor((count, height, width, 3)), host.Progress()
+        for start in range(0, count, _CHUNK):
+            part = images[start : start + _CHUNK].movedim(-1, 1).float()
+            result[start : start + _CHUNK] = degrade(part, height, width, parameters, rng).movedim(1, -1)
+            show(min(start + _CHUNK, count), count)
+        return io.NodeOutput(result)

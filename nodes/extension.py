@@ -1,0 +1,41 @@
+"""The list of our nodes."""
+
+from comfy_api.latest import ComfyExtension
+
+from . import host
+
+
+class CascadeVSRExtension(ComfyExtension):
+    """Registers the model folder and hands the nodes to the host."""
+
+    async def on_load(self):
+        """Make the folder known before the first node list is built."""
+        host.register_folders()
+
+    async def get_node_list(self):
+        """List the nodes in the order of a graph."""
+        from .cascade import CascadeInput
+        from .conditioning import ReferenceSet, VSRConditioning
+        from .decode import TemporalDecode
+        from .degrade import DegradeVideo
+        from .finish import ColourMatch
+        from .loaders import LoadVideoRestorer
+        from .measure import CompareMeasure
+        from .sampling import RefineSigmas, RestorerSampler, SeededNoise
+        from .tiling import SpatialTiles, TemporalWindows
+
+        return [
+            LoadVideoRestorer,
+            CascadeInput,
+            ReferenceSet,
+            VSRConditioning,
+            SeededNoise,
+            RestorerSampler,
+            RefineSigmas,
+            SpatialTiles,
+            TemporalWindows,
+            TemporalDecode,
+            ColourMatch,
+            DegradeVideo,
+            CompareMeasure,
+        ]

@@ -1,0 +1,53 @@
+"""Gives a result the colours of its source."""
+
+from comfy_api.latest import io
+
+from ..models.pixels.color import METHODS, match_colour
+from . import checks, host
+
+
+class ColourMatch(io.ComfyNode):
+    """Matches colours frame by frame."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        return io.Schema(
+            node_id="VSRColourMatch",
+            display_name="Colour Match",
+            category=host.CATEGORY,
+            description="Gives an upscaled clip the colours of the clip it was made from, frame by frame; "
+            "its detail stays.",
+            search_aliases=["color match", "colour fix", "color correction", "wavelet", "adain", "lab"],
+            inputs=[
+                io.Image.Input("images", tooltip="The clip whose colours are to be set."),
+                io.Image.Input(
+                    "reference",
+                    tooltip="The clip with the right colours, any size; one picture serves all frames.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="wavelet",
+                    tooltip="wavelet: coarse colours per place; adain: mean and spread per channel; lab: "
+                    "the same in CIELAB.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="0 leaves the clip as it is, 1 matches fully.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The matched clip.")],
+        )
+
+    @classmethod
+    def execute(cls, images, reference, method, strength):
+        """Match the clip a few frames at a time."""
+        title = "Colour Match"
+        images = checks.check_frames(title, "images", images)
+        reference = checks.check_frames(title, "reference", reference)
+        return io.NodeOutput(match_colour(images, reference, method, strength, host.Progress()))

@@ -1,0 +1,324 @@
+"""Spatial tiles and temporal windows for any native video MODEL; both fuse predictions at every step."""
+
+import inspect
+import math
+
+import comfy.context_windows as context_windows
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+
+from ..models.layout.geometry import latent_frames
+from ..models.layout.tiles import Tile, TileFuser, plan_tiles
+from ..models.layout.windows import Window, plan_weights, plan_windows
+from . import host, run_state
+
+_KEY = "vsr_tiles"  # wrapper key, and in transformer_options the tile chosen for this run
+_AUTO_TILES = (
+    (1280, 720),
+    (960, 544),
+    (640, 384),
+    (384, 256),
+    (256, 192),
+)  # px; larger ones attend too widely
+_AUTO_OVERLAP = 96  # px
+_AUTO_WINDOW, _AUTO_WINDOW_OVERLAP = 33, 8  # frames
+_HEADROOM = 1.3  # share of free memory a tile may not use
+
+
+class SpatialTiles(io.ComfyNode):
+    """Samples large frames tile by tile."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        manual = [
+            io.Int.Input(
+                "tile_width", default=960, min=64, max=16384, step=8, tooltip="Width of a tile in output px."
+            ),
+            io.Int.Input(
+                "tile_height",
+                default=544,
+                min=64,
+                max=16384,
+                step=8,
+                tooltip="Height of a tile in output px.",
+            ),
+            io.Int.Input(
+                "overlap",
+                default=96,
+                min=0,
+                max=4096,
+                step=8,
+                tooltip="How far tiles reach into each other, in output px.",
+            ),
+        ]
+        return io.Schema(
+            node_id="VSRSpatialTiles",
+            display_name="Spatial Tiles",
+            category=host.CATEGORY,
+            description="Samples a large frame tile by tile and fuses the predictions smoothly at every "
+            "step, so that "
+            "4K fits. A tile as large as the frame changes nothing. References are seen whole by every tile.",
+            search_aliases=["tiled diffusion", "tiling", "tile", "4k", "multidiffusion", "vram"],
+            inputs=[
+                io.Model.Input("model", tooltip="The video model to sample in tiles."),
+                io.DynamicCombo.Input(
+                    "tiling",
+                    options=[
+                        io.DynamicCombo.Option("auto", []),
+                        io.DynamicCombo.Option("manual", manual),
+                        io.DynamicCombo.Option("off", []),
+                    ],
+                    tooltip="auto: tiles of about 1280x720, smaller where memory is short; manual: your "
+                    "sizes; off: whole frames.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, tiled.")],
+        )
+
+    @classmethod
+    def execute(cls, model, tiling):
+        """Clone the model and wrap its prediction."""
+        patched, kind = model.clone(), tiling["tiling"]
+        if kind == "off":
+            return io.NodeOutput(patched)
+        space = _latent_format("Spatial Tiles", model).spacial_downscale_ratio
+        size = None
+        if kind == "manual":
+            size = tuple(
+                max(1, round(tiling[name] / space)) for name in ("tile_height", "tile_width", "overlap")
+            )
+            plan_tiles(
+                2 * size[0], 2 * size[1], *size
+            )  # refuses an overlap that does not fit, before the run
+        elif kind != "auto":
+            raise ValueError(f"Spatial Tiles: tiling must be auto, manual or off; got {kind!r}. Choose auto.")
+        _wrap(patched, WrappersMP.PREPARE_SAMPLING, _prepare_tiles(size, space))
+        _wrap(patched, WrappersMP.CALC_COND_BATCH, _tiled_batch)
+        return io.NodeOutput(patched)
+
+
+class TemporalWindows(io.ComfyNode):
+    """Samples long clips window by window."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        manual = [
+            io.Int.Input(
+                "window",
+                default=_AUTO_WINDOW,
+                min=1,
+                max=4096,
+                tooltip="Length of a window in output frames.",
+            ),
+            io.Int.Input(
+                "overlap",
+                default=_AUTO_WINDOW_OVERLAP,
+                min=0,
+                max=4096,
+                tooltip="How far windows reach into each other, in output frames.",
+            ),
+        ]
+        return io.Schema(
+            node_id="VSRTemporalWindows",
+            display_name="Temporal Windows",
+            category=host.CATEGORY,
+            description="Samples a long clip window by window and fuses the predictions at every step, so "
+            "memory does "
+            "not grow with its length. A window as long as the clip changes nothing.",
+            search_aliases=["context windows", "long video", "sliding window", "temporal tiling"],
+            inputs=[
+                io.Model.Input("model", tooltip="The video model to sample in windows."),
+                io.DynamicCombo.Input(
+                    "windows",
+                    options=[
+                        io.DynamicCombo.Option("auto", []),
+                        io.DynamicCombo.Option("manual", manual),
+                        io.DynamicCombo.Option("off", []),
+                    ],
+                    tooltip="auto: 33 frames, 8 shared with the next; manual: your lengths; off: the "
+                    "whole clip at once.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, windowed.")],
+        )
+
+    @classmethod
+    def execute(cls, model, windows):
+        """Clone the model and set the host's context handler."""
+        patched, kind = model.clone(), windows["windows"]
+        if kind == "off":
+            return io.NodeOutput(patched)
+        if kind not in ("auto", "manual"):
+            raise ValueError(
+                f"Temporal Windows: windows must be auto, manual or off; got {kind!r}. Choose auto."
+            )
+        time = _latent_format("Temporal Windows", model).temporal_downscale_ratio
+        window = windows["window"] if kind == "manual" else _AUTO_WINDOW
+        overlap = windows["overlap"] if kind == "manual" else _AUTO_WINDOW_OVERLAP
+        length, shared = latent_frames(window, time), math.ceil(overlap / time)
+        plan_windows(2 * length, length, shared)  # refuses an overlap that does not fit, before the run
+        patched.model_options["context_handler"] = WindowHandler(length, shared)
+        context_windows.create_prepare_sampling_wrapper(patched)
+        return io.NodeOutput(patched)
+
+
+def _latent_format(title: str, model):
+    latent_format = model.get_model_object("latent_format")
+    if latent_format.latent_dimensions != 3:
+        raise ValueError(
+            f"{title}: the model must be a video model; got {type(model.model).__name__} with "
+            f"{latent_format.latent_dimensions}-dimensional latents. Use it on the restorer."
+        )
+    return latent_format
+
+
+def _wrap(patcher, place: str, wrapper) -> None:
+    patcher.remove_wrappers_with_key(place, _KEY)  # a second Spatial Tiles replaces the first
+    patcher.add_wrapper_with_key(place, _KEY, wrapper)
+
+
+# Spatial tiles
+
+
+def _prepare_tiles(size: tuple[int, int, int] | None, space: int):
+    """Make the wrapper that settles the tile of a run and tells the memory estimate about it."""
+
+    def wrapper(executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
+        tile = size
+        if len(noise_shape) == 5:
+            tile = tile or _auto_tile(model, noise_shape, space)
+            model_options.setdefault("transformer_options", {})[_KEY] = tile
+            noise_shape = [*noise_shape[:3], min(noise_shape[3], tile[0]), min(noise_shape[4], tile[1])]
+        return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
+
+    return wrapper
+
+
+def _auto_tile(model, noise_shape, space: int) -> tuple[int, int, int]:
+    """Pick the largest tile of the list that fits: (height, width, overlap) in latent cells."""
+    batch, channels, frames, height, width = noise_shape
+    free = host.free_bytes(model.load_device)
+    for long, short in _AUTO_TILES:
+        tile = (short, long) if width >= height else (long, short)
+        rows, columns = (min(full, side // space) for full, side in zip((height, width), tile, strict=True))
+        if model.memory_required([batch, channels, frames, rows, columns]) * _HEADROOM < free:
+            break
+    overlap = min(_AUTO_OVERLAP // space, min(rows, columns) // 4)
+    return rows, columns, overlap
+
+
+def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
+    """Predict every conditioning tile by tile; one tile that covers all is the plain call."""
+    size = model_options.get("transformer_options", {}).get(_KEY)
+    plan = plan_tiles(*x_in.shape[-2:], *size) if size is not None and x_in.ndim == 5 else ()
+    if len(plan) <= 1:
+        return executor(model, conds, x_in, timestep, model_options)
+    _refuse_regions(conds)
+    fusers = [TileFuser(plan) for _ in conds]
+    for index, tile in enumerate(plan):
+        host.check_cancelled()
+        part = [_crop_conds(group, tile, x_in.shape) for group in conds]
+        options = run_state.inside(model_options, index, len(plan))
+        results = executor(model, part, x_in[tile.region], timestep, options)
+        for fuser, result in zip(fusers, results, strict=True):
+            fuser.add(tile, result)
+    return [fuser.result() for fuser in fusers]
+
+
+def _refuse_regions(conds) -> None:
+    for cond in (cond for group in conds for cond in group or ()):
+        for key in ("area", "control", "gligen"):
+            if cond.get(key) is not None:
+                raise ValueError(
+                    "Spatial Tiles: conditioning in tiles must not depend on places of the whole frame; "
+                    f"got {key!r}. "
+                    "Remove it, or set tiling to off."
+                )
+
+
+def _crop_conds(group, tile: Tile, shape: torch.Size):
+    """Copy a conditioning with every tensor on the latent's grid cropped; lists (references) stay whole."""
+    if group is None:
+        return None
+    cropped = []
+    for cond in group:
+        cond = cond.copy()
+        if isinstance(cond.get("mask"), torch.Tensor) and cond["mask"].shape[-2:] == shape[-2:]:
+            cond["mask"] = cond["mask"][tile.region]
+        cond["model_conds"] = {key: _crop(value, tile, shape) for key, value in cond["model_conds"].items()}
+        cropped.append(cond)
+    return cropped
+
+
+def _crop(value, tile: Tile, shape: torch.Size):
+    tensor = getattr(value, "cond", None)
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim < 4 or tensor.shape[-2:] != shape[-2:]:
+        return value
+    return value._copy_with(tensor[tile.region])
+
+
+# Temporal windows
+
+
+class WindowHandler(context_windows.IndexListContextHandler):
+    """The host's context windows with our plan (every window full) and our weights (any overlap)."""
+
+    def __init__(self, length: int, overlap: int):
+        settings = {
+            "context_schedule": context_windows.get_matching_context_schedule("standard_static"),
+            "fuse_method": context_windows.get_matching_fuse_method("flat"),
+            "context_length": length,
+            "context_overlap": overlap,
+            "dim": 2,
+        }
+        # One frame before each later window takes the place that training knows as a clip's first latent.
+        if "causal_window_fix" in inspect.signature(super().__init__).parameters:
+            settings["causal_window_fix"] = True
+        super().__init__(**settings)
+
+    def should_use_context(self, model, conds, x_in, timestep, model_options):
+        """Leave a clip that fits into one window to the plain call, bit for bit."""
+        return x_in.ndim == 5 and x_in.shape[self.dim] > self.context_length
+
+    def get_context_windows(self, model, x_in, model_options):
+        """Plan the windows with the core's rule."""
+        plan, length = self._plan(x_in.shape[self.dim]), x_in.shape[self.dim]
+        make = context_windows.IndexListContextWindow
+        return [make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in plan]
+
+    def evaluate_context_windows(
+        self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs
+    ):
+        """Evaluate as the host does, with progress told about the window."""
+        count = len(self._plan(x_in.shape[self.dim]))
+        options = run_state.inside(model_options, enumerated[0][0], count)
+        return super().evaluate_context_windows(
+            calc_cond_batch, model, x_in, conds, timestep, enumerated, options, *args, **kwargs
+        )
+
+    def combine_context_window_results(
+        self,
+        x_in,
+        sub_conds_out,
+        sub_conds,
+        window,
+        window_idx,
+        total_windows,
+        timestep,
+        final,
+        counts,
+        biases,
+    ):
+        """Add a window's predictions with weights that sum to one; the host then divides by ones."""
+        weights = plan_weights(self._plan(x_in.shape[self.dim]))[window_idx]
+        weights = weights.to(x_in.device).view(-1, *[1] * (x_in.ndim - self.dim - 1))
+        span = (slice(None),) * self.dim + (slice(window.index_list[0], window.index_list[-1] + 1),)
+        for total, count, value in zip(final, counts, sub_conds_out, strict=True):
+            total[span] += value * weights
+            count[...] = 1.0
+
+    def _plan(self, length: int) -> tuple[Window, ...]:
+        return plan_windows(length, self.context_length, self.context_overlap)

@@ -1,0 +1,139 @@
+"""Lend tests the host's modules in this process, and a tiny restorer with random weights."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+TINY = "tiny-random.safetensors"
+
+
+def write_tiny_restorer(path: Path) -> Path:
+    """Write a restorer of a few thousand random weights, the same every time."""
+    from cascadevsr.models.checkpoints import save_state
+    from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig
+    from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT
+    from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
+
+    vae = CausalVideoVAE(VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1))
+    dit = UniMMVSRDiT(DiTConfig(width=32, depth=2, heads=2, ffn_ratio=2))
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for prefix, network in (("vae.", vae), ("dit.", dit)):
+        for key, value in network.state_dict().items():
+            if value.ndim > 1:
+                value = torch.randn(value.shape, generator=generator) * 0.7 / value[0].numel() ** 0.5
+            state[prefix + key] = value.half()
+    save_state(path, state, {"architecture": "unimmvsr"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def core(comfyui, tmp_path_factory):
+    """The host's `nodes`, `samplers` and others, imported in this process for the CPU."""
+    base = tmp_path_factory.mktemp("base")
+    before, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
+    sys.path.insert(0, str(comfyui.path))
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.samplers
+        import comfy_extras.nodes_custom_sampler as custom
+
+        import nodes
+    finally:
+        sys.argv = before
+    from cascadevsr.nodes import host
+
+    host.register_folders()
+    return SimpleNamespace(nodes=nodes, custom=custom, samplers=comfy.samplers)
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    """Run tests as the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory) -> Path:
+    """The tiny restorer as a file."""
+    return write_tiny_restorer(tmp_path_factory.mktemp("tiny") / TINY)
+
+
+@pytest.fixture(scope="session")
+def restorer(core, tiny_file):
+    """The tiny restorer as (MODEL, VAE)."""
+    from cascadevsr.nodes.restorers import load_restorer
+
+    with torch.inference_mode():
+        return load_restorer(tiny_file, "auto")
+
+
+@pytest.fixture
+def model(restorer):
+    return restorer[0]
+
+
+@pytest.fixture
+def vae(restorer):
+    return restorer[1]
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """Make reproducible random frames: noise(count, height, width) -> (B, H, W, 3)."""
+
+    def make(*shape: int, seed: int = 0) -> torch.Tensor:
+        return torch.rand(*shape, 3, generator=torch.Generator().manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture
+def prepare(vae, noise):
+    """Run Cascade Input and VSR Conditioning on random frames: prepare(count, height, width, (H, W), ...)."""
+
+    def run(count, height, width, size, noise_level=0.0, references=None, seed=1) -> SimpleNamespace:
+        from cascadevsr.nodes.cascade import CascadeInput
+        from cascadevsr.nodes.conditioning import VSRConditioning
+
+        frames = noise(count, height, width)
+        target = {"target": "exact size", "height": size[0], "width": size[1]}
+        latent = CascadeInput.execute(vae, target, "bilinear", frames=frames).args[0]
+        conditions = VSRConditioning.execute(latent, noise_level, seed, references=references).args
+        names = ("positive", "negative", "samples")
+        return SimpleNamespace(latent=latent, frames=frames, **dict(zip(names, conditions, strict=True)))
+
+    return run
+
+
+@pytest.fixture
+def clip(prepare):
+    """A clip of 9 frames on its way from 20x12 to 80x48."""
+    return prepare(9, 12, 20, (48, 80))
+
+
+@pytest.fixture
+def ksample(core):
+    """Run the host's KSampler: ksample(model, clip, seed=, steps=, cfg=, sampler=, scheduler=, denoise=)."""
+
+    def run(model, clip, seed=5, steps=1, cfg=1.0, sampler="euler", scheduler="simple", denoise=1.0):
+        return core.nodes.common_ksampler(
+            model,
+            seed,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            clip.positive,
+            clip.negative,
+            clip.samples,
+            denoise=denoise,
+        )[0]
+
+    return run
