@@ -1,4 +1,4 @@
-"""`run.py bench`: speed, memory and start-up, each by one function; results as a line and as json in output/."""
+"""`run.py bench`: speed, memory and start-up, each by one function; results also as json in output/."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bench_builtin(options, host: Host) -> dict:
 
 
 def _builtin(frames: int, size: tuple[int, int], device: str) -> dict:
-    """Encode, one DiT step from pure noise, decode; the LR clip is noise, which costs what a picture costs."""
+    """Encode, take one DiT step from pure noise, decode; a clip of noise costs what any other does."""
     import torch
 
     geometry, codec = load("models.layout.geometry"), load("models.unimmvsr.codec")
@@ -110,7 +110,7 @@ def _networks():
 
 
 def bench_memory(options, host: Host) -> dict:
-    """The shipped workflow in ComfyUI: how the peak grows from 33 to 264 frames beyond the clips (minutes)."""
+    """The shipped workflow in ComfyUI: how the peak grows from 33 to 264 frames, clips apart (minutes)."""
     peaks = {frames: _peak_of(frames, host) for frames in MEMORY_FRAMES}
     short, long = MEMORY_FRAMES
     own = {frames: peak - clips for frames, (peak, clips) in peaks.items()}

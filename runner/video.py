@@ -22,6 +22,7 @@ from .paths import require_space
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 CONTAINERS = {".mp4", ".mkv", ".mov"}
 DEFAULT_RATE = Fraction(25)
+_NO_TIME_OF_DAY = {"fflags": "+bitexact"}  # same frames, same bytes
 # what a pixel of the result takes on disk, about, for noisy clips; used only for the check of free space
 _BYTES_PER_PIXEL = {"png": 2.6, "lossless": 2.2, "lossy": 0.5}
 
@@ -72,7 +73,9 @@ def probe(source: Path) -> ClipInfo:
         except av.FFmpegError as error:
             raise RunnerError(_broken(source, count, declared, error.strerror)) from error
     if count == 0:
-        raise RunnerError(f"IN: must have at least one frame; {source} has none. Is the file complete?")
+        raise RunnerError(
+            f"IN: must have at least one frame; {source} has none. It is empty, damaged or truncated."
+        )
     if packets < declared or (declared == 0 and end + 3 / float(rate) < promised):
         raise RunnerError(_broken(source, count, declared, "the file ends early"))
     return ClipInfo(count, height, width, Fraction(rate), has_audio)
@@ -274,7 +277,7 @@ def _encode(
     layout = "rgb24" if lossless else ("yuv420p" if height % 2 == width % 2 == 0 else "yuv444p")
     count = 0
     with contextlib.ExitStack() as stack:
-        container = stack.enter_context(av.open(str(out), "w"))
+        container = stack.enter_context(av.open(str(out), "w", options=_NO_TIME_OF_DAY))
         stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, layout
         stream.options = (

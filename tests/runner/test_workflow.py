@@ -1,0 +1,169 @@
+"""Workflows are found, filled and checked by title, with errors that name the way out."""
+
+import json
+
+import pytest
+from cascadevsr.runner.binding import (
+    CAPTURE_NODE,
+    Target,
+    bind_input,
+    bind_output,
+    bind_prompt,
+    bind_references,
+    bind_target,
+    final_frames,
+    parse_size,
+)
+from cascadevsr.runner.errors import RunnerError
+from cascadevsr.runner.upscale import expected_size
+from cascadevsr.runner.video import ClipInfo
+from cascadevsr.runner.workflow import Workflow
+
+
+def node(class_type, title, **inputs):
+    return {"class_type": class_type, "inputs": inputs, "_meta": {"title": title}}
+
+
+def example():
+    cascade = {"target": "scale", "target.scale": 4.0, "filter": "bilinear", "frames": ["2", 0]}
+    return Workflow(
+        {
+            "1": node("LoadVideo", "Load Video", file="a.mp4"),
+            "2": node("GetVideoComponents", "Get Video Components", video=["1", 0]),
+            "3": node("VSRCascadeInput", "Cascade Input", **cascade),
+            "4": node("KSampler", "K v1.5 Sampler", seed=1, cfg=1.0, add_noise=True, model=["9", 0]),
+            "5": node("CreateVideo", "Create Video", images=["3", 1], fps=24.0),
+            "6": node("SaveVideo", "Save Video", video=["5", 0]),
+            "7": node("CLIPTextEncode", "Negative Prompt", text=""),
+            "8": node("CLIPTextEncode", "Prompt", text=""),
+        },
+        "example",
+    )
+
+
+@pytest.mark.parametrize(
+    "setting, node_id, name, value",
+    [
+        ("Cascade Input.filter=lanczos", "3", "filter", "lanczos"),
+        ("cascade input.FILTER=bicubic", "3", "filter", "bicubic"),
+        ("Cascade Input.target.scale=2", "3", "target.scale", 2.0),
+        ("K v1.5 Sampler.cfg=3", "4", "cfg", 3.0),
+        ("K v1.5 Sampler.seed=18446744073709551615", "4", "seed", 18446744073709551615),
+        ("KSampler.add_noise=off", "4", "add_noise", False),
+        ("#8.text=a cat = a star. yes", "8", "text", "a cat = a star. yes"),
+    ],
+)
+def test_set_takes_titles_types_and_ids(setting, node_id, name, value):
+    workflow = example()
+    workflow.set(setting)
+    found = workflow.prompt[node_id]["inputs"][name]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("Cascade Imput.filter=x", ["no node titled", "Did you mean 'Cascade Input'?", "Load Video"]),
+        ("Cascade Input.filtre=x", ["no input 'filtre'", "Did you mean 'filter'?", "target.scale"]),
+        ("Cascade Input.frames=x", ["connected to Get Video Components"]),
+        ("K v1.5 Sampler.cfg=high", ["must be a number", "'high'"]),
+        ("KSampler.add_noise=maybe", ["must be true or false"]),
+        ("CLIPTextEncode.text=x", ["names 2 nodes", "#7", "#8"]),
+        ("nonsense", ["Node title.input=value"]),
+    ],
+)
+def test_set_errors_name_the_remedy(setting, words):
+    with pytest.raises(RunnerError) as error:
+        example().set(setting)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_sockets_are_bound_by_convention():
+    workflow = example()
+    bind_input(workflow, "clip.mp4")
+    bind_prompt(workflow, "a cat")
+    bind_target(workflow, Target(size=(640, 360)))
+    inputs = workflow.prompt["3"]["inputs"]
+    assert workflow.prompt["1"]["inputs"]["file"] == "clip.mp4"
+    assert workflow.prompt["8"]["inputs"]["text"] == "a cat" and workflow.prompt["7"]["inputs"]["text"] == ""
+    assert inputs["target"] == "exact size" and (inputs["target.width"], inputs["target.height"]) == (
+        640,
+        360,
+    )
+    assert "target.scale" not in inputs
+
+
+def test_references_become_loaders_in_order():
+    workflow = example()
+    old = {"images.image_0": ["1", 0], "images.image_1": ["1", 0]}
+    workflow.prompt["10"] = node("VSRReferenceSet", "Reference Set", vae=["9", 1], **old)
+    bind_references(workflow, ["a.png"], ["v.mp4"])
+    inputs = workflow.prompt["10"]["inputs"]
+    assert set(inputs) == {"vae", "images.image_0", "videos.video_0"}
+    loader = workflow.prompt[inputs["images.image_0"][0]]
+    assert loader["class_type"] == "LoadImage" and loader["inputs"]["image"] == "a.png"
+    assert workflow.prompt[inputs["videos.video_0"][0]]["class_type"] == "GetVideoComponents"
+    bind_input(workflow, "clip.mp4")  # the new Load Video is not mistaken for IN
+    assert workflow.prompt["1"]["inputs"]["file"] == "clip.mp4"
+
+
+def test_output_is_captured_and_savers_go():
+    workflow = example()
+    capture = bind_output(workflow, "frames")
+    assert workflow.prompt[capture] == {
+        "class_type": CAPTURE_NODE,
+        "inputs": {"images": ["3", 1], "name": "frames"},
+        "_meta": {"title": "Write frames"},
+    }
+    assert not workflow.of_type("SaveVideo") and workflow.of_type("CreateVideo")
+
+
+@pytest.mark.parametrize(
+    "act, words",
+    [
+        (lambda w: bind_references(w, ["a.png"], []), ["Reference Set", "found none"]),
+        (lambda w: bind_target(w, Target(scale=-1)), ["--scale", "-1"]),
+        (lambda w: w.prompt.pop("5") and final_frames(w), ["Create Video"]),
+        (lambda w: w.prompt.pop("1") and bind_input(w, "x"), ["Load Video", "found none"]),
+        (
+            lambda w: w.prompt.update(a=node("LoadVideo", "Other")) or bind_input(w, "x"),
+            ["2 of them", '"Input"'],
+        ),
+    ],
+)
+def test_missing_sockets_are_clear_errors(act, words):
+    with pytest.raises(RunnerError) as error:
+        act(example())
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_size_text():
+    assert parse_size("1920x1080") == (1920, 1080)
+    for text in ("1920", "0x10", "axb", "-1x5"):
+        with pytest.raises(RunnerError, match="--size"):
+            parse_size(text)
+
+
+def test_expected_size_follows_the_cascade():
+    workflow, clip = example(), ClipInfo(5, 17, 31, 25)
+    assert (expected_size(workflow, clip).height, expected_size(workflow, clip).width) == (68, 124)
+    workflow.prompt["3"]["inputs"]["target.scale"] = ["2", 0]
+    assert expected_size(workflow, clip) is None
+
+
+def test_files_are_resolved_or_explained(tmp_path):
+    editor, api = tmp_path / "graph.json", tmp_path / "api" / "graph.json"
+    editor.write_text(json.dumps({"nodes": [], "links": []}))
+    with pytest.raises(RunnerError, match=r"Export \(API\)"):
+        Workflow.load(str(editor))
+    api.parent.mkdir()
+    api.write_text(json.dumps(example().prompt))
+    assert Workflow.load(str(editor)).titles() == example().titles()
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(RunnerError, match="not valid json"):
+        Workflow.load(str(tmp_path / "bad.json"))
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(RunnerError, match="no API-format workflow"):
+        Workflow.load(str(tmp_path / "list.json"))
+    with pytest.raises(RunnerError, match="must be a json file or one of"):
+        Workflow.load("No-Such-Workflow")
