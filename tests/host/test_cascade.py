@@ -1,0 +1,92 @@
+"""From frames or a base latent to frames of exactly the asked size and count, through the host's sampler."""
+
+import pytest
+import torch
+
+
+def _through(core, vae, model, latent, frames, size):
+    from cascadevsr.nodes.conditioning import VSRConditioning
+    from cascadevsr.nodes.decode import TemporalDecode
+
+    positive, negative, samples = VSRConditioning.execute(latent, 0.0, 0).args
+    sampled = core.nodes.common_ksampler(model, 0, 1, 1.0, "euler", "simple", positive, negative, samples)[0]
+    result = TemporalDecode.execute(sampled, vae, 1.0, 8, 0, frames).args[0]
+    assert result.shape == (*size, 3)
+    assert torch.isfinite(result).all() and result.min() >= 0 and result.max() <= 1
+    return result
+
+
+@pytest.mark.parametrize(
+    ("count", "height", "width", "target", "expected"),
+    [
+        (1, 5, 5, {"target": "exact size", "width": 17, "height": 17}, (1, 17, 17)),
+        (1, 2, 2, {"target": "exact size", "width": 2, "height": 3}, (1, 3, 2)),
+        (2, 17, 17, {"target": "scale", "scale": 1.0}, (2, 17, 17)),
+        (3, 7, 11, {"target": "exact size", "width": 53, "height": 37}, (3, 37, 53)),
+        (4, 13, 8, {"target": "scale", "scale": 4.0}, (4, 52, 32)),
+        (5, 10, 20, {"target": "short side", "short_side": 31}, (5, 31, 62)),
+        (7, 31, 29, {"target": "scale", "scale": 1.7}, (7, 53, 49)),
+        (11, 9, 16, {"target": "exact size", "width": 16, "height": 9}, (11, 9, 16)),
+        (17, 40, 40, {"target": "scale", "scale": 0.5}, (17, 20, 20)),
+    ],
+)
+def test_any_size_and_count_comes_out_exactly(
+    core, model, vae, noise, count, height, width, target, expected
+):
+    from cascadevsr.nodes.cascade import CascadeInput
+
+    frames = noise(count, height, width)
+    latent, low, out_width, out_height, length = CascadeInput.execute(
+        vae, target, "bilinear", frames=frames
+    ).args
+    assert (length, out_height, out_width) == expected
+    assert torch.equal(low, frames)
+    assert latent["vsr_size"] == {"frames": expected[0], "height": expected[1], "width": expected[2]}
+    _through(core, vae, model, latent, low, expected)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "lanczos"])
+def test_a_base_latent_is_decoded_resized_and_encoded(core, model, vae, noise, mode):
+    from cascadevsr.nodes.cascade import CascadeInput
+
+    base = {"samples": vae.encode(noise(9, 16, 24))}
+    target = {"target": "scale", "scale": 2.0}
+    latent, low, *sizes = CascadeInput.execute(vae, target, mode, samples=base, base_vae=vae).args
+    assert low.shape == (9, 16, 24, 3) and sizes == [48, 32, 9]
+    same = CascadeInput.execute(vae, target, mode, frames=vae.decode(base["samples"])[0]).args[0]
+    assert torch.equal(latent["samples"], same["samples"])
+    _through(core, vae, model, latent, low, (9, 32, 48))
+
+
+def test_the_latent_encodes_the_resized_frames(core, vae, noise):
+    from cascadevsr.models.layout.geometry import resize_clip
+    from cascadevsr.nodes.cascade import CascadeInput
+
+    frames = noise(5, 6, 10)
+    latent = CascadeInput.execute(vae, {"target": "scale", "scale": 4.0}, "bicubic", frames=frames).args[0]
+    large = resize_clip(frames.movedim(-1, 0)[None], 24, 40, "bicubic")[0].movedim(0, -1)
+    assert torch.allclose(latent["samples"], vae.encode(large), atol=1e-5)
+
+
+class _PictureVAE:
+    """What Cascade Input asks of the host's picture VAEs."""
+
+    latent_dim, latent_channels = 2, 4
+
+    def spacial_compression_encode(self):
+        return 8
+
+    def temporal_compression_decode(self):
+        return None
+
+    def encode(self, pixels):
+        return pixels[:, ::8, ::8, :1].movedim(-1, 1).repeat(1, 4, 1, 1)
+
+
+def test_a_picture_vae_encodes_few_frames_at_a_time(core, noise):
+    from cascadevsr.nodes.cascade import CascadeInput
+
+    latent = CascadeInput.execute(
+        _PictureVAE(), {"target": "scale", "scale": 2.0}, "bilinear", frames=noise(19, 9, 9)
+    )
+    assert latent.args[0]["samples"].shape == (19, 4, 3, 3)
