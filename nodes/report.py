@@ -4,46 +4,44 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from PIL import Image, ImageDraw, ImageFont
 
 from ..models.motion.matching import match_blocks
+from ..models.motion.warp import resize_flow
 from ..models.pixels import metrics
 
 _PLOT = (960, 420)
 _MARGIN = 56
 _COLOURS = {"result": (214, 69, 65), "other": (46, 134, 193), "bicubic": (125, 125, 125)}
 _LABEL = 22  # px of the strip above each picture
-
-
-def warping_error(clips: dict[str, torch.Tensor], truth: str, tick: Callable[[], None]) -> dict[str, float]:
-    """Give the mean warping error of each clip (B, H, W, 3) along the motion of the clip named `truth`."""
-    totals = dict.fromkeys(clips, 0.0)
-    pairs = len(clips[truth]) - 1
-    for index in range(pairs):
-        tick()
-        first, second = (clips[truth][i].float().movedim(-1, 0)[None] for i in (index, index + 1))
-        flows = match_blocks(first, second).flow, match_blocks(second, first).flow
-        for name, frames in clips.items():
-            totals[name] += metrics.warping_errors(frames[index : index + 2], flows)[0] / pairs
-    return totals if pairs else dict.fromkeys(clips, float("nan"))
+_FINE = 48  # px; the smallest side motion is estimated on
+_MOST_PAIRS = 64  # pairs of frames whose motion is estimated in a long clip
 
 
 def measure(clips: dict[str, torch.Tensor], tick: Callable[[], None]) -> dict[str, dict[str, float]]:
-    """Measure every clip against the one named "other"; rows by clip, columns by measure."""
+    """Measure every clip (B, H, W, 3) against the one named "other"; rows by clip, columns by measure.
+
+    `tick` is called `count_ticks(clips)` times, once before every piece of work.
+    """
     other = clips["other"]
-    warping = warping_error(clips, "other", tick)
-    rows: dict[str, dict[str, float]] = {}
-    for name, frames in clips.items():
-        against = {}
-        if name != "other":
+    rows: dict[str, dict[str, float]] = {name: {} for name in clips}
+    for index in range(len(other)):
+        tick()
+        for name in clips.keys() - {"other"}:
+            pair = clips[name][index : index + 1], other[index : index + 1]
             for title, function in _AGAINST.items():
-                tick()
-                against[title] = function(frames, other)
-        rows[name] = {
-            **against,
-            "warping error x1000": warping[name],
-            "colour drift": metrics.color_drift(frames, other),
-        }
+                rows[name][title] = rows[name].get(title, 0.0) + function(*pair) / len(other)
+    pairs = _pairs(len(other))
+    for index in pairs:
+        tick()
+        flows = _flows(other[index], other[index + 1])
+        for name, frames in clips.items():
+            error = metrics.warping_errors(frames[index : index + 2], flows)[0]
+            rows[name][_WARPING] = rows[name].get(_WARPING, 0.0) + error / len(pairs)
+    for name, frames in clips.items():
+        rows[name].setdefault(_WARPING, float("nan"))
+        rows[name][_DRIFT] = metrics.color_drift(frames, other)
     return rows
 
 
@@ -53,16 +51,34 @@ _AGAINST = {
     "SSIM-Y": metrics.ssim_y,
     "detail ratio": metrics.detail_ratio,
 }
+_WARPING, _DRIFT = "warping error x1000", "colour drift"
 
 
 def count_ticks(clips: dict[str, torch.Tensor]) -> int:
     """Count the ticks that `measure` gives."""
-    return max(0, len(clips["other"]) - 1) + len(_AGAINST) * (len(clips) - 1)
+    return len(clips["other"]) + len(_pairs(len(clips["other"])))
+
+
+def _pairs(frames: int) -> list[int]:
+    """Choose the pairs of frames whose motion is estimated: all, or evenly spread ones in long clips."""
+    count = min(_MOST_PAIRS, frames - 1)
+    return [i * (frames - 1) // count for i in range(count)]
+
+
+def _flows(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimate the motion between two frames (H, W, 3) both ways, on a reduced grid that widens its reach."""
+    height, width = first.shape[:2]
+    reduction = next((r for r in (4, 2) if min(height, width) >= _FINE * r), 1)
+    size = height // reduction, width // reduction
+    grey = (metrics.luma(frame).float()[None, None] / 255 for frame in (first, second))
+    small = [functional.interpolate(plane, size, mode="area") for plane in grey]
+    there, back = match_blocks(*small).flow, match_blocks(*reversed(small)).flow
+    return resize_flow(there, height, width), resize_flow(back, height, width)
 
 
 def table(rows: dict[str, dict[str, float]], frames: torch.Tensor) -> str:
     """Write the measures as a plain table, one clip a line."""
-    columns = [*_AGAINST, "warping error x1000", "colour drift"]
+    columns = [*_AGAINST, _WARPING, _DRIFT]
     lines = [f"{frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]}, measured against 'other'", ""]
     lines.append("clip".ljust(10) + "".join(column.rjust(len(column) + 3) for column in columns))
     for name, row in rows.items():

@@ -1,0 +1,197 @@
+"""The pack in a real ComfyUI process: schemas, loading, errors as users see them, interruption, workflows."""
+
+import io
+import json
+import os
+import pickle
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SNAPSHOT = Path(__file__).with_name("object_info.json")
+UPDATE = "CASCADEVSR_UPDATE_SNAPSHOTS"  # set it to 1 to write the snapshot anew after a wanted change
+RESTORER = "tiny.safetensors"
+
+
+@pytest.fixture(scope="module")
+def files(host_server, tiny_file):
+    """Put the tiny restorer, bad weight files and a picture where the host finds them."""
+    folder = host_server.models_dir / "video_restorers"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESTORER).write_bytes(tiny_file.read_bytes())
+    (folder / "cut.safetensors").write_bytes(tiny_file.read_bytes()[:5000])
+    (folder / "code.pt").write_bytes(pickle.dumps({"state_dict": _Malicious()}, protocol=2))
+    levels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).resize((64, 48), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    (host_server.input_dir / "picture.png").write_bytes(buffer.getvalue())
+
+
+class _Malicious:
+    def __reduce__(self):
+        return (print, ("this must never be printed",))
+
+
+def _node(kind, **inputs):
+    return {"class_type": kind, "inputs": {key.replace("__", "."): value for key, value in inputs.items()}}
+
+
+_SAMPLER = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+
+
+def _prompt(frames=5, scale=2.0, restorer=RESTORER, prefix="clip", **sampler):
+    target = {"target": "scale", "target__scale": scale, "filter": "bilinear"}
+    conditions = {"positive": ["5", 0], "negative": ["5", 1], "latent_image": ["5", 2]}
+    decoding = {"lr_frames": ["4", 1], "lr_weight": 1.0, "chunk": 8, "tile": 0}
+    return {
+        "1": _node("LoadImage", image="picture.png"),
+        "2": _node("RepeatImageBatch", image=["1", 0], amount=frames),
+        "3": _node("VSRLoadVideoRestorer", restorer=restorer, precision="auto"),
+        "4": _node("VSRCascadeInput", target_vae=["3", 1], frames=["2", 0], **target),
+        "5": _node("VSRConditioning", lr_latent=["4", 0], noise_level=0.1, seed=3),
+        "6": _node("KSampler", model=["3", 0], **conditions, **_SAMPLER | sampler),
+        "7": _node("VSRTemporalDecode", samples=["6", 0], vae=["3", 1], **decoding),
+        "8": _node("ImageFromBatch", image=["7", 0], batch_index=frames - 2, length=2),
+        "9": _node("SaveImage", images=["8", 0], filename_prefix=prefix),
+    }
+
+
+def _saved(host_server, prefix):
+    return [path.read_bytes() for path in sorted(host_server.output_dir.glob(f"{prefix}_*.png"))]
+
+
+def _pixels(data):
+    return [np.asarray(Image.open(io.BytesIO(part))) for part in data]
+
+
+def test_loads_quickly_and_without_a_warning(host_server, client):
+    log = host_server.log()
+    pack = [line for line in log.splitlines() if re.search(r"cascadevsr", line, re.IGNORECASE)]
+    bad = re.compile(r"warning|failed|error|traceback|deprecated", re.IGNORECASE)
+    assert not [line for line in pack if bad.search(line)], "\n".join(pack)
+    assert "Traceback" not in log
+    seconds = [float(match[1]) for line in pack if (match := re.search(r"([\d.]+) seconds:", line))]
+    assert seconds and max(seconds) < 0.5, "\n".join(pack)
+
+
+def test_object_info_is_the_recorded_one(client):
+    info = {name: value for name, value in client.object_info().items() if name.startswith("VSR")}
+    restorers = info["VSRLoadVideoRestorer"]["input"]["required"]["restorer"][1]
+    assert restorers["options"][0] == restorers["default"] == "built-in"
+    restorers["options"] = ["built-in"]  # the rest is what lies in the folder
+    for value in info.values():
+        value.pop("python_module")
+    text = json.dumps(info, indent=1, sort_keys=False, ensure_ascii=False) + "\n"
+    if os.environ.get(UPDATE) == "1":
+        SNAPSHOT.write_text(text, encoding="utf-8")
+    recorded = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    assert json.loads(text) == recorded, f"set {UPDATE}=1 if this is wanted"
+
+
+def test_every_input_and_node_is_explained(client):
+    info = {name: value for name, value in client.object_info().items() if name.startswith("VSR")}
+    assert len(info) == 13
+    for name, value in info.items():
+        assert value["category"] == "video/upscaling/Cascade VSR"
+        assert value["description"] and value["search_aliases"] and all(value["output_tooltips"]), name
+        inputs = [
+            item for group in ("required", "optional") for item in value["input"].get(group, {}).items()
+        ]
+        for key, (kind, facts) in inputs:
+            assert facts.get("tooltip"), f"{name}.{key}"
+            for option in facts.get("options", ()) if "DYNAMIC" in str(kind) else ():
+                inner = [entry for part in option["inputs"].values() for entry in part.values()]
+                assert all(nested.get("tooltip") for _, nested in inner), f"{name}.{key}"
+
+
+def test_a_clip_goes_through_with_progress(host_server, client, files):
+    steps = []
+    result = client.run(_prompt(prefix="through"), on_progress=steps.append, timeout=120)
+    assert [image.shape for image in _pixels(_saved(host_server, "through"))] == [(96, 128, 3)] * 2
+    assert {"VSRCascadeInput", "KSampler", "VSRTemporalDecode"} <= {
+        step.title for step in steps if step.total
+    }
+    assert result.outputs
+
+
+@pytest.mark.parametrize(
+    ("change", "node", "message"),
+    [
+        ({"restorer": "cut.safetensors"}, "3", "Load Video Restorer: .*must be complete and readable"),
+        ({"restorer": "code.pt"}, "3", "Load Video Restorer: .*carries pickled code"),
+        ({"scheduler": "kl_optimal"}, "6", "must give finite sigmas; got .*nan"),
+        ({"sampler_name": "uni_pc"}, "6", "ends at the prediction; got unipc"),
+        ({"denoise": 0.5, "steps": 4}, "6", "empty latent must start at full noise"),
+        ({"scale": 0.1}, None, None),
+    ],
+)
+def test_errors_reach_the_user(client, host_server, files, change, node, message):
+    from cascadevsr.runner.client import ExecutionFailed
+
+    prefix = f"bad{abs(hash(str(change)))}"
+    if node is None:  # smallest allowed scale of a 64x48 picture: 6x5, odd but fine
+        client.run(_prompt(prefix=prefix, **change), timeout=60)
+        assert _pixels(_saved(host_server, prefix))[0].shape == (5, 6, 3)
+        return
+    with pytest.raises(ExecutionFailed, match=message) as error:
+        client.run(_prompt(prefix=prefix, **change), timeout=60)
+    assert error.value.node_id == node
+    assert not _saved(host_server, prefix)
+    assert "never be printed" not in host_server.log()
+
+
+def test_an_unknown_restorer_is_refused_before_the_run(client, files):
+    from cascadevsr.runner.client import PromptRejected
+
+    with pytest.raises(PromptRejected, match="restorer"):
+        client.run(_prompt(restorer="../../secret.pt"), timeout=60)
+
+
+def test_interrupt_leaves_nothing_and_a_rerun_gives_the_same_bytes(host_server, client, files):
+    from cascadevsr.runner.client import Interrupted
+
+    long = {"frames": 61, "scale": 6.0}
+    for title in ("VSRCascadeInput", "VSRTemporalDecode"):
+        begun = []
+
+        def interrupt(step, title=title, begun=begun):
+            if step.title == title and step.value and not begun:
+                begun.append(time.monotonic())
+                client.interrupt()
+
+        with pytest.raises(Interrupted):
+            client.run(_prompt(prefix="stopped", **long), on_progress=interrupt, timeout=120)
+        assert time.monotonic() - begun[0] < 5
+        assert not _saved(host_server, "stopped")
+    client.run(_prompt(prefix="stopped", **long), timeout=120)
+    client.free()
+    time.sleep(1.5)  # the host frees after the prompt that ended, about a second later
+    result = client.run(_prompt(prefix="fresh", **long), timeout=120)
+    assert "7" not in result.cached_nodes
+    stopped, fresh = (_pixels(_saved(host_server, prefix)) for prefix in ("stopped", "fresh"))
+    assert len(stopped) == 2 and all(np.array_equal(a, b) for a, b in zip(stopped, fresh, strict=True))
+
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows" / "api").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_shipped_workflow_runs(host_server, client, files, path):
+    from cascadevsr.runner.video import write_video
+
+    frames = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
+    write_video(host_server.input_dir / "clip.mp4", frames, 24, lossless=True)
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    for node in prompt.values():
+        if node["class_type"] == "LoadVideo":
+            node["inputs"]["file"] = "clip.mp4"
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = "picture.png"
+        if node["class_type"] == "VSRLoadVideoRestorer":
+            node["inputs"]["restorer"] = RESTORER  # in a second, with the same graph
+    result = client.run(prompt, timeout=180)
+    assert result.outputs
