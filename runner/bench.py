@@ -118,6 +118,7 @@ def bench_memory(options, host: Host) -> dict:
         "size": "x".join(map(str, MEMORY_SIZE)),
         **{f"peak_mb_{frames}_frames": round(peak / 2**20) for frames, (peak, _) in peaks.items()},
         **{f"clips_mb_{frames}_frames": round(clips / 2**20) for frames, (_, clips) in peaks.items()},
+        "growth_beyond_clips_mb": round((own[long] - own[short]) / 2**20),
         "growth_beyond_clips_percent": round(100 * (own[long] / own[short] - 1), 1),
         "bar_percent": 10,
     }

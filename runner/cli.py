@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 
 from . import environment
@@ -133,6 +134,10 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
     )
 
 
+def _stop(*_) -> None:
+    raise KeyboardInterrupt
+
+
 _EXTRAS = {"test": ("test",)}
 
 
@@ -154,6 +159,7 @@ def main(arguments: list[str]) -> int:
                 flush=True,
             )
             return 0 if options.command == "setup" else environment.enter(ready, arguments)
+        signal.signal(signal.SIGTERM, _stop)
         return importlib.import_module(f".{options.command}", __package__).main(options, host)
     except RunnerError as error:
         print(f"run.py {options.command}: {error}", file=sys.stderr, flush=True)
@@ -161,6 +167,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr, flush=True)
         return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        return 1
     except OSError as error:
         if error.errno != 28:  # ENOSPC
             raise

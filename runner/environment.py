@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import RunnerError
-from .host import Host, fetch_host, find_host
+from .host import Host, cached_path, fetch_host, find_host
 from .paths import GIB, ROOT, cache_root, locked, require_space, write_atomic
 
 # Of one build and seen to boot ComfyUI 0.30; other pairings mix CUDA builds and torchaudio does not import.
@@ -62,11 +63,18 @@ def _python_of(host: Host) -> Path | None:
     return None
 
 
+def _other_requirements(host: Host | None) -> str | None:
+    """Return the requirements of an external host where they differ from the pinned one's, else None."""
+    if host is None or not host.external:
+        return None
+    text, pinned = host.requirements.read_text(encoding="utf-8"), cached_path() / "requirements.txt"
+    return None if pinned.exists() and pinned.read_text(encoding="utf-8") == text else text
+
+
 def environment_path(host: Host | None) -> Path:
     """Return the environment's folder; a host with other requirements than the pinned one gets its own."""
-    if host is None or not host.external:
-        return cache_root() / "env"
-    return cache_root() / f"env-{hashlib.sha256(host.requirements.read_bytes()).hexdigest()[:8]}"
+    text = _other_requirements(host)
+    return cache_root() / ("env" if text is None else f"env-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
 
 def python_of(environment: Path) -> Path:
@@ -81,8 +89,8 @@ def fingerprint(layer: str, host: Host | None) -> str:
     parts = [*TRIO, *TOOLS[layer]]
     if layer == "base":
         parts += [(ROOT / name).read_text(encoding="utf-8") for name in ("requirements.txt", "host.txt")]
-        if host and host.external:
-            parts.append(host.requirements.read_text(encoding="utf-8"))
+        if text := _other_requirements(host):
+            parts.append(text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -245,10 +253,9 @@ def enter(environment: Environment, arguments: list[str]) -> int:
     command = [str(environment.python), str(ROOT / "run.py"), *arguments]
     environ = {**_clean_environ(), INSIDE: str(environment.host.path), "PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(command, env=environ)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # the child stops its ComfyUI and goes
     while True:
-        with contextlib.suppress(
-            KeyboardInterrupt
-        ):  # the child got Ctrl-C as well and cleans up; wait for it
+        with contextlib.suppress(KeyboardInterrupt):  # the child got Ctrl-C as well and cleans up
             return child.wait()
 
 

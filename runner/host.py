@@ -64,7 +64,10 @@ def find_host(root: Path = ROOT) -> Host | None:
                 "Correct it, or unset it to let run.py fetch its own copy."
             )
         return _checked(Host(path, "COMFYUI_PATH", external=True))
-    for place in dict.fromkeys((root, root.resolve())):
+    shell = Path(
+        os.environ.get("PWD") or root
+    )  # keeps a linked clone's place in custom_nodes/ that getcwd() resolves
+    for place in dict.fromkeys((root, shell if shell.resolve() == root.resolve() else root, root.resolve())):
         if place.parent.name == "custom_nodes" and is_host(place.parent.parent):
             return _checked(Host(place.parent.parent, "the ComfyUI this pack is installed in", external=True))
     cached = cached_path()

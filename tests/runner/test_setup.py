@@ -117,9 +117,14 @@ def test_stamp_knows_finished_from_unfinished(cache):
     assert environment.read_stamp(place) == {}
 
 
-def test_an_external_host_gets_its_own_environment(cache, tmp_path):
+def test_an_external_host_gets_its_own_environment_only_for_other_requirements(cache, tmp_path):
     own = host.Host(make_host(tmp_path / "mine"), "COMFYUI_PATH", external=True)
     assert environment.environment_path(own) != environment.environment_path(None) == cache / "env"
+    make_host(host.cached_path())
+    assert environment.environment_path(own) == cache / "env"
+    assert environment.fingerprint("base", own) == environment.fingerprint("base", None)
+    own.requirements.write_text("something>=2")
+    assert environment.environment_path(own) != cache / "env"
 
 
 def test_set_up_asks_for_space_first(cache, monkeypatch):
