@@ -1,0 +1,1 @@
+"""Developer's tools that refresh what is derived: API forms of the workflows, thumbnails, the README's picture."""

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Derive workflows/api/*.json from the editor files by the editor itself: `python3 tools/derive_api.py`."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
+
+from runner.pack import register  # noqa: E402
+
+register()
+
+from cascadevsr.runner.browser import ensure_browser  # noqa: E402
+from cascadevsr.runner.paths import scratch_folder, write_atomic  # noqa: E402
+from cascadevsr.runner.server import HostServer  # noqa: E402
+from cascadevsr.tools.editor import api_text, drive, host_here, shipped  # noqa: E402
+
+
+def main() -> int:
+    """Start a ComfyUI, let its editor convert every shipped workflow, and store the results."""
+    host, files = host_here(), shipped()
+    steps = [{"do": "derive", "graph": json.loads(file.read_text(encoding="utf-8"))} for file in files]
+    with scratch_folder("derive-") as base, HostServer(host, base, cpu=True) as server:
+        results = drive(ensure_browser(), server.url, steps)["results"]
+    for file, result in zip(files, results, strict=True):
+        if "error" in result:
+            sys.exit(f"{file.name}: {result['error']}")
+        write_atomic(file.parent / "api" / file.name, api_text(result["value"]))
+        sys.stdout.write(f"workflows/api/{file.name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+// Drives the real ComfyUI editor in a headless Chromium: `node editor.cjs < job.json > report.json`.
+//
+// A job is {url, steps: [{do: NAME, ...}], screenshots?: FOLDER}; the report is {results: [one per step],
+// console: [{type, text, url}]}. Needs $CHROMIUM, and playwright-core on $NODE_PATH.
+"use strict";
+
+const path = require("path");
+const { chromium } = require("playwright-core");
+
+const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"];
+const READY = 90000; // ms until the editor answers on a busy machine
+const VIEW = { width: 1680, height: 1000 };
+
+/** Open the editor; nothing but this machine can be reached from the page. */
+async function openEditor(url, log) {
+  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
+  const page = await (await browser.newContext({ viewport: VIEW })).newPage();
+  await page.route("**/*", (route) =>
+    new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+  page.on("console", (message) =>
+    log.push({ type: message.type(), text: message.text(), url: message.location().url || "" }));
+  page.on("pageerror", (error) =>
+    log.push({ type: "error", text: String(error.stack || error), url: (error.stack || "") }));
+  // Without this the editor greets a new user with the template browser, whenever it gets to it.
+  await page.request.post(`${url}/settings`, { data: { "Comfy.TutorialCompleted": true, "Comfy.Minimap.Visible": false } });
+  await page.goto(url, { waitUntil: "domcontentloaded" });
+  await page.waitForFunction(() => window.app?.extensionManager && window.app.graph, null, { timeout: READY });
+  await page.waitForFunction(
+    () => Object.keys(window.LiteGraph?.registered_node_types || {}).length > 100, null, { timeout: READY });
+  return { browser, page };
+}
+
+async function closeDialogs(page) {
+  for (let i = 0; i < 4 && (await page.locator('[role="dialog"]').count()); i++) {
+    await page.keyboard.press("Escape");
+    await page.waitForTimeout(300);
+  }
+}
+
+/** What the open graph is made of: nodes, the ones no type is known for, pairs that lie over each other. */
+function describeGraph() {
+  const nodes = window.app.graph._nodes.map((node) => {
+    const [x, y, width, height] = node.getBounding();
+    return { id: node.id, type: node.type, title: node.title, box: [x, y, x + width, y + height],
+      known: node.type in window.LiteGraph.registered_node_types };
+  });
+  const over = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
+  const overlaps = nodes.flatMap((a, i) =>
+    nodes.slice(i + 1).filter((b) => over(a.box, b.box)).map((b) => [a.title, b.title]));
+  return { nodes, overlaps, missing: nodes.filter((node) => !node.known).map((node) => node.type) };
+}
+
+const promptOf = async () => (await window.app.graphToPrompt()).output;
+
+const STEPS = {
+  /** The API form that the editor itself makes of an editor file. */
+  async derive(page, { graph }) {
+    return page.evaluate(async (data) => {
+      await window.app.loadGraphData(data);
+      return (await window.app.graphToPrompt()).output;
+    }, graph);
+  },
+
+  /** The templates listed for a pack, each with the width its thumbnail was drawn at (0: none came). */
+  async templates(page, { names }) {
+    await closeDialogs(page);
+    await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.BrowseTemplates"));
+    await page.locator('[role="dialog"]').first().waitFor({ timeout: 20000 });
+    const found = {};
+    for (const name of names) {
+      const card = page.locator(`[data-testid="template-workflow-${name}"]`).first();
+      const search = page.locator('[role="dialog"] input').first();
+      await search.fill(name.replaceAll("-", " "));
+      await card.waitFor({ timeout: 20000 });
+      const image = card.locator("img").first();
+      await image.waitFor({ timeout: 20000 });
+      await image.evaluate((img) => img.complete || new Promise((done) => { img.onload = img.onerror = done; }));
+      found[name] = { width: await image.evaluate((img) => img.naturalWidth), source: await image.getAttribute("src") };
+    }
+    return found;
+  },
+
+  /** Open a template as a user does, by its card, and describe the graph. */
+  async open(page, { name }) {
+    await STEPS.templates(page, { names: [name] });
+    await page.locator(`[data-testid="template-workflow-${name}"]`).first().click();
+    await page.waitForFunction(() => window.app.graph._nodes.some((node) => node.type.startsWith("VSR")), null,
+      { timeout: 20000 });
+    await closeDialogs(page);
+    await page.waitForTimeout(500);
+    return { ...(await page.evaluate(describeGraph)), prompt: await page.evaluate(promptOf) };
+  },
+
+  /** Click a node and its info button, and return the text of the help panel. */
+  async help(page, { title, expect }) {
+    const spot = await page.evaluate((wanted) => {
+      const node = window.app.graph._nodes.find((each) => each.title === wanted);
+      window.app.canvas.centerOnNode(node);
+      window.app.canvas.draw(true, true);
+      const { scale, offset } = window.app.canvas.ds;
+      const area = window.app.canvas.canvas.getBoundingClientRect();
+      return [area.x + (node.pos[0] + 60 + offset[0]) * scale, area.y + (node.pos[1] - 12 + offset[1]) * scale];
+    }, title);
+    await page.mouse.click(...spot);
+    const info = page.locator('[data-testid="info-button"]').first();
+    await info.waitFor({ timeout: 20000 });
+    await info.click();
+    const panel = page.getByText(expect).first();
+    await panel.waitFor({ timeout: 20000 });
+    return panel.evaluate((element) => (element.closest("[class*=panel]") || element.parentElement).innerText);
+  },
+
+  /** Press Run and wait until the queue is empty again; returns what the host says about the prompt. */
+  async run(page, { seconds }) {
+    await page.evaluate(() => window.app.queuePrompt(0));
+    return page.evaluate(async (limit) => {
+      const end = Date.now() + 1000 * limit;
+      while (Date.now() < end) {
+        await new Promise((done) => setTimeout(done, 500));
+        const history = Object.values(await (await fetch("/history?max_items=1")).json());
+        const queue = await (await fetch("/queue")).json();
+        if (history.length && !queue.queue_running.length && !queue.queue_pending.length) return history[0].status;
+      }
+      return { status_str: "timeout" };
+    }, seconds);
+  },
+};
+
+async function main() {
+  const job = JSON.parse(require("fs").readFileSync(0, "utf8"));
+  const report = { results: [], console: [] };
+  const { browser, page } = await openEditor(job.url, report.console);
+  try {
+    await closeDialogs(page);
+    for (const [index, step] of job.steps.entries()) {
+      try {
+        report.results.push({ value: await STEPS[step.do](page, step) });
+      } catch (error) {
+        report.results.push({ error: `${step.do}: ${error.message}` });
+      }
+      if (job.screenshots) await page.screenshot({ path: path.join(job.screenshots, `${index}-${step.do}.png`) });
+    }
+  } finally {
+    await browser.close();
+  }
+  process.stdout.write(JSON.stringify(report));
+}
+
+module.exports = { openEditor, closeDialogs, describeGraph, STEPS };
+if (require.main === module) main().catch((error) => { console.error(error); process.exit(1); });

@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Render the thumbnails of the shipped workflows and the README's picture: `python3 tools/make_thumbnails.py`.
+
+Every picture is what the workflow itself makes of the sample clip in a real ComfyUI; run it again after training.
+"""
+
+import io
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
+
+from runner.pack import register  # noqa: E402
+
+register()
+
+from cascadevsr.tools.editor import host_here, shipped  # noqa: E402
+
+HOST = host_here()  # first of all: what follows needs the environment's packages
+
+import numpy as np  # noqa: E402
+from cascadevsr.runner.binding import Target, bind_input, bind_target  # noqa: E402
+from cascadevsr.runner.demo import comparison  # noqa: E402
+from cascadevsr.runner.job import open_job  # noqa: E402
+from cascadevsr.runner.paths import ROOT  # noqa: E402
+from cascadevsr.runner.sample import SCALE, Sample, make_sample  # noqa: E402
+from cascadevsr.runner.video import write_video  # noqa: E402
+from cascadevsr.runner.workflow import Workflow  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+
+SIDE = 512  # px of a thumbnail; the template browser shows squares
+THUMBNAIL_BYTES, README_BYTES = 80_000, 200_000
+
+
+def main() -> int:
+    """Run every shipped workflow on the sample clip and store the pictures."""
+    sample = make_sample()
+    for file in shipped():
+        frames = run(file.stem, sample)
+        picture = inset(sample, frames) if file.stem.startswith("Cascade") else split(sample, frames)
+        save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
+        if file.stem == "Upscale-a-Video":
+            save_jpeg(ROOT / "assets" / "readme.jpg", comparison(sample, frames), README_BYTES)
+    return 0
+
+
+def run(name: str, sample: Sample) -> np.ndarray:
+    """Return the frames (n, h, w, 3) that a workflow makes of the sample, cut to the truth's size."""
+    workflow = Workflow.load(name)
+    with open_job(HOST) as job:
+        write_video(job.input_dir / "input.mp4", sample.low, Fraction(24), lossless=True)
+        bind_input(workflow, "input.mp4")
+        bind_target(workflow, Target(scale=SCALE))
+        height, width = sample.truth.shape[1:3]
+        return np.array(job.run(workflow).frames[:, :height, :width])
+
+
+def square(frame: np.ndarray) -> Image.Image:
+    """Cut the middle square out of a frame and show its pixels as they are."""
+    height, width = frame.shape[:2]
+    side, left = min(height, width), (width - min(height, width)) // 2
+    return Image.fromarray(frame[:side, left : left + side]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+def split(sample: Sample, frames: np.ndarray) -> Image.Image:
+    """Show the middle frame, the source on the left half and the result on the right one."""
+    middle = len(frames) // 2
+    picture, source = square(frames[middle]), square(sample.low[middle])
+    picture.paste(source.crop((0, 0, SIDE // 2, SIDE)), (0, 0))
+    draw = ImageDraw.Draw(picture)
+    draw.line((SIDE // 2, 0, SIDE // 2, SIDE), "white", 3)
+    label(draw, (10, SIDE - 34), "source")
+    label(draw, (SIDE - 10, SIDE - 34), "result", right=True)
+    return picture
+
+
+def inset(sample: Sample, frames: np.ndarray) -> Image.Image:
+    """Show the last frame with the base clip's own frame in a corner, at the scale of the result's pixels."""
+    picture = square(frames[-1])
+    factor = SIDE / min(frames.shape[1:3])
+    height, width = sample.low.shape[1:3]
+    size = (round(width * factor), round(height * factor))
+    base = Image.fromarray(sample.low[-1]).resize(size, Image.Resampling.NEAREST)
+    left, top = 14, SIDE - size[1] - 14
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((left - 3, top - 3, left + size[0] + 2, top + size[1] + 2), "white")
+    picture.paste(base, (left, top))
+    label(draw, (left, top - 36), "base model")
+    label(draw, (SIDE - 10, SIDE - 34), "cascade", right=True)
+    return picture
+
+
+def label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, right: bool = False) -> None:
+    """Write white on black, so that it reads on any picture."""
+    font = ImageFont.load_default(20)
+    width = draw.textlength(text, font)
+    left = place[0] - width if right else place[0]
+    draw.rectangle((left - 6, place[1] - 2, left + width + 6, place[1] + 26), "black")
+    draw.text((left, place[1]), text, "white", font)
+
+
+def save_jpeg(path: Path, picture: Image.Image, limit: int) -> None:
+    """Save with the best quality that stays within `limit` bytes."""
+    for quality in range(92, 30, -4):
+        data = io.BytesIO()
+        picture.convert("RGB").save(data, "JPEG", quality=quality, optimize=True, progressive=True)
+        if data.tell() <= limit:
+            path.write_bytes(data.getvalue())
+            sys.stdout.write(f"{path.relative_to(ROOT)}: {data.tell()} bytes, quality {quality}\n")
+            return
+    raise ValueError(f"{path.name}: does not fit into {limit} bytes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
