@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from .binding import Target, bind_input, bind_target, parse_size
+from .encode import write_video
 from .errors import RunnerError
 from .host import Host
 from .job import open_job
 from .pack import load
 from .paths import PACK_NAME, ROOT, scratch_folder, write_atomic
 from .server import HostServer, peak_memory
-from .video import write_video
 from .workflow import Workflow
 
 WEIGHTS = ROOT / "models" / "weights" / "unimmvsr-tiny.safetensors"
@@ -131,9 +131,9 @@ def _peak_of(frames: int, host: Host) -> tuple[int, int]:
     workflow = Workflow.load("Upscale-a-Video")
     with open_job(host) as job:
         write_video(
-            job.input_dir / "input.mp4", (low[i % 8] for i in range(frames)), Fraction(24), lossless=True
+            job.input_dir / "input.mov", (low[i % 8] for i in range(frames)), Fraction(24), lossless=True
         )
-        bind_input(workflow, "input.mp4")
+        bind_input(workflow, "input.mov")
         bind_target(workflow, Target(scale=4))
         outcome = job.run(workflow)
     if outcome.peak_memory is None:

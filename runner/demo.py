@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .binding import Target, bind_input, bind_target
+from .encode import write_video
 from .host import Host
 from .job import open_job
 from .pack import load
 from .paths import write_atomic
 from .sample import SCALE, Sample, make_sample
-from .video import check_output, write_video
+from .video import check_output, stage
 from .workflow import Workflow
 
 WORKFLOW = "Upscale-a-Video"
@@ -31,11 +32,11 @@ def main(options, host: Host) -> int:
     print("Making the sample clip ...", flush=True)
     sample = make_sample()
     low = out / "low_resolution.mp4"
-    write_video(low, sample.low, _RATE, lossless=True)
+    write_video(low, sample.low, _RATE, codec="h264-rgb")
     with open_job(host, options.port) as job:
-        bind_input(workflow, "input.mp4")
+        bind_input(workflow, "input.mov")
         bind_target(workflow, Target(scale=SCALE))
-        write_video(job.input_dir / "input.mp4", sample.low, _RATE, lossless=True)
+        stage(low, job.input_dir, "input")
         outcome = job.run(workflow, keep_savers=True)
         frames = np.array(outcome.frames)
     report = measure(sample, frames) | {"cost": outcome.costs()}

@@ -130,7 +130,7 @@ class HostServer:
             *self.arguments,
         ]
 
-    def start(self, timeout: float = 240.0) -> HostServer:
+    def start(self, timeout: float = 600.0) -> HostServer:
         """Start the process and wait until it answers."""
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from .binding import Target, bind_input, bind_prompt, bind_references, bind_target, final_frames, parse_size
+from .encode import write_pngs, write_video
 from .errors import RunnerError
 from .host import Host
 from .job import Outcome, open_job
@@ -20,8 +21,6 @@ from .video import (
     probe,
     stage,
     staged_name,
-    write_pngs,
-    write_video,
 )
 from .workflow import Workflow, is_shipped
 
@@ -144,4 +143,11 @@ def write(out: Path, outcome: Outcome, info: ClipInfo, source: Path, options) ->
         write_pngs(out, outcome.frames)
         return
     audio = source if info.has_audio and len(outcome.frames) == info.frames else None
-    write_video(out, outcome.frames, info.rate, lossless=options.lossless, crf=options.crf, audio_from=audio)
+    write_video(
+        out,
+        outcome.frames,
+        info.rate,
+        codec="h264-rgb" if options.lossless else "h264",
+        crf=options.crf,
+        audio_from=audio,
+    )

@@ -1,13 +1,12 @@
-"""Read and write clips with PyAV; frames are (h, w, 3) uint8 RGB, and no file is ever left half-written."""
+"""Read and check clips with PyAV, and hand them to the host exactly; frames are (h, w, 3) uint8 RGB."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,13 +15,13 @@ import av
 import numpy as np
 from PIL import Image
 
+from .encode import opened, write_video
 from .errors import RunnerError
 from .paths import require_space
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 CONTAINERS = {".mp4", ".mkv", ".mov"}
 DEFAULT_RATE = Fraction(25)
-_NO_TIME_OF_DAY = {"fflags": "+bitexact"}  # same frames, same bytes
 # what a pixel of the result takes on disk, about, for noisy clips; used only for the check of free space
 _BYTES_PER_PIXEL = {"png": 2.6, "lossless": 2.2, "lossy": 0.5}
 
@@ -58,7 +57,7 @@ def probe(source: Path) -> ClipInfo:
     if source.is_dir() or is_image(source):
         return _probe_images(source)
     count, height, width, end = 0, 0, 0, 0.0
-    with _opened(source) as container:
+    with opened(source) as container:
         stream = _video_stream(container, source)
         declared, rate = stream.frames, stream.average_rate or stream.guessed_rate or DEFAULT_RATE
         has_audio, promised = bool(container.streams.audio), _promised_seconds(container, stream)
@@ -126,23 +125,41 @@ def read_frames(source: Path) -> Iterator[np.ndarray]:
             except (OSError, ValueError) as error:
                 raise RunnerError(f"IN: {file} is not a readable image ({error}).") from error
         return
-    with _opened(source) as container:
+    with opened(source) as container:
+        aligned = _Aligned()
         for frame in container.decode(_video_stream(container, source)):
-            array = frame.to_ndarray(format="rgb24")
+            array = aligned(frame)
             yield np.rot90(array, k=round(frame.rotation / 90)).copy() if frame.rotation else array
 
 
-@contextlib.contextmanager
-def _opened(source: Path) -> Iterator[av.container.InputContainer]:
-    try:
-        container = av.open(str(source))
-    except (av.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RunnerError(
-            f"IN: {source} cannot be read as a video ({reason}); it is damaged, truncated, or no video."
-        ) from error
-    with container:
-        yield container
+class _Aligned:
+    """Convert frames to RGB, padded meanwhile: libswscale is only reproducible at multiples of 32."""
+
+    def __init__(self) -> None:
+        self.ends: tuple | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        if frame.format.is_rgb or frame.width % 32 == 0:
+            return frame.to_ndarray(format="rgb24")
+        if self.ends is None:
+            self.ends = self._graph(frame)
+        self.ends[0].push(frame)
+        return np.ascontiguousarray(
+            self.ends[1].pull().to_ndarray(format="rgb24")[: frame.height, : frame.width]
+        )
+
+    def _graph(self, frame: av.VideoFrame) -> tuple:
+        graph = av.filter.Graph()
+        source = graph.add_buffer(frame.width, frame.height, frame.format.name, time_base=Fraction(1, 1000))
+        width, height = -(-frame.width // 32) * 32, -(-frame.height // 32) * 32
+        pad = graph.add("pad", f"{width}:{height}:0:0")
+        smear = f"right={width - frame.width}:bottom={height - frame.height}:mode=smear"
+        fill, sink = graph.add("fillborders", smear), graph.add("buffersink")
+        source.link_to(pad)
+        pad.link_to(fill)
+        fill.link_to(sink)
+        graph.configure()
+        return source, sink, graph
 
 
 def _video_stream(container, source: Path):
@@ -159,18 +176,33 @@ def _upright(frame: av.VideoFrame) -> tuple[int, int]:
 
 
 def stage(source: Path, folder: Path, name: str) -> str:
-    """Put a clip where Load Video finds it and return its file name; images become a lossless video."""
-    if source.is_dir() or is_image(source):
-        target = folder / f"{name}.mp4"
-        write_video(target, read_frames(source), DEFAULT_RATE, lossless=True)
-        return target.name
-    return place(source, folder, name)
+    """Put a clip where Load Video finds it and return its file name.
+
+    ComfyUI 0.30 reads white as 254/255 (256/257 of every value) from all but a few pixel formats.
+    PNG frames in a .mov are read exactly, so that is what 8-bit clips and images become, with their sound.
+    """
+    target = folder / staged_name(source, name)
+    if target.suffix != ".mov" or _is_deep(source):
+        return place(source, folder, name)
+    moving = not (source.is_dir() or is_image(source))
+    rate = probe(source).rate
+    write_video(target, read_frames(source), rate, codec="png", audio_from=source if moving else None)
+    return target.name
 
 
 def staged_name(source: Path, name: str) -> str:
     """Return the file name that `stage` and `place` will give."""
-    folder_of_images = source.is_dir() or (is_image(source) and not name.startswith("reference_image"))
-    return f"{name}.mp4" if folder_of_images else f"{name}{source.suffix.lower()}"
+    kept = name.startswith("reference_image") or _is_deep(source)
+    return f"{name}{source.suffix.lower()}" if kept else f"{name}.mov"
+
+
+def _is_deep(source: Path) -> bool:
+    """Return whether a video has more than 8 bits a channel, which PNG staging would round away."""
+    if source.is_dir() or is_image(source) or not source.exists():
+        return False
+    with opened(source) as container:
+        layout = _video_stream(container, source).codec_context.format
+        return layout is not None and layout.components[0].bits > 8
 
 
 def place(source: Path, folder: Path, name: str) -> str:
@@ -217,148 +249,3 @@ def check_output(out: Path, info: ClipInfo | None = None, lossless: bool = False
 
 def _is_frame(file: Path) -> bool:
     return re.fullmatch(r"frame_\d+\.png", file.name) is not None
-
-
-def write_pngs(out: Path, frames: Iterable[np.ndarray]) -> int:
-    """Write frames as `out`/frame_00001.png ... and return their count; all or nothing appears."""
-    out = out.absolute()
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
-    count = 0
-    try:
-        for count, frame in enumerate(frames, 1):
-            Image.fromarray(frame).save(temporary / f"frame_{count:05d}.png", compress_level=3)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return count
-
-
-def write_video(
-    out: Path,
-    frames: Iterable[np.ndarray],
-    rate: Fraction,
-    *,
-    lossless: bool = False,
-    crf: float = 12.0,
-    audio_from: Path | None = None,
-) -> int:
-    """Write H.264 and return the frame count; `out` appears complete or not at all.
-
-    Lossless is H.264 RGB, bit for bit; else yuv420p in BT.709 (yuv444p for odd sides, unfit for 4:2:0).
-    """
-    out = out.absolute()
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}.", suffix=f".partial{out.suffix}")
-    os.close(handle)
-    try:
-        count = _encode(
-            Path(name), iter(frames), Fraction(rate).limit_denominator(60000), lossless, crf, audio_from
-        )
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    except av.FFmpegError as error:
-        raise RunnerError(f"OUT: {out} could not be written ({error.strerror}).") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-    return count
-
-
-def _encode(
-    out: Path, frames: Iterator[np.ndarray], rate: Fraction, lossless: bool, crf: float, audio_from
-) -> int:
-    first = next(frames, None)
-    if first is None:
-        raise RunnerError("OUT: a video needs at least one frame; got none.")
-    height, width = first.shape[:2]
-    layout = "rgb24" if lossless else ("yuv420p" if height % 2 == width % 2 == 0 else "yuv444p")
-    count = 0
-    with contextlib.ExitStack() as stack:
-        container = stack.enter_context(av.open(str(out), "w", options=_NO_TIME_OF_DAY))
-        stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, layout
-        stream.options = (
-            {"qp": "0", "preset": "veryfast"} if lossless else {"crf": str(crf), "preset": "medium"}
-        )
-        if not lossless:
-            _tag_bt709(stream.codec_context)
-        audio = _audio_packets(stack, container, audio_from) if audio_from else iter(())
-        waiting = next(audio, None)
-        for index, frame in enumerate(_chain(first, frames)):
-            if frame.shape != first.shape:
-                raise RunnerError(
-                    f"OUT: all frames must have one size; got {frame.shape} after {first.shape}."
-                )
-            while waiting is not None and waiting[0] <= index / rate:
-                container.mux(waiting[1])
-                waiting = next(audio, None)
-            picture = av.VideoFrame.from_ndarray(_planes(frame, layout), format=layout)
-            picture.pts, picture.time_base = index, 1 / rate
-            container.mux(stream.encode(picture))
-            count += 1
-        container.mux(stream.encode())
-        for packet in _chain(waiting, audio) if waiting is not None else ():
-            container.mux(packet[1])
-    return count
-
-
-def _chain(first, rest: Iterator):
-    yield first
-    yield from rest
-
-
-def _tag_bt709(context) -> None:
-    context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
-
-
-def _planes(frame: np.ndarray, layout: str) -> np.ndarray:
-    """Convert to the encoder's layout; by hand because libswscale's result is not the same on every run."""
-    if layout == "rgb24":
-        return np.ascontiguousarray(frame)
-    rgb = frame.astype(np.float32) / 255
-    y = rgb @ np.array([0.2126, 0.7152, 0.0722], np.float32)
-    chroma = np.stack([(rgb[..., 2] - y) / 1.8556, (rgb[..., 0] - y) / 1.5748])
-    luma = _quantise(16 + 219 * y)
-    if layout == "yuv444p":
-        return np.concatenate([luma[None], _quantise(128 + 224 * chroma)])
-    left = np.concatenate([chroma[..., :1], chroma[..., 1:-1:2]], -1)  # H.264 sites chroma on the left column
-    chroma = 0.25 * left + 0.5 * chroma[..., 0::2] + 0.25 * chroma[..., 1::2]
-    chroma = _quantise(128 + 224 * (chroma[:, 0::2] + chroma[:, 1::2]) / 2)
-    return np.concatenate([luma.reshape(-1), chroma.reshape(-1)]).reshape(-1, frame.shape[1])
-
-
-def _quantise(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-
-
-_COPIED = {"aac", "mp3", "ac3", "eac3", "alac"}  # every container of ours takes these as they are
-
-
-def _audio_packets(stack: contextlib.ExitStack, container, source: Path) -> Iterator[tuple[float, object]]:
-    """Yield (time, packets) of the source's first sound track: copied where possible, else AAC."""
-    original = stack.enter_context(_opened(source))
-    if not original.streams.audio:
-        return iter(())
-    track = original.streams.audio[0]
-    if track.codec_context.name in _COPIED:
-        return _copied(original, track, container.add_stream_from_template(track))
-    return _transcoded(original, track, container.add_stream("aac", rate=track.rate))
-
-
-def _copied(original, track, stream) -> Iterator[tuple[float, object]]:
-    for packet in original.demux(track):
-        if packet.dts is not None:
-            time = float(packet.dts * packet.time_base)
-            packet.stream = stream
-            yield time, packet
-
-
-def _transcoded(original, track, stream) -> Iterator[tuple[float, object]]:
-    resampler = av.AudioResampler(format="fltp", layout=track.layout, rate=track.rate)
-    for frame in original.decode(track):
-        for piece in resampler.resample(frame):
-            yield float(piece.time or 0), stream.encode(piece)
-    yield float("inf"), stream.encode()

@@ -1,0 +1,74 @@
+"""The client and the frame path against a real ComfyUI."""
+
+import json
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from cascadevsr.runner import encode, video
+from cascadevsr.runner.binding import CAPTURE_NODE
+from cascadevsr.runner.client import ExecutionFailed, Interrupted, PromptRejected
+from cascadevsr.runner.errors import RunnerError
+
+
+def frames(count=5, height=37, width=51):
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def load(name):
+    return {
+        "1": {"class_type": "LoadVideo", "inputs": {"file": name}, "_meta": {"title": "My Clip"}},
+        "2": {"class_type": "GetVideoComponents", "inputs": {"video": ["1", 0]}},
+    }
+
+
+def capture(link, name):
+    return {"class_type": CAPTURE_NODE, "inputs": {"images": link, "name": name}}
+
+
+def test_frames_go_through_the_host_bit_for_bit(host_server, client):
+    source = host_server.base / "source.mp4"
+    encode.write_video(source, frames(), Fraction(25), codec="h264-rgb")
+    name = video.stage(source, host_server.input_dir, "exact")
+    steps = []
+    result = client.run({**load(name), "3": capture(["2", 0], "exact")}, steps.append, timeout=60)
+    path = host_server.output_dir / "exact.rgb"
+    facts = json.loads(path.with_suffix(".rgb.json").read_text())
+    assert facts["shape"] == list(frames().shape) and facts["frames_not_finite"] == 0
+    assert np.array_equal(np.fromfile(path, np.uint8).reshape(facts["shape"]), frames())
+    assert result.outputs["3"]["cascadevsr"] == [facts]
+    assert [step.title for step in steps][:2] == ["My Clip", "GetVideoComponents"]
+
+
+def test_rejection_names_node_and_rule(client):
+    with pytest.raises(PromptRejected, match="(?s)refused.*My Clip: .*no-such.mp4") as error:
+        client.run({**load("no-such.mp4"), "3": capture(["2", 0], "x")})
+    assert "1" in error.value.node_errors
+    with pytest.raises(RunnerError, match="NoSuchNode"):
+        client.run({"1": {"class_type": "NoSuchNode", "inputs": {}}})
+
+
+def test_failure_names_node_type_and_message(host_server, client):
+    (host_server.input_dir / "words.mp4").write_text("words")
+    with pytest.raises(ExecutionFailed, match="Invalid data found") as error:
+        client.run({**load("words.mp4"), "3": capture(["2", 0], "x")}, timeout=60)
+    assert error.value.node_type == "GetVideoComponents" and error.value.traceback
+
+
+def test_interrupt_and_run_again(host_server, client):
+    encode.write_video(host_server.input_dir / "long.mp4", frames(40), Fraction(25), codec="h264-rgb")
+    scale = {"image": ["2", 0], "upscale_method": "lanczos", "scale_by": 8.0}
+    blur = {"image": ["3", 0], "blur_radius": 31, "sigma": 10.0}
+    slow = {
+        **load("long.mp4"),
+        "3": {"class_type": "ImageScaleBy", "inputs": scale},
+        "4": {"class_type": "ImageBlur", "inputs": blur},
+        "5": capture(["4", 0], "never"),
+    }
+    threading.Thread(target=lambda: (time.sleep(0.5), client.interrupt()), daemon=True).start()
+    with pytest.raises(Interrupted):
+        client.run(slow, timeout=120)
+    assert not list(host_server.output_dir.glob("never*"))
+    test_frames_go_through_the_host_bit_for_bit(host_server, client)
