@@ -184,7 +184,7 @@ def test_every_shipped_workflow_runs(host_server, client, files, path):
     from cascadevsr.runner.video import write_video
 
     frames = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
-    write_video(host_server.input_dir / "clip.mp4", frames, 24, lossless=True)
+    write_video(host_server.input_dir / "clip.mp4", frames, 24)
     prompt = json.loads(path.read_text(encoding="utf-8"))
     for node in prompt.values():
         if node["class_type"] == "LoadVideo":
