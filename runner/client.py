@@ -114,7 +114,11 @@ class HostClient:
         try:
             answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client_id})
         except urllib.error.HTTPError as error:
-            raise _rejection(prompt, error) from error
+            raise _rejection(prompt, error.code, error.read().decode("utf-8", "replace")) from error
+        if answer.get("node_errors"):  # the host would run the rest without the outputs that these nodes feed
+            self.post("/queue", {"delete": [answer["prompt_id"]]})
+            self.interrupt()
+            raise _rejection(prompt, 200, json.dumps(answer))
         return answer["prompt_id"]
 
     def history(self, prompt_id: str) -> dict | None:
@@ -184,7 +188,8 @@ def _result(prompt: dict, prompt_id: str, entry: dict) -> Result:
         text = (facts.get("exception_message") or "").strip() or "no message"
         title = title_of(prompt, facts.get("node_id"))
         named = text if text.startswith(title) else f"{title} ({facts.get('node_type')}): {text}"
-        raise ExecutionFailed(f"{named}\n[{facts.get('exception_type')}]", facts)
+        kind = (facts.get("exception_type") or "").rpartition(".")[2]
+        raise ExecutionFailed(named if kind == "ValueError" else f"{named} [{kind}]", facts)
     if "execution_interrupted" in events:
         raise Interrupted("The prompt was interrupted.")
     times = [data["timestamp"] for data in events.values() if isinstance(data, dict) and "timestamp" in data]
@@ -193,14 +198,13 @@ def _result(prompt: dict, prompt_id: str, entry: dict) -> Result:
     return Result(prompt_id, entry.get("outputs", {}), seconds, cached, messages)
 
 
-def _rejection(prompt: dict, error: urllib.error.HTTPError) -> RunnerError:
-    text = error.read().decode("utf-8", "replace")
+def _rejection(prompt: dict, code: int, text: str) -> RunnerError:
     try:
         answer = json.loads(text)
     except ValueError:
-        return RunnerError(f"ComfyUI refused the workflow (HTTP {error.code}): {text[:500]}")
+        return RunnerError(f"ComfyUI refused the workflow (HTTP {code}): {text[:500]}")
     if not isinstance(answer, dict):
-        return RunnerError(f"ComfyUI refused the workflow (HTTP {error.code}): {text[:500]}")
+        return RunnerError(f"ComfyUI refused the workflow (HTTP {code}): {text[:500]}")
     lines = []
     node_errors = answer.get("node_errors") or {}
     for node_id, facts in node_errors.items():
@@ -210,7 +214,7 @@ def _rejection(prompt: dict, error: urllib.error.HTTPError) -> RunnerError:
                 f"  {title_of(prompt, node_id)}: {item.get('message', '').strip()}"
                 + (f" - {details}" if details else "")
             )
-    head = answer.get("error") or {}
+    head = answer.get("error") or {"message": "some of its nodes cannot run"}
     message = head.get("message", "invalid prompt") if isinstance(head, dict) else str(head)
     if not lines and isinstance(head, dict) and head.get("details"):
         lines.append(f"  {head['details']}")

@@ -150,7 +150,9 @@ class _Aligned:
 
     def _graph(self, frame: av.VideoFrame) -> tuple:
         graph = av.filter.Graph()
-        source = graph.add_buffer(frame.width, frame.height, frame.format.name, time_base=Fraction(1, 1000))
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000)
+        )
         width, height = -(-frame.width // 32) * 32, -(-frame.height // 32) * 32
         pad = graph.add("pad", f"{width}:{height}:0:0")
         smear = f"right={width - frame.width}:bottom={height - frame.height}:mode=smear"

@@ -55,6 +55,15 @@ def test_lossy_video_keeps_count_size_and_colours(tmp_path, name, size):
     assert np.abs(difference).mean() < 4 and np.abs(difference.mean((0, 1, 2))).max() < 2
 
 
+@pytest.mark.parametrize("size", [(30, 46), (34, 64)])
+def test_reading_is_reproducible_at_any_width(tmp_path, size):
+    out = tmp_path / "a.mp4"
+    encode.write_video(out, clip(5, *size), Fraction(25))
+    first, second = (np.stack(list(video.read_frames(out))) for _ in range(2))
+    assert first.shape == (5, *size, 3) and np.array_equal(first, second)
+    assert np.abs(first.astype(float) - np.stack(clip(5, *size))).mean() < 8
+
+
 @pytest.mark.parametrize("layout", ["yuv420p", "yuv444p"])
 def test_colours_are_bt709(layout):
     for rgb, yuv in (
