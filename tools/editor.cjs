@@ -8,12 +8,11 @@ const path = require("path");
 const { chromium } = require("playwright-core");
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"];
-const READY = 90000; // ms until the editor answers on a busy machine
+const READY = 300000; // ms until the editor answers on a busy machine
 const VIEW = { width: 1680, height: 1000 };
 
-/** Open the editor; nothing but this machine can be reached from the page. */
-async function openEditor(url, log) {
-  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
+/** Open the editor in a browser; nothing but this machine can be reached from the page. */
+async function openEditor(browser, url, log) {
   const page = await (await browser.newContext({ viewport: VIEW })).newPage();
   await page.route("**/*", (route) =>
     new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
@@ -27,7 +26,7 @@ async function openEditor(url, log) {
   await page.waitForFunction(() => window.app?.extensionManager && window.app.graph, null, { timeout: READY });
   await page.waitForFunction(
     () => Object.keys(window.LiteGraph?.registered_node_types || {}).length > 100, null, { timeout: READY });
-  return { browser, page };
+  return page;
 }
 
 async function closeDialogs(page) {
@@ -129,8 +128,9 @@ const STEPS = {
 async function main() {
   const job = JSON.parse(require("fs").readFileSync(0, "utf8"));
   const report = { results: [], console: [] };
-  const { browser, page } = await openEditor(job.url, report.console);
+  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
   try {
+    const page = await openEditor(browser, job.url, report.console);
     await closeDialogs(page);
     for (const [index, step] of job.steps.entries()) {
       try {
@@ -146,5 +146,4 @@ async function main() {
   process.stdout.write(JSON.stringify(report));
 }
 
-module.exports = { openEditor, closeDialogs, describeGraph, STEPS };
-if (require.main === module) main().catch((error) => { console.error(error); process.exit(1); });
+main().catch((error) => { console.error(error); process.exit(1); });

@@ -25,7 +25,7 @@ from cascadevsr.runner.demo import comparison  # noqa: E402
 from cascadevsr.runner.job import open_job  # noqa: E402
 from cascadevsr.runner.paths import ROOT  # noqa: E402
 from cascadevsr.runner.sample import SCALE, Sample, make_sample  # noqa: E402
-from cascadevsr.runner.video import write_video  # noqa: E402
+from cascadevsr.runner.encode import write_video  # noqa: E402
 from cascadevsr.runner.workflow import Workflow  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
@@ -49,8 +49,8 @@ def run(name: str, sample: Sample) -> np.ndarray:
     """Return the frames (n, h, w, 3) that a workflow makes of the sample, cut to the truth's size."""
     workflow = Workflow.load(name)
     with open_job(HOST) as job:
-        write_video(job.input_dir / "input.mp4", sample.low, Fraction(24), lossless=True)
-        bind_input(workflow, "input.mp4")
+        write_video(job.input_dir / "input.mov", sample.low, Fraction(24), codec="png")
+        bind_input(workflow, "input.mov")
         bind_target(workflow, Target(scale=SCALE))
         height, width = sample.truth.shape[1:3]
         return np.array(job.run(workflow).frames[:, :height, :width])
