@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import quality
 from .binding import Target, bind_input, bind_target, parse_size
 from .encode import write_video
 from .errors import RunnerError
@@ -151,8 +152,14 @@ def bench_import(options, host: Host) -> dict:
         return {"seconds": float(found.group(1)), "bar_seconds": IMPORT_LIMIT}
 
 
+def bench_quality(options, host: Host) -> dict:
+    """run.py upscale on clips with known truth (--clips, --lr): PSNR-Y, SSIM-Y, warping error (minutes)."""
+    return quality.run(options, host)
+
+
 BENCHMARKS = {
     "builtin": (bench_builtin, True),
     "import": (bench_import, True),
     "memory": (bench_memory, False),
+    "quality": (bench_quality, False),
 }

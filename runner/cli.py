@@ -72,6 +72,21 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)"
     )
 
+    quality = bench.add_argument_group("bench quality")
+    quality.add_argument("--clips", metavar="DIR", help="clips with the truth")
+    quality.add_argument("--lr", metavar="DIR", help="their LR files, NAME_MODE.mp4")
+    quality.add_argument("--modes", nargs="+", default=["bicubic", "real"], help="default: bicubic real")
+    quality.add_argument("--only", nargs="+", metavar="NAME", help="only these clips")
+    quality.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="not these clips")
+    quality.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar='"TITLE.INPUT=VALUE"',
+        dest="settings",
+        help="as in upscale",
+    )
+
     train = add("train", "train the built-in model (arguments are handed to training; try: train --help)")
     train.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="see: run.py train --help"
@@ -138,7 +153,7 @@ def _stop(*_) -> None:
     raise KeyboardInterrupt
 
 
-_EXTRAS = {"test": ("test",)}
+_EXTRAS = {"test": ("test",), "bench": ("test",)}  # bench quality needs OpenCV's optical flow
 
 
 def main(arguments: list[str]) -> int:

@@ -58,7 +58,10 @@ class BatchMaker:
 
     def _clip(self, count: int, side: int) -> Clip:
         source = self.textures if self.textures and self.rng.random() < PROCEDURAL_SHARE else self.photos
-        pair = [source[int(self.rng.integers(len(source)))], self.photos[int(self.rng.integers(len(self.photos)))]]
+        pair = [
+            source[int(self.rng.integers(len(source)))],
+            self.photos[int(self.rng.integers(len(self.photos)))],
+        ]
         clip = make_clip(self.rng, pair, count, side, int(self.rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15])))
         return self._turned(clip)
 
@@ -94,6 +97,8 @@ class BatchMaker:
             return [torch.stack([to_clip(picture) for picture in row]) for row in pictures]
         if task == "video":  # the unedited take, its start shifted by up to a latent frame
             shift = int(self.rng.integers(0, 5))
-            takes = [torch.cat((clip.plain[shift:], clip.plain[-1:].expand(shift, -1, -1, -1))) for clip in clips]
+            takes = [
+                torch.cat((clip.plain[shift:], clip.plain[-1:].expand(shift, -1, -1, -1))) for clip in clips
+            ]
             return [torch.stack([to_clip(take) for take in takes])]
         return []

@@ -87,17 +87,25 @@ def _source(maps: Sequence[np.ndarray], side: int, device: torch.device) -> torc
 
 def _sample(image: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     height, width = image.shape[-2:]
-    scale = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=image.device, dtype=torch.float64)
+    scale = torch.tensor(
+        [2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=image.device, dtype=torch.float64
+    )
     grid = (source * scale - 1).float()
     batch = image.expand(grid.shape[0], -1, -1, -1)
-    return F.grid_sample(batch, grid, mode="bicubic", padding_mode="reflection", align_corners=True).clamp(0, 1)
+    return F.grid_sample(batch, grid, mode="bicubic", padding_mode="reflection", align_corners=True).clamp(
+        0, 1
+    )
 
 
-def _blob(rng: np.random.Generator, source: torch.Tensor, centre: tuple[float, float], radius: float) -> torch.Tensor:
+def _blob(
+    rng: np.random.Generator, source: torch.Tensor, centre: tuple[float, float], radius: float
+) -> torch.Tensor:
     """Soft alpha (t,1,h,w) of a rounded shape fixed to the layer's own plane."""
     offset = source - torch.tensor(centre, device=source.device, dtype=source.dtype)
     angle = torch.atan2(offset[..., 1], offset[..., 0])
-    edge = radius * (1 + 0.25 * torch.cos(3 * angle + rng.uniform(0, 6)) + 0.12 * torch.cos(5 * angle + rng.uniform(0, 6)))
+    edge = radius * (
+        1 + 0.25 * torch.cos(3 * angle + rng.uniform(0, 6)) + 0.12 * torch.cos(5 * angle + rng.uniform(0, 6))
+    )
     return ((edge - offset.norm(dim=-1)) / 1.5 + 0.5).clamp(0, 1).float().unsqueeze(1)
 
 
@@ -129,7 +137,9 @@ def make_clip(rng: np.random.Generator, photos: Sequence[Photo], count: int, sid
         inside = _source(maps, side, device)
         centre = tuple(rng.uniform(0.2, 0.8, 2) * side)
         alpha = _blob(rng, inside, centre, rng.uniform(0.12, 0.28) * side)
-        frames = frames * (1 - alpha) + _sample(image, _source([place @ m for m in maps], side, device)) * alpha
+        frames = (
+            frames * (1 - alpha) + _sample(image, _source([place @ m for m in maps], side, device)) * alpha
+        )
         on_top = alpha > 0.5
         cover = torch.where(on_top, number, cover)
         if count > 1:

@@ -1,8 +1,8 @@
 """Weight-free motion: exhaustive block matching between two frames, good at any size.
 
-It is coarse (whole pixels plus a fitted fraction) but needs no weights and no minimum size; the built-in decoder
-aligns its memory with it. A coarse-to-fine search was tried first: three times faster, but it left 1.1 to 1.7
-times the residual on real clips, because half-pixel errors of the coarse level broke the fine one.
+It is coarse (whole pixels plus a fitted fraction) but needs no weights and no minimum size; the built-in
+decoder aligns its memory with it. A coarse-to-fine search was tried first: three times faster, but it left 1.0 to
+1.7 times the residual on real clips, because half-pixel errors of the coarse level broke the fine one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Match:
 
 
 def gather_shift(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Fetch ``x[..., y + dy, x + dx]`` for whole-pixel shifts (b,2,h,w); positions outside take the border pixel."""
+    """Fetch ``x[..., y + dy, x + dx]`` for whole-pixel shifts (b,2,h,w); outside lies the border pixel."""
     height, width = x.shape[-2:]
     rows = torch.arange(height, device=x.device).view(1, -1, 1)
     cols = torch.arange(width, device=x.device).view(1, 1, -1)
@@ -101,7 +101,8 @@ def match_blocks(current: torch.Tensor, previous: torch.Tensor) -> Match:
     parts = []
     for top in range(0, height, band):
         bottom = min(height, top + band)
-        first, last = max(0, top - _BLOCK // 2), min(height, bottom + _BLOCK // 2)  # rows the blocks reach into
+        # the blocks of a band reach two rows into its neighbours
+        first, last = max(0, top - _BLOCK // 2), min(height, bottom + _BLOCK // 2)
         cost = _costs(current[..., first:last, :], padded[..., first : last + 2 * RADIUS, :])
         parts.append(_best(cost[..., top - first : bottom - first, :]))
     shift, fraction, error = (torch.cat(part, 2) for part in zip(*parts, strict=True))

@@ -1,1 +1,1 @@
-"""UniMMVSR (arXiv 2510.08143): a cascaded, reference-guided latent video upscaler and the small causal VAE it works in."""
+"""UniMMVSR (arXiv 2510.08143): a cascaded, reference-guided latent video upscaler, and its small causal VAE."""

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from ..motion.matching import gather_shift, match_blocks
 from .config import GRID, SPACE, TIME, VAEConfig
 
+SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
 Memory = dict[int, torch.Tensor]  # what a stream remembers, keyed by the identity of the layer that left it
 
 
@@ -133,41 +134,67 @@ class LatentDecoder(nn.Module):
 
 
 class Refiner(nn.Module):
-    """Recurrent refinement on the 4x4 grid: LR pixels + latent features + aligned memory -> residual."""
+    """Recurrent refinement on the 4x4 grid: LR pixels + latent features + aligned memory -> residual.
+
+    Pixels enter as contrast: less their local mean, divided by their local deviation; the residual is multiplied
+    by that deviation again. What is learned is the shape of detail, whatever the light and the contrast.
+    """
 
     def __init__(self, config: VAEConfig, ops: ModuleType):
         super().__init__()
-        width = config.refine_width
-        self.lr_in = ops.Conv2d(3 * GRID**2 + 3, width, 3, padding=1)  # pixels, motion fraction (2), match error
-        self.memory_in = ops.Conv2d(width + 3 * GRID**2, width, 3, padding=1)
+        width, cell = config.refine_width, 3 * GRID**2
+        self.lr_in = ops.Conv2d(
+            cell + 7, width, 3, padding=1
+        )  # contrast, mean (3), log deviation, motion (3)
+        self.memory_in = ops.Conv2d(width + cell, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(config.refine_blocks))
-        self.conv_out = ops.Conv2d(width, 3 * GRID**2, 3, padding=1)
+        self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
     def forward(self, pixels: torch.Tensor, features: torch.Tensor, memory: Memory) -> torch.Tensor:
         """Return the residual (b, t, 48, h, w) for LR `pixels` (b, t, 48, h, w) and latent `features`."""
         outputs = []
         past = memory.get(id(self))
         for frame, feature in zip(pixels.unbind(1), features.unbind(1), strict=True):
-            hidden, past = self.step(frame, feature, past)
-            outputs.append(self.conv_out(hidden))
+            residual, past = self.step(frame, feature, past)
+            outputs.append(residual)
         memory[id(self)] = past
         return torch.stack(outputs, 1)
 
     def step(
         self, frame: torch.Tensor, feature: torch.Tensor, past: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One frame: returns its hidden features and what the next frame will see as its past."""
+        """One frame: returns its residual and what the next frame will see as its past (hidden state, pixels)."""
+        mean, deviation = _local_statistics(frame)
+        contrast = _contrast(frame, mean, deviation)
         if past is None:  # a clip starts as if its first frame had stood still before
-            aligned = torch.cat((torch.zeros_like(feature), frame), 1)
+            hidden, before = torch.zeros_like(feature), contrast
             motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
         else:
-            match = match_blocks(_grey(frame), _grey(past[:, -3 * GRID**2 :]))
+            match = match_blocks(_grey(frame), _grey(past[:, -frame.shape[1] :]))
             aligned = gather_shift(past, match.shift)
-            motion = torch.cat((match.fraction, match.error * 8), 1).to(frame.dtype)
-        x = self.lr_in(torch.cat((frame, motion), 1)) + feature + self.memory_in(aligned)
+            hidden, before = aligned[:, : feature.shape[1]], aligned[:, feature.shape[1] :]
+            before = _contrast(before, mean, deviation)
+            motion = torch.cat((match.fraction, match.error / deviation.float()), 1).to(frame)
+        x = self.lr_in(torch.cat((contrast, mean, deviation.log(), motion), 1)) + feature
+        x = x + self.memory_in(torch.cat((hidden, before), 1))
         for block in self.blocks:
             x = x + block.conv2(_act(block.conv1(x)))
-        return x, torch.cat((x, frame), 1)
+        # the memory is normalised, so that it cannot grow however long the clip
+        hidden = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
+        return self.conv_out(x) * deviation, torch.cat((hidden, frame.to(hidden)), 1)
+
+
+def _local_statistics(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean per colour (b,3,h,w) and common deviation (b,1,h,w) of 3x3 cells of pixels (b,48,h,w)."""
+    groups = pixels.unflatten(1, (3, GRID**2)).float()
+    mean = F.avg_pool2d(groups.mean(2), 3, 1, 1, count_include_pad=False)
+    variance = (groups - mean.unsqueeze(2)).square().mean((1, 2)).unsqueeze(1)
+    variance = F.avg_pool2d(variance, 3, 1, 1, count_include_pad=False)
+    return mean.to(pixels), (variance + SMALLEST_DEVIATION**2).sqrt().to(pixels)
+
+
+def _contrast(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    return ((pixels.unflatten(1, (3, GRID**2)) - mean.unsqueeze(2)) / deviation.unsqueeze(1)).flatten(1, 2)
 
 
 def _grey(pixels: torch.Tensor) -> torch.Tensor:

@@ -89,8 +89,8 @@ def test_both_stages_train_resume_and_export(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(builtin, "VAEConfig", lambda **_: builtin_vae(4, 8, 12, 10, 1))
     monkeypatch.setattr(builtin, "DiTConfig", lambda **_: builtin_dit(4, 48, 1, 2, 2))
     out = tmp_path / "weights.safetensors"
-    arguments = f"--photos {folder} --hold-out held --work {tmp_path} --out {out} --device cpu --every 1 --batch 1"
-    arguments += " --frames 5 --side 32 --vae-steps 1 --dit-steps {}"
+    arguments = f"--photos {folder} --hold-out held --work {tmp_path} --out {out} --device cpu --every 1"
+    arguments += " --vae-batch 1 5 32 --dit-batch 1 5 32 --vae-steps 1 --dit-steps {}"
     builtin.main(arguments.format(1).split())
     assert is_unimmvsr(load_state(out)[0])
     builtin.main(arguments.format(2).split())  # goes on from the checkpoint

@@ -9,7 +9,9 @@ from cascadevsr.models.motion.warp import warp
 
 def texture(height, width, seed=0):
     noise = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.avg_pool2d(noise, 3, 1, 1) * 4 - 2  # about the contrast of a photograph in -1..1
+    return (
+        torch.nn.functional.avg_pool2d(noise, 3, 1, 1) * 4 - 2
+    )  # about the contrast of a photograph in -1..1
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, -2), (-6, 7), (7, 0)])

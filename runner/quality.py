@@ -1,0 +1,135 @@
+"""`run.py bench quality`: the shipped workflow on clips with known truth, beside bicubic and back-projection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import upscale
+from .encode import write_video
+from .errors import RunnerError
+from .host import Host
+from .pack import load
+from .paths import scratch_folder
+from .video import probe, read_frames
+
+BACK_PROJECTIONS = 10
+_VIDEOS = {".mp4", ".mkv", ".mov"}
+
+
+def run(options, host: Host) -> dict:
+    """Measure every clip of --clips that has its LR file in --lr.
+
+    Means over clips of: PSNR-Y of bicubic and what ours gains over it and over back-projection (dB), SSIM-Y
+    gained, warping error as a ratio to the truth's own, and `neighbours`: what true neighbours gain over copies
+    of the middle frame (dB, there).
+    """
+    if not options.clips or not options.lr:
+        raise RunnerError("bench quality: needs --clips FOLDER (truth) and --lr FOLDER (NAME_MODE.mp4 each).")
+    rows = {}
+    for mode in options.modes:
+        pairs = [
+            (clip, Path(options.lr) / f"{clip.stem}_{mode}.mp4")
+            for clip in sorted(Path(options.clips).iterdir())
+        ]
+        pairs = [(clip, low) for clip, low in pairs if clip.suffix in _VIDEOS and low.is_file()]
+        for clip, low in pairs:
+            if clip.stem in options.exclude or (options.only and clip.stem not in options.only):
+                continue
+            row = measure(clip, low, options, host)
+            rows.setdefault(mode, {})[clip.stem] = row
+            print(
+                f"  {mode:8} {clip.stem:20} " + " ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True
+            )
+    if not rows:
+        raise RunnerError(f"bench quality: no clip of {options.clips} has its NAME_MODE.mp4 in {options.lr}.")
+    means = {mode: _mean(list(clips.values())) for mode, clips in rows.items()}
+    return {"means": means, "clips": rows}
+
+
+def _mean(rows: list[dict]) -> dict:
+    return {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
+
+
+def measure(clip: Path, low: Path, options, host: Host) -> dict:
+    """Upscale one LR file by `run.py upscale` and compare with its truth."""
+    truth, small = np.stack(list(read_frames(clip))), np.stack(list(read_frames(low)))
+    rate = probe(low).rate
+    ours = upscaled(small, rate, truth.shape[1:3], options, host)
+    bicubic = np.stack([_bicubic(frame, truth.shape[1:3]) for frame in small])
+    reference = np.stack([_back_projected(frame, truth.shape[1:3]) for frame in small])
+    flows, middle = _flows(truth), len(small) // 2
+    still = upscaled(
+        np.repeat(small[middle : middle + 1], len(small), 0), rate, truth.shape[1:3], options, host
+    )
+    base = _score(bicubic, truth, flows)
+    score = _score(ours, truth, flows)
+    own = _score(truth, truth, flows)["warp"]
+    here = slice(middle, middle + 1)
+    return {
+        "bicubic": base["psnr"],
+        "gain": score["psnr"] - base["psnr"],
+        "over_ibp": score["psnr"] - _score(reference, truth, None)["psnr"],
+        "ssim_gain": score["ssim"] - base["ssim"],
+        "warp_ratio": score["warp"] / own,
+        "bicubic_warp_ratio": base["warp"] / own,
+        "neighbours": _score(ours[here], truth[here], None)["psnr"]
+        - _score(still[here], truth[here], None)["psnr"],
+    }
+
+
+def upscaled(small: np.ndarray, rate, size: tuple[int, int], options, host: Host) -> np.ndarray:
+    """Run the command `run.py upscale IN OUT --size WxH --lossless` on frames and read its result."""
+    from .cli import parser
+
+    with scratch_folder("quality-") as folder:
+        source, result = folder / "in.mp4", folder / "out.mp4"
+        write_video(source, small, rate, codec="h264-rgb")
+        command = ["upscale", str(source), str(result), "--size", f"{size[1]}x{size[0]}", "--lossless"]
+        command += [word for setting in options.settings for word in ("--set", setting)]
+        if upscale.main(parser().parse_args(command), host):
+            raise RunnerError(f"bench quality: run.py {' '.join(command)} failed.")
+        return np.stack(list(read_frames(result)))
+
+
+def _bicubic(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def _back_projected(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Iterative back-projection (Irani & Peleg 1991): what needs no training."""
+    import torch
+
+    resize_clip = load("models.layout.geometry").resize_clip
+    low = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None, :, None].float()
+    high = resize_clip(low, *size, "bicubic")
+    for _ in range(BACK_PROJECTIONS):
+        high = high + resize_clip(low - resize_clip(high, *frame.shape[:2], "bicubic"), *size, "bicubic")
+    return high[0, :, 0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+
+
+def _flows(truth: np.ndarray):
+    """Forward and backward flow of the truth, (n-1, 2, h, w) px each, by OpenCV's DIS (medium)."""
+    import cv2
+    import torch
+
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in truth]
+    pairs = list(zip(grey[:-1], grey[1:], strict=True))
+    return tuple(
+        torch.from_numpy(np.stack([dis.calc(*pair[::step], None) for pair in pairs])).permute(0, 3, 1, 2)
+        for step in (1, -1)
+    )
+
+
+def _score(result: np.ndarray, truth: np.ndarray, flows) -> dict:
+    import torch
+
+    metrics = load("models.pixels.metrics")
+    a, b = torch.from_numpy(np.ascontiguousarray(result)), torch.from_numpy(np.ascontiguousarray(truth))
+    score = {"psnr": float(metrics.psnr_y(a, b))}
+    if flows is not None:
+        score |= {"ssim": float(metrics.ssim_y(a, b)), "warp": float(metrics.warping_error(a, flows))}
+    return score
