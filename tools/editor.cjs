@@ -8,12 +8,13 @@ const path = require("path");
 const { chromium } = require("playwright-core");
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"];
-const READY = 300000; // ms until the editor answers on a busy machine
+const PATIENCE = 240000; // ms for any wait: the machine may be busy with other work
 const VIEW = { width: 1680, height: 1000 };
 
 /** Open the editor in a browser; nothing but this machine can be reached from the page. */
 async function openEditor(browser, url, log) {
   const page = await (await browser.newContext({ viewport: VIEW })).newPage();
+  page.setDefaultTimeout(PATIENCE);
   await page.route("**/*", (route) =>
     new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
   page.on("console", (message) =>
@@ -23,9 +24,9 @@ async function openEditor(browser, url, log) {
   // Without this the editor greets a new user with the template browser, whenever it gets to it.
   await page.request.post(`${url}/settings`, { data: { "Comfy.TutorialCompleted": true, "Comfy.Minimap.Visible": false } });
   await page.goto(url, { waitUntil: "domcontentloaded" });
-  await page.waitForFunction(() => window.app?.extensionManager && window.app.graph, null, { timeout: READY });
+  await page.waitForFunction(() => window.app?.extensionManager && window.app.graph);
   await page.waitForFunction(
-    () => Object.keys(window.LiteGraph?.registered_node_types || {}).length > 100, null, { timeout: READY });
+    () => Object.keys(window.LiteGraph?.registered_node_types || {}).length > 100);
   return page;
 }
 
@@ -49,30 +50,33 @@ function describeGraph() {
   return { nodes, overlaps, missing: nodes.filter((node) => !node.known).map((node) => node.type) };
 }
 
-const promptOf = async () => (await window.app.graphToPrompt()).output;
+/** The API form of the open graph, without the preview that Load Video shows once a file is there: no setting. */
+async function promptOf() {
+  const { output } = await window.app.graphToPrompt();
+  for (const node of Object.values(output)) delete node.inputs["video-preview"];
+  return output;
+}
 
 const STEPS = {
   /** The API form that the editor itself makes of an editor file. */
   async derive(page, { graph }) {
-    return page.evaluate(async (data) => {
-      await window.app.loadGraphData(data);
-      return (await window.app.graphToPrompt()).output;
-    }, graph);
+    await page.evaluate((data) => window.app.loadGraphData(data), graph);
+    return page.evaluate(promptOf);
   },
 
   /** The templates listed for a pack, each with the width its thumbnail was drawn at (0: none came). */
   async templates(page, { names }) {
     await closeDialogs(page);
     await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.BrowseTemplates"));
-    await page.locator('[role="dialog"]').first().waitFor({ timeout: 20000 });
+    await page.locator('[role="dialog"]').first().waitFor();
     const found = {};
     for (const name of names) {
       const card = page.locator(`[data-testid="template-workflow-${name}"]`).first();
       const search = page.locator('[role="dialog"] input').first();
       await search.fill(name.replaceAll("-", " "));
-      await card.waitFor({ timeout: 20000 });
+      await card.waitFor();
       const image = card.locator("img").first();
-      await image.waitFor({ timeout: 20000 });
+      await image.waitFor();
       await image.evaluate((img) => img.complete || new Promise((done) => { img.onload = img.onerror = done; }));
       found[name] = { width: await image.evaluate((img) => img.naturalWidth), source: await image.getAttribute("src") };
     }
@@ -83,8 +87,7 @@ const STEPS = {
   async open(page, { name }) {
     await STEPS.templates(page, { names: [name] });
     await page.locator(`[data-testid="template-workflow-${name}"]`).first().click();
-    await page.waitForFunction(() => window.app.graph._nodes.some((node) => node.type.startsWith("VSR")), null,
-      { timeout: 20000 });
+    await page.waitForFunction(() => window.app.graph._nodes.some((node) => node.type.startsWith("VSR")));
     await closeDialogs(page);
     await page.waitForTimeout(500);
     return { ...(await page.evaluate(describeGraph)), prompt: await page.evaluate(promptOf) };
@@ -102,26 +105,42 @@ const STEPS = {
     }, title);
     await page.mouse.click(...spot);
     const info = page.locator('[data-testid="info-button"]').first();
-    await info.waitFor({ timeout: 20000 });
+    await info.waitFor();
     await info.click();
     const panel = page.getByText(expect).first();
-    await panel.waitFor({ timeout: 20000 });
+    await panel.waitFor();
     return panel.evaluate((element) => (element.closest("[class*=panel]") || element.parentElement).innerText);
+  },
+
+  /** Queue an API-format prompt through the editor, and return the text that a node then shows on itself. */
+  async show(page, { prompt, type }) {
+    await page.evaluate((data) => window.app.loadApiJson(data, "measure"), prompt);
+    const status = await STEPS.run(page, { seconds: 120 });
+    const shown = await page.evaluate((wanted) => {
+      const node = window.app.graph._nodes.find((each) => each.type === wanted);
+      return { text: (node.widgets || []).map((widget) => widget.element?.textContent || "").join("\n"),
+        stored: node.serialize().widgets_values || [] };
+    }, type);
+    return { status: status.status_str, ...shown };
   },
 
   /** Press Run and wait until the queue is empty again; returns what the host says about the prompt. */
   async run(page, { seconds }) {
-    await page.evaluate(() => window.app.queuePrompt(0));
-    return page.evaluate(async (limit) => {
+    const before = await page.evaluate(async () => Object.keys(await (await fetch("/history")).json()).length);
+    await page.getByTestId("queue-button").or(page.getByRole("button", { name: "Run", exact: true })).first().click();
+    return page.evaluate(async ([limit, before]) => {
       const end = Date.now() + 1000 * limit;
       while (Date.now() < end) {
         await new Promise((done) => setTimeout(done, 500));
-        const history = Object.values(await (await fetch("/history?max_items=1")).json());
+        const history = Object.values(await (await fetch("/history")).json());
         const queue = await (await fetch("/queue")).json();
-        if (history.length && !queue.queue_running.length && !queue.queue_pending.length) return history[0].status;
+        if (history.length > before && !queue.queue_running.length && !queue.queue_pending.length) {
+          const status = history.at(-1).status;
+          return { status_str: status.status_str, error: status.messages.find(([kind]) => kind.includes("error")) };
+        }
       }
       return { status_str: "timeout" };
-    }, seconds);
+    }, [seconds, before]);
   },
 };
 

@@ -1,0 +1,85 @@
+"""Every node has a help page that the host serves, and the page is true to the node's schema."""
+
+import urllib.request
+
+import pytest
+
+NODES = (
+    "VSRLoadVideoRestorer VSRCascadeInput VSRReferenceSet VSRConditioning VSRSeededNoise VSRRestorerSampler "
+    "VSRRefineSigmas VSRSpatialTiles VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo "
+    "VSRCompareMeasure"
+).split()
+
+
+def flat_inputs(inputs):
+    """Yield (name, type or options, facts) of all inputs, those below a choice included."""
+    for name, (kind, *rest) in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
+        facts = rest[0] if rest else {}
+        yield name, kind, facts
+        for option in facts.get("options", []):
+            if isinstance(option, dict):
+                yield from flat_inputs(option["inputs"])
+
+
+def row_of(page, name):
+    rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    return rows[0] if rows else ""
+
+
+def wrong_facts(page, name, kind, facts):
+    """Yield what the row of an input does not say: that it exists, its choices, range and default."""
+    row = row_of(page, name)
+    options = kind if isinstance(kind, list) else facts.get("options", [])
+    words = [str(option["key"] if isinstance(option, dict) else option) for option in options]
+    if name == "restorer":
+        words = ["built-in"]  # the others are the user's files
+    if kind in ("INT", "FLOAT"):
+        words.append(f"default {facts['default']}")
+        if name != "seed":
+            words.append(f"{facts['min']} to {facts['max']}")
+    elif kind == "COMBO" and "default" in facts:
+        words.append(f"default {facts['default']}")
+    if not row:
+        yield f"{name}: no row"
+    yield from (f"{name}: {word!r}" for word in words if row and word not in row)
+
+
+@pytest.fixture(scope="module")
+def info(host_server):
+    from cascadevsr.runner.client import HostClient
+
+    everything = HostClient(host_server.url, host_server).object_info()
+    return {name: node for name, node in everything.items() if node["python_module"].endswith("CascadeVSR")}
+
+
+def test_all_nodes_are_here(info):
+    assert sorted(info) == sorted(NODES)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_page_is_true_to_the_schema(info, repository, node):
+    page = (repository / "js" / "docs" / node / "en.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {info[node]['display_name']}\n")
+    for chapter in ("## Inputs", "## Outputs", "## Tips", "## Typical mistakes", "## Limits"):
+        assert chapter in page
+    inputs = list(flat_inputs(info[node]["input"]))
+    assert inputs
+    wrong = [each for entry in inputs for each in wrong_facts(page, *entry)]
+    outputs = page.split("## Outputs")[1]
+    wrong += [f"output {name}" for name in info[node]["output_name"] if f"| `{name}` |" not in outputs]
+    assert not wrong, f"{node}: the help page does not say {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_page_says_nothing_of_inputs_that_are_not_there(info, repository, node):
+    page = (repository / "js" / "docs" / node / "en.md").read_text(encoding="utf-8")
+    table = page.split("## Inputs")[1].split("\n\n")[1]
+    named = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(named) == sorted(name for name, *_ in flat_inputs(info[node]["input"]))
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_host_serves_the_page(host_server, repository, node):
+    address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/{node}/en.md"
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        assert answer.read() == (repository / "js" / "docs" / node / "en.md").read_bytes()
