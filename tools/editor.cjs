@@ -1,7 +1,7 @@
 // Drives the real ComfyUI editor in a headless Chromium: `node editor.cjs < job.json > report.json`.
 //
-// A job is {url, steps: [{do: NAME, ...}], screenshots?: FOLDER}; the report is {results: [one per step],
-// console: [{type, text, url}]}. Needs $CHROMIUM, and playwright-core on $NODE_PATH.
+// A job is {url, steps: [{do: NAME, ...}], screenshots?: FOLDER for steps that fail}; the report is
+// {results: [{value} or {error}, one per step], console: [{type, text, url}]}. Needs $CHROMIUM, and playwright-core on $NODE_PATH.
 "use strict";
 
 const path = require("path");
@@ -156,8 +156,8 @@ async function main() {
         report.results.push({ value: await STEPS[step.do](page, step) });
       } catch (error) {
         report.results.push({ error: `${step.do}: ${error.message}` });
+        if (job.screenshots) await page.screenshot({ path: path.join(job.screenshots, `${index}-${step.do}.png`) });
       }
-      if (job.screenshots) await page.screenshot({ path: path.join(job.screenshots, `${index}-${step.do}.png`) });
     }
   } finally {
     await browser.close();

@@ -29,7 +29,9 @@ def drive(tools: BrowserTools, url: str, steps: list[dict], screenshots: Path | 
         timeout=600,
     )
     if done.returncode:
-        raise RunnerError(f"Editor: the browser script failed (exit {done.returncode}).\n{done.stderr[-3000:]}")
+        raise RunnerError(
+            f"Editor: the browser script failed (exit {done.returncode}).\n{done.stderr[-3000:]}"
+        )
     return json.loads(done.stdout)
 
 

@@ -22,10 +22,10 @@ HOST = host_here()  # first of all: what follows needs the environment's package
 import numpy as np  # noqa: E402
 from cascadevsr.runner.binding import Target, bind_input, bind_target  # noqa: E402
 from cascadevsr.runner.demo import comparison  # noqa: E402
+from cascadevsr.runner.encode import write_video  # noqa: E402
 from cascadevsr.runner.job import open_job  # noqa: E402
 from cascadevsr.runner.paths import ROOT  # noqa: E402
 from cascadevsr.runner.sample import SCALE, Sample, make_sample  # noqa: E402
-from cascadevsr.runner.encode import write_video  # noqa: E402
 from cascadevsr.runner.workflow import Workflow  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 

@@ -1,0 +1,81 @@
+"""The README, the help pages and the templates, as far as files alone can tell."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("js/docs/*/en.md"))]
+WORKFLOWS = sorted(ROOT.glob("workflows/*.json"))
+LINK = re.compile(r"\]\(([^)#\s]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_resolve(page):
+    links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_readme_begins_with_the_two_commands_and_lists_every_node():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [line for line in text.splitlines() if line.startswith(("python", "git", "cd"))]
+    assert commands[0].startswith("python3 run.py demo") and commands[1].startswith("python3 run.py test")
+    listed = set(re.findall(r"js/docs/(\w+)/en\.md", text))
+    assert listed == {page.parent.name for page in PAGES[1:]} and len(listed) == 13
+
+
+def test_readme_examples_are_understood_by_run_py():
+    from cascadevsr.runner import cli
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^python3 run\.py ([^#`\n]*)", text, re.M)
+    assert len(examples) >= 7
+    for example in examples:
+        words = [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', example)]
+        cli.parser().parse_args(words)
+
+
+def test_pictures_are_small():
+    assert (ROOT / "assets" / "readme.jpg").stat().st_size <= 200_000
+    for workflow in WORKFLOWS:
+        assert workflow.with_suffix(".jpg").stat().st_size <= 80_000
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_template(file):
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", file.stem), "deep links take no other characters"
+    graph = json.loads(file.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for _, source, output, target, slot, _ in graph["links"]:
+        assert nodes[source]["outputs"][output]["links"] and nodes[target]["inputs"][slot]["link"]
+    types = [node["type"] for node in nodes.values()]
+    for only in (
+        "LoadVideo",
+        "VSRCascadeInput",
+        "VSRReferenceSet",
+        "VSRTemporalDecode",
+        "CreateVideo",
+        "SaveVideo",
+    ):
+        assert types.count(only) == 1, f"run.py looks for one {only}"
+    titles = {node["type"]: node.get("title") for node in nodes.values()}
+    assert titles["LoadVideo"] == "Input" and titles["CreateVideo"] == "Output"
+    assert "MarkdownNote" in types
+    assert "fixed" in str(
+        [n.get("widgets_values") for n in nodes.values() if n["type"] in ("VSRSeededNoise", "KSampler")]
+    )
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_api_form_has_the_nodes_of_the_template(file):
+    graph = json.loads(file.read_text(encoding="utf-8"))
+    prompt = json.loads((file.parent / "api" / file.name).read_text(encoding="utf-8"))
+    active = {
+        str(n["id"]): n["type"] for n in graph["nodes"] if n["mode"] == 0 and n["type"] != "MarkdownNote"
+    }
+    assert {key: node["class_type"] for key, node in prompt.items()} == active
+    for node in prompt.values():
+        for value in node["inputs"].values():
+            assert not isinstance(value, list) or str(value[0]) in prompt
