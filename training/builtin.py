@@ -24,7 +24,7 @@ from ..models.unimmvsr.config import DiTConfig, VAEConfig
 from ..models.unimmvsr.dit import UniMMVSRDiT
 from ..models.unimmvsr.vae import CausalVideoVAE
 from .batches import TASKS, Batch, BatchMaker
-from .losses import pixel_loss
+from .losses import pixel_loss, texture
 from .photos import corpus_hash, find_photos, load_photo
 from .validation import validate
 
@@ -108,7 +108,7 @@ def vae_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torc
 
 
 def cascade_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-    """Stage B on one batch: flow matching in latent space plus pixel loss of the decoded clean estimate."""
+    """Stage B on one batch: flow matching in latent space, pixel and texture loss of the decoded clean estimate."""
     vae, dit = networks.vae, networks.dit
     with torch.no_grad():
         z = vae.encode(batch.clip)[0].float()
@@ -125,8 +125,9 @@ def cascade_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> 
     matching = (velocity - (z - eps)).square().mean((1, 2, 3, 4)) * t.square() / t.clamp_min(0.4).square()
     clean = z_t + t.view(column) * velocity
     base = None if rng.random() < 0.08 else batch.base
-    pixels = pixel_loss(vae.decode(clean, base), batch.clip, batch.flow, batch.visible)
-    return pixels + 0.02 * matching.mean()
+    output = vae.decode(clean, base)
+    pixels = pixel_loss(output, batch.clip, batch.flow, batch.visible)
+    return pixels + 0.4 * texture(output, batch.clip) + 0.02 * matching.mean()
 
 
 @torch.no_grad()

@@ -24,6 +24,19 @@ def laplacian(error: torch.Tensor, levels: int = 3) -> torch.Tensor:
     return total
 
 
+def texture(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Mean difference of the strength of detail (RMS Laplacian of 8x8 px) between output and truth.
+
+    Pixel losses alone give the average of all possible details, which is none; this asks for as much as the truth has.
+    """
+
+    def strength(clip: torch.Tensor) -> torch.Tensor:
+        frames = clip.float().transpose(1, 2).flatten(0, 1)
+        return (F.avg_pool2d((frames - F.avg_pool2d(frames, 3, 1, 1)).square(), 8) + 1e-6).sqrt()
+
+    return (strength(output) - strength(truth)).abs().mean()
+
+
 def flicker(error: torch.Tensor, flow: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """How much the error changes along the motion: |e(t) - warp(e(t+1))| on visible pixels.
 
