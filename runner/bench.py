@@ -132,7 +132,7 @@ def _peak_of(frames: int, host: Host) -> tuple[int, int]:
     workflow = Workflow.load("Upscale-a-Video")
     with open_job(host) as job:
         write_video(
-            job.input_dir / "input.mov", (low[i % 8] for i in range(frames)), Fraction(24), lossless=True
+            job.input_dir / "input.mov", (low[i % 8] for i in range(frames)), Fraction(24), codec="png"
         )
         bind_input(workflow, "input.mov")
         bind_target(workflow, Target(scale=4))

@@ -32,7 +32,7 @@ def main(options, host: Host) -> int:
     print("Making the sample clip ...", flush=True)
     sample = make_sample()
     low = out / "low_resolution.mp4"
-    write_video(low, sample.low, _RATE, codec="h264-rgb")
+    write_video(low, sample.low, _RATE, crf=4)
     with open_job(host, options.port) as job:
         bind_input(workflow, "input.mov")
         bind_target(workflow, Target(scale=SCALE))
