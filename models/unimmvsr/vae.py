@@ -21,6 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..motion.matching import gather_shift, match_blocks
+from ..motion.warp import warp
 from .config import GRID, SPACE, TIME, VAEConfig
 
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
@@ -134,7 +135,7 @@ class LatentDecoder(nn.Module):
 
 
 class Refiner(nn.Module):
-    """Recurrent refinement on the 4x4 grid: LR pixels + latent features + aligned memory -> residual.
+    """Recurrent refinement on the 4x4 grid: LR pixels + latent features + aligned memory -> pixels.
 
     Pixels enter as contrast: less their local mean, divided by their local deviation; the residual is multiplied
     by that deviation again. What is learned is the shape of detail, whatever the light and the contrast.
@@ -151,29 +152,35 @@ class Refiner(nn.Module):
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
     def forward(self, pixels: torch.Tensor, features: torch.Tensor, memory: Memory) -> torch.Tensor:
-        """Return the residual (b, t, 48, h, w) for LR `pixels` (b, t, 48, h, w) and latent `features`."""
+        """Return the refined pixels (b, t, 48, h, w) for LR `pixels` (b, t, 48, h, w) and latent `features`."""
         outputs = []
         past = memory.get(id(self))
         for frame, feature in zip(pixels.unbind(1), features.unbind(1), strict=True):
-            residual, past = self.step(frame, feature, past)
-            outputs.append(residual)
+            output, hidden = self.step(frame, feature, past)
+            past = torch.cat((output, hidden, _grey(frame)), 1)
+            outputs.append(output)
         memory[id(self)] = past
         return torch.stack(outputs, 1)
 
     def step(
         self, frame: torch.Tensor, feature: torch.Tensor, past: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One frame: returns its residual and what the next frame will see as its past (hidden state, pixels)."""
+        """One frame: returns its refined pixels and its hidden state.
+
+        `past` holds the previous frame's refined pixels, hidden state and LR brightness. The pixels are warped to
+        the present with fractions of a pixel (frame-recurrent, as Sajjadi et al. 2018), the hidden state by whole
+        grid cells.
+        """
         mean, deviation = _local_statistics(frame)
         contrast = _contrast(frame, mean, deviation)
         if past is None:  # a clip starts as if its first frame had stood still before
             hidden, before = torch.zeros_like(feature), contrast
             motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
         else:
-            match = match_blocks(_grey(frame), _grey(past[:, -frame.shape[1] :]))
-            aligned = gather_shift(past, match.shift)
-            hidden, before = aligned[:, : feature.shape[1]], aligned[:, feature.shape[1] :]
-            before = _contrast(before, mean, deviation)
+            output, hidden, grey = past.split((frame.shape[1], feature.shape[1], 1), 1)
+            match = match_blocks(_grey(frame), grey)
+            hidden = gather_shift(hidden, match.shift)
+            before = _contrast(_warp_pixels(output, match.flow).to(frame), mean, deviation)
             motion = torch.cat((match.fraction, match.error / deviation.float()), 1).to(frame)
         x = self.lr_in(torch.cat((contrast, mean, deviation.log(), motion), 1)) + feature
         x = x + self.memory_in(torch.cat((hidden, before), 1))
@@ -181,7 +188,13 @@ class Refiner(nn.Module):
             x = x + block.conv2(_act(block.conv1(x)))
         # the memory is normalised, so that it cannot grow however long the clip
         hidden = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
-        return self.conv_out(x) * deviation, torch.cat((hidden, frame.to(hidden)), 1)
+        return frame + self.conv_out(x) * deviation, hidden
+
+
+def _warp_pixels(pixels: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Warp pixels (b,48,h,w) held as 4x4 blocks by a flow in grid cells (b,2,h,w)."""
+    flow = F.interpolate(flow * GRID, scale_factor=GRID, mode="bilinear", align_corners=False)
+    return F.pixel_unshuffle(warp(F.pixel_shuffle(pixels.float(), GRID), flow), GRID)
 
 
 def _local_statistics(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,8 +230,7 @@ class Decoder(nn.Module):
             base = self.guess_base(features)
         elif weight != 1.0:
             base = torch.lerp(self.guess_base(features), base, weight)
-        residual = F.pixel_shuffle(self.refine(to_grid(base), features, memory), GRID)
-        return base + residual.transpose(1, 2)
+        return F.pixel_shuffle(self.refine(to_grid(base), features, memory), GRID).transpose(1, 2)
 
     def guess_base(self, features: torch.Tensor) -> torch.Tensor:
         """The learned guess of the upscaled LR frames where none are given: (b, 3, t, 4h, 4w)."""
