@@ -16,7 +16,7 @@ from .job import open_job
 from .pack import load
 from .paths import write_atomic
 from .sample import SCALE, Sample, make_sample
-from .video import check_output, stage
+from .video import check_output
 from .workflow import Workflow
 
 WORKFLOW = "Upscale-a-Video"
@@ -31,12 +31,11 @@ def main(options, host: Host) -> int:
     check_output(out / "upscaled.mp4")
     print("Making the sample clip ...", flush=True)
     sample = make_sample()
-    low = out / "low_resolution.mp4"
-    write_video(low, sample.low, _RATE, crf=4)
+    write_video(out / "low_resolution.mp4", sample.low, _RATE)
     with open_job(host, options.port) as job:
         bind_input(workflow, "input.mov")
         bind_target(workflow, Target(scale=SCALE))
-        stage(low, job.input_dir, "input")
+        write_video(job.input_dir / "input.mov", sample.low, _RATE, codec="png")  # exactly what is measured
         outcome = job.run(workflow, keep_savers=True)
         frames = np.array(outcome.frames)
     report = measure(sample, frames) | {"cost": outcome.costs()}

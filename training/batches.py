@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..models.pixels.degradation import FILTERS, PRESETS, Degradation, degrade, resize
+from ..models.pixels.degradation import FILTERS, PRESETS, Degradation, Noise, degrade, resize
 from .clips import Clip, make_clip, make_reference
 from .photos import Photo, procedural_photo
 
-PRESET_SHARES = {"bicubic": 0.5, "real": 0.35, "generated": 0.1, "old film": 0.05}
+PRESET_SHARES = {"bicubic": 0.3, "light": 0.25, "real": 0.3, "generated": 0.1, "old film": 0.05}
 PROCEDURAL_SHARE = 0.15
 X4_SHARE = 0.8  # the rest is drawn between x1.5 and x4
 TASKS = {"none": 0.6, "images": 0.25, "video": 0.15}  # share of clips with each kind of reference
@@ -43,7 +43,13 @@ def draw_degradation(rng: np.random.Generator, preset: str | None = None) -> Deg
         preset = str(rng.choice(names, p=shares))
         if preset == "bicubic" and rng.random() < 0.2:
             return Degradation(last_filter=str(rng.choice(FILTERS)))
-    return PRESETS[preset](rng)
+    return draw_light(rng) if preset == "light" else PRESETS[preset](rng)
+
+
+def draw_light(rng: np.random.Generator) -> Degradation:
+    """A sharp clip with faint noise, well compressed: what a network trained on clean LR alone would amplify."""
+    noise = Noise(float(rng.uniform(0, 2.5)), bool(rng.random() < 0.4)) if rng.random() < 0.5 else None
+    return Degradation(last_filter=str(rng.choice(FILTERS)), last_noise=noise, crf=int(rng.integers(3, 24)))
 
 
 class BatchMaker:

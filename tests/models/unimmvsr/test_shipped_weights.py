@@ -1,0 +1,72 @@
+"""The built-in weights do what the model card says, on the sample clip whose photograph was held out of training."""
+
+import numpy as np
+import pytest
+import torch
+from cascadevsr.models.checkpoints import load_state, strip_prefix
+from cascadevsr.models.layout.geometry import ClipSize
+from cascadevsr.models.pixels.metrics import psnr_y
+from cascadevsr.models.unimmvsr.codec import decode_clip, encode_clip
+from cascadevsr.models.unimmvsr.config import dit_config, vae_config
+from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT
+from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
+from cascadevsr.runner.sample import make_sample
+from PIL import Image
+
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def networks(repository):
+    path = repository / "models" / "weights" / "unimmvsr-tiny.safetensors"
+    assert path.stat().st_size <= 12_000_000
+    state, metadata = load_state(path)
+    assert metadata["architecture"] == "unimmvsr"
+    built = []
+    for prefix, config_of, network in (
+        ("vae.", vae_config, CausalVideoVAE),
+        ("dit.", dit_config, UniMMVSRDiT),
+    ):
+        part = {key: value.float() for key, value in strip_prefix(state, prefix).items()}
+        built.append(network(config_of(part)).eval())
+        built[-1].load_state_dict(part)
+    return built
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return make_sample(FRAMES)
+
+
+@torch.no_grad()
+def restore(networks, low, size):
+    vae, dit = networks
+    frames = torch.from_numpy(low).float() / 255
+    lr = encode_clip(vae, frames, ClipSize(len(low), *size))
+    clean = dit(torch.zeros_like(lr), torch.ones(1), lr, torch.zeros(1))
+    return (decode_clip(vae, clean, frames, ClipSize(len(low), *size)) * 255).round().byte()
+
+
+def test_one_step_beats_bicubic(networks, sample):
+    height, width = sample.truth.shape[1:3]
+    bicubic = [Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC) for f in sample.low]
+    truth = torch.from_numpy(sample.truth)
+    ours = psnr_y(restore(networks, sample.low, (height, width)), truth)
+    assert ours > psnr_y(torch.from_numpy(np.stack([np.asarray(f) for f in bicubic])), truth) + 0.5
+
+
+def test_true_neighbours_beat_copies(networks, sample):
+    size = sample.truth.shape[1:3]
+    truth = torch.from_numpy(sample.truth)[-1:]
+    still = np.repeat(sample.low[-1:], FRAMES, 0)
+    moving, copied = (restore(networks, low, size)[-1:] for low in (sample.low, still))
+    assert psnr_y(moving, truth) > psnr_y(copied, truth)
+
+
+def test_without_lr_frames_the_picture_is_recognisable(networks, sample):
+    vae, _ = networks
+    size = ClipSize(FRAMES, *sample.truth.shape[1:3])
+    with torch.no_grad():
+        latent = encode_clip(vae, torch.from_numpy(sample.truth).float() / 255, size)
+        guess = decode_clip(vae, latent, None, size)
+    assert psnr_y((guess * 255).round().byte(), torch.from_numpy(sample.truth)) > 22
