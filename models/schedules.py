@@ -1,9 +1,24 @@
 """Sampling schedules as pure functions.
 
 Flow matching: sigma runs from 1 (noise) to 0 (clean); shift moves steps towards the noisy end.
+Diffusion: alphas_cumprod is the share of signal power at each trained time; DDIM steps down it.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
 import torch
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# Fields of a scheduler json that change the numbers, and the value under which they do not.
+_PLAIN = {
+    "thresholding": False,
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "timestep_spacing": "leading",
+}
 
 
 def shift_sigma(sigma, shift: float):
@@ -27,3 +42,150 @@ def flow_sigmas(steps: int, start: float = 1.0, shift: float = 1.0) -> torch.Ten
     sigmas = shift_sigma(times, shift)
     sigmas[0], sigmas[-1] = start, 0.0
     return sigmas.float()
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Hold the fields of a published scheduler_config.json; the defaults are those of a json without the field."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    prediction_type: str = "epsilon"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    set_alpha_to_one: bool = (
+        True  # what follows the last step: a clean sample, else that of alphas_cumprod[0]
+    )
+    steps_offset: int = 0
+
+    def __post_init__(self):
+        if self.prediction_type not in PREDICTIONS:
+            raise ValueError(
+                f"Scheduler settings: prediction_type must be one of {', '.join(PREDICTIONS)}; "
+                f"got {self.prediction_type!r}. Use the scheduler json of the published model."
+            )
+
+    @classmethod
+    def from_json(cls, json: Mapping) -> "DiffusionSettings":
+        """Read the fields of a DDIM or DDPM json; refuse those that would change the numbers if ignored."""
+        for name, plain in _PLAIN.items():
+            if json.get(name, plain) not in (plain, None):
+                raise ValueError(
+                    f"Scheduler settings: {name} must be {plain!r} or missing; got {json[name]!r}. "
+                    "Use the scheduler json of the published model."
+                )
+        return cls(**{field.name: json[field.name] for field in fields(cls) if field.name in json})
+
+    def alphas_cumprod(self) -> torch.Tensor:
+        """Give the (num_train_timesteps,) float32 shares of signal power, from clean to noise."""
+        return alphas_cumprod(
+            betas(self.beta_schedule, self.beta_start, self.beta_end, self.num_train_timesteps)
+        )
+
+
+def betas(kind: str, start: float, end: float, steps: int) -> torch.Tensor:
+    """Give (steps,) float32 betas: linear, scaled_linear (linear in the root) or squaredcos_cap_v2 (cosine)."""
+    if kind == "linear":
+        return torch.linspace(start, end, steps, dtype=torch.float32)
+    if kind == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32).square()
+    if kind == "squaredcos_cap_v2":
+        power = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        capped = [min(1 - after / before, 0.999) for before, after in pairwise(power)]
+        return torch.tensor(capped, dtype=torch.float32)
+    raise ValueError(
+        f"Scheduler settings: beta_schedule must be linear, scaled_linear or squaredcos_cap_v2; got {kind!r}. "
+        "Use the scheduler json of the published model."
+    )
+
+
+def alphas_cumprod(betas: torch.Tensor) -> torch.Tensor:
+    """Give the running product of 1 - beta, in the dtype of the betas."""
+    return torch.cumprod(1 - betas, 0)
+
+
+def ddim_timesteps(steps: int, settings: DiffusionSettings) -> list[int]:
+    """Give the descending times of `steps` steps, "leading" spacing: multiples of a whole stride, plus the offset."""
+    stride = settings.num_train_timesteps // max(steps, 1)
+    times = [i * stride + settings.steps_offset for i in reversed(range(steps))]
+    if steps < 1 or stride < 1 or times[0] >= settings.num_train_timesteps:
+        raise ValueError(
+            f"DDIM: needs 1 to {settings.num_train_timesteps - settings.steps_offset} steps; got {steps}. "
+            "30 is the published number."
+        )
+    return times
+
+
+def predict_clean(x, output, alpha, prediction: str = "v_prediction"):
+    """Give the clean sample that a network's output means at the noisy x; alpha is alphas_cumprod there."""
+    if prediction == "sample":
+        return output
+    if prediction == "epsilon":
+        return (x - (1 - alpha) ** 0.5 * output) / alpha**0.5
+    return alpha**0.5 * x - (1 - alpha) ** 0.5 * output
+
+
+def predict_noise(x, output, alpha, prediction: str = "v_prediction"):
+    """Give the noise that a network's output means at the noisy x."""
+    if prediction == "sample":
+        return (x - alpha**0.5 * output) / (1 - alpha) ** 0.5
+    if prediction == "epsilon":
+        return output
+    return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
+
+
+def ddim_update(clean, noise, alpha, alpha_next, eta: float = 0.0, fresh=None):
+    """Step to alpha_next from a clean sample and a noise estimate; eta > 0 mixes in `fresh` noise (DDIM eq. 12)."""
+    if eta == 0:
+        return alpha_next**0.5 * clean + (1 - alpha_next) ** 0.5 * noise
+    if fresh is None:
+        raise ValueError(
+            f"DDIM: eta above 0 needs fresh noise for each step; got eta {eta} and none. Pass it."
+        )
+    sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)) ** 0.5
+    return alpha_next**0.5 * clean + (1 - alpha_next - sigma**2) ** 0.5 * noise + sigma * fresh
+
+
+class DDIM:
+    """A DDIM run of `steps` steps, each in two halves, so that the clean sample can be edited between them.
+
+    Upscale-A-Video's form: the noise estimate comes from the network's output, not from the edited sample.
+    Coefficients are float32 scalars; results keep the dtype and device of x.
+    """
+
+    def __init__(self, settings: DiffusionSettings, steps: int):
+        self.settings = settings
+        self.timesteps = ddim_timesteps(steps, settings)
+        self.alphas = settings.alphas_cumprod()
+        self._stride = settings.num_train_timesteps // steps
+
+    def alpha_after(self, t: int) -> torch.Tensor:
+        """Give the share of signal power that the step from t leads to."""
+        if t >= self._stride:
+            return self.alphas[t - self._stride]
+        return self.alphas.new_ones(()) if self.settings.set_alpha_to_one else self.alphas[0]
+
+    def predict_clean(self, x: torch.Tensor, output: torch.Tensor, t: int) -> torch.Tensor:
+        """First half: the clean sample, clipped where the settings say so."""
+        return self._clip(predict_clean(x, output, self.alphas[t], self.settings.prediction_type))
+
+    def next(
+        self,
+        x: torch.Tensor,
+        output: torch.Tensor,
+        clean: torch.Tensor,
+        t: int,
+        eta: float = 0.0,
+        fresh: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Second half: the next noisy sample, from the clean one, edited or not."""
+        prediction = self.settings.prediction_type
+        # A network that predicts the sample itself says nothing about the noise but through that sample.
+        noise = predict_noise(x, clean if prediction == "sample" else output, self.alphas[t], prediction)
+        return ddim_update(self._clip(clean), noise, self.alphas[t], self.alpha_after(t), eta, fresh)
+
+    def _clip(self, clean: torch.Tensor) -> torch.Tensor:
+        limit = self.settings.clip_sample_range
+        return clean.clamp(-limit, limit) if self.settings.clip_sample else clean

@@ -9,6 +9,7 @@ from cascadevsr.models.layout.windows import plan_windows
 from cascadevsr.models.motion.warp import occlusion, resize_flow, warp
 from cascadevsr.models.pixels.color import adain, low_frequencies, wavelet
 
+from . import uav_sampling
 from .cases import Case, Tensors
 
 
@@ -110,4 +111,5 @@ RUNNERS = {
     ("mgld_vsr", "occlusion"): mgld_occlusion,
     ("mgld_vsr", "pixel_tiles"): mgld_pixel_tiles,
     ("upscale_a_video", "colour"): uav_colour,
+    **uav_sampling.RUNNERS,
 }

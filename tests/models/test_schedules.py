@@ -1,8 +1,19 @@
-"""Flow schedules: ends exact, strictly descending, shift and its inverse."""
+"""Flow schedules: ends exact, strictly descending, shift and its inverse. DDIM: its two halves, its settings."""
 
 import pytest
 import torch
-from cascadevsr.models.schedules import flow_sigmas, shift_sigma, unshift_sigma
+from cascadevsr.models.schedules import (
+    DDIM,
+    DiffusionSettings,
+    betas,
+    ddim_timesteps,
+    ddim_update,
+    flow_sigmas,
+    predict_clean,
+    predict_noise,
+    shift_sigma,
+    unshift_sigma,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,3 +41,130 @@ def test_one_step_and_no_shift():
 def test_errors(arguments):
     with pytest.raises(ValueError, match="Refine Sigmas: .* got "):
         flow_sigmas(*arguments)
+
+
+PUBLISHED = DiffusionSettings(
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+)
+
+
+def test_settings_come_from_a_json_and_fall_back_to_its_defaults():
+    json = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "steps_offset": 1}
+    settings = DiffusionSettings.from_json(json | {"trained_betas": None, "timestep_spacing": "leading"})
+    assert settings == DiffusionSettings(beta_schedule="scaled_linear", steps_offset=1)
+    assert settings.clip_sample and settings.set_alpha_to_one and settings.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(
+    "json",
+    [
+        {"thresholding": True},
+        {"trained_betas": [0.1]},
+        {"rescale_betas_zero_snr": True},
+        {"timestep_spacing": "trailing"},
+        {"prediction_type": "flow"},
+    ],
+)
+def test_settings_that_would_change_the_numbers_are_refused(json):
+    with pytest.raises(ValueError, match="Scheduler settings: .* got "):
+        DiffusionSettings.from_json(json)
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_betas_rise_within_their_ends(kind):
+    settings = DiffusionSettings(beta_schedule=kind)
+    found = betas(kind, settings.beta_start, settings.beta_end, 1000)
+    assert found.dtype == torch.float32 and found.shape == (1000,) and (found.diff() >= 0).all()
+    assert found[0] > 0 and found[-1] < 1
+    alphas = settings.alphas_cumprod()
+    assert alphas.dtype == torch.float32 and (alphas.diff() < 0).all() and 0 <= alphas[-1] < alphas[0] < 1
+    with pytest.raises(ValueError, match="Scheduler settings: .* got 'cubic'"):
+        betas("cubic", 0.1, 0.2, 10)
+
+
+def test_times_are_multiples_of_a_whole_stride():
+    assert ddim_timesteps(30, PUBLISHED)[:2] == [958, 925] and ddim_timesteps(30, PUBLISHED)[-1] == 1
+    assert ddim_timesteps(7, DiffusionSettings()) == [852, 710, 568, 426, 284, 142, 0]
+    assert ddim_timesteps(1, PUBLISHED) == [1] and len(ddim_timesteps(1000, DiffusionSettings())) == 1000
+    for steps, settings in ((0, PUBLISHED), (1000, PUBLISHED), (1001, DiffusionSettings())):
+        with pytest.raises(ValueError, match="DDIM: .* got "):
+            ddim_timesteps(steps, settings)
+
+
+@given(st.floats(0.01, 0.99), st.sampled_from(["epsilon", "v_prediction", "sample"]))
+def test_clean_and_noise_make_the_noisy_sample_again(alpha, prediction):
+    clean, noise = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = ddim_update(clean, noise, None, alpha)
+    output = {
+        "epsilon": noise,
+        "sample": clean,
+        "v_prediction": alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean,
+    }
+    assert torch.allclose(predict_clean(x, output[prediction], alpha, prediction), clean)
+    assert torch.allclose(predict_noise(x, output[prediction], alpha, prediction), noise)
+
+
+def test_the_right_clean_sample_leads_to_it_and_an_edit_stays():
+    """With the true v all the way, the last step gives the clean sample at the last noise level, edited or not."""
+    run = DDIM(PUBLISHED, 5)
+    clean, edited, noise = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    x = ddim_update(clean, noise, None, run.alphas[run.timesteps[0]])
+    for i, t in enumerate(run.timesteps):
+        alpha = run.alphas[t]
+        v = alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
+        assert torch.allclose(run.predict_clean(x, v, t), clean, atol=1e-3)
+        x = run.next(x, v, edited if i == 4 else clean, t)
+    assert run.alpha_after(run.timesteps[-1]) == run.alphas[0]
+    assert torch.allclose(x, ddim_update(edited, noise, None, run.alphas[0]), atol=1e-3)
+
+
+def test_eta_needs_noise():
+    run = DDIM(PUBLISHED, 3)
+    with pytest.raises(ValueError, match="DDIM: .* eta 0.5"):
+        run.next(*torch.zeros(3, 4), run.timesteps[0], eta=0.5)
+
+
+def test_half_precision_stays():
+    run = DDIM(PUBLISHED, 3)
+    x = torch.randn(4).half()
+    clean = run.predict_clean(x, x, 334)
+    assert clean.dtype == run.next(x, x, clean, 334).dtype == torch.float16
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("clip", "to_one", "eta"), [(True, True, 0.0), (False, False, 0.0), (False, True, 0.7)]
+)
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_without_edits_it_is_the_well_known_ddim(prediction, clip, to_one, eta, kind):
+    """Step for step what diffusers' scheduler gives."""
+    if prediction == "sample" and clip:
+        pytest.skip(
+            "the published step estimates the noise from the clipped sample, diffusers from the output"
+        )
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    json = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "beta_schedule": kind,
+        "prediction_type": prediction,
+        "clip_sample": clip,
+        "set_alpha_to_one": to_one,
+        "steps_offset": 1,
+    }
+    theirs, ours = diffusers.DDIMScheduler(**json), DDIM(DiffusionSettings.from_json(json), 6)
+    theirs.set_timesteps(6)
+    assert theirs.timesteps.tolist() == ours.timesteps
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 9, generator=generator)
+    for t in ours.timesteps:
+        output, fresh = torch.randn(2, 2, 9, generator=generator)
+        options = {"eta": eta, "variance_noise": fresh} if eta else {}
+        expected = theirs.step(output, t, x, **options).prev_sample
+        x = ours.next(x, output, ours.predict_clean(x, output, t), t, eta, fresh)
+        assert torch.allclose(x, expected, rtol=1e-4, atol=1e-5)
