@@ -1,0 +1,64 @@
+"""Estimating the motion of a clip, pair by pair, with any estimator; scene cuts are found on the way."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from .field import Motion
+from .raft import RAFT, SMALLEST, STRIDE
+from .warp import resize_flow
+
+
+class FlowEstimator(Protocol):
+    """Anything that finds the flow (b, 2, h, w) in px from `first` to `second`, (b, 3, h, w) in 0..1."""
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Estimate; any size from 1x1 px."""
+
+
+class RaftFlow:
+    """RAFT for frames of any size: sides below 128 px are enlarged, others rounded up to multiples of 8."""
+
+    def __init__(self, raft: RAFT, iterations: int = 20):
+        self._raft, self._iterations = raft.eval(), iterations
+
+    @torch.no_grad()
+    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Estimate on the enlarged frames and scale each component back by its own ratio."""
+        height, width = first.shape[-2:]
+        scale = max(1.0, SMALLEST / min(height, width))
+        size = tuple(STRIDE * -(-round(side * scale) // STRIDE) for side in (height, width))
+        pair = [2 * _resized(frame.float(), size) - 1 for frame in (first, second)]
+        return resize_flow(self._raft(*pair, self._iterations), height, width)
+
+
+def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if frame.shape[-2:] == size:
+        return frame
+    return F.interpolate(frame, size, mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def estimate_pairs(
+    frames: torch.Tensor,
+    estimator: FlowEstimator,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    check_cancelled: Callable[[], None] | None = None,
+) -> Motion:
+    """Estimate the motion of frames (T, H, W, 3) in 0..1, holding one pair at a time."""
+    count, height, width = frames.shape[:3]
+    forward = torch.zeros(max(0, count - 1), 2, height, width, dtype=torch.float16)
+    backward = torch.zeros_like(forward)
+    cuts = []
+    for pair in range(count - 1):
+        if check_cancelled is not None:
+            check_cancelled()
+        first, second = (frames[i, ..., :3].movedim(-1, 0)[None].float() for i in (pair, pair + 1))
+        there, back = estimator(first, second), estimator(second, first)
+        forward[pair], backward[pair] = there[0], back[0]
+        if progress is not None:
+            progress(pair + 1, count - 1)
+    return Motion(forward, backward, tuple(cuts), count, height, width)
