@@ -1,0 +1,190 @@
+"""What the Upscale-A-Video networks are built of: residual blocks in space and time, and attention over frames.
+
+Tensors are (b, c, t, h, w); time embeddings (b, e) arrive before their SiLU. "Per frame" means that a 2-D layer sees
+the frames as a batch. GroupNorms outside the transformers are joint: their statistics run over all frames at hand, so
+a result depends on which frames are computed together.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+ROTARY_WIDTH = 32  # of each head's dims the first 32 are rotated
+ROTARY_BASE = 10000.0
+BUCKETS = 32  # of the relative bias over frames: 16 a direction, of which 8 exact and 8 logarithmic
+FARTHEST = 32  # frames; all distances from here on share the last bucket
+TEMPORAL_EPS = 1e-6  # of every norm that was added to the image model
+ROWS_AT_ONCE = (
+    1 << 20
+)  # (positions x heads) of temporal attention computed together: bounds the scores' memory
+
+
+def per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Apply a 2-D layer to every frame of (b, c, t, h, w)."""
+    return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    """Apply SiLU to a tensor nobody else needs: in place unless gradients are recorded."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def enlarge(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Repeat the nearest cell of every frame until frames are height x width; time stays."""
+    return per_frame(lambda frames: F.interpolate(frames, (height, width), mode="nearest"), x)
+
+
+class Resnet(nn.Module):
+    """Residual block with per-frame convolutions and joint norms; `time_width` 0 means without time embedding."""
+
+    def __init__(self, width_in: int, width: int, time_width: int, groups: int, eps: float, ops: ModuleType):
+        super().__init__()
+        self.norm1 = ops.GroupNorm(min(groups, width_in), width_in, eps=eps)  # 3 pixel channels: 3 groups
+        self.conv1 = ops.Conv2d(width_in, width, 3, padding=1)
+        self.time_emb_proj = ops.Linear(time_width, width) if time_width else None
+        self.norm2 = ops.GroupNorm(groups, width, eps=eps)
+        self.conv2 = ops.Conv2d(width, width, 3, padding=1)
+        self.conv_shortcut = ops.Conv2d(width_in, width, 1) if width_in != width else None
+
+    def forward(self, x: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
+        y = per_frame(self.conv1, silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            y += self.time_emb_proj(F.silu(temb))[:, :, None, None, None]
+        y = per_frame(self.conv2, silu(self.norm2(y)))
+        y += x if self.conv_shortcut is None else per_frame(self.conv_shortcut, x)
+        return y
+
+
+class TemporalResnet(nn.Module):
+    """The same with convolutions along time only: `kernel` frames, then 3; zeros stand before and after the clip."""
+
+    def __init__(self, width_in: int, width: int, time_width: int, kernel: int, groups: int, ops: ModuleType):
+        super().__init__()
+        self.norm1 = ops.GroupNorm(groups, width_in, eps=TEMPORAL_EPS)
+        self.conv1 = ops.Conv3d(width_in, width, (kernel, 1, 1), padding=(kernel // 2, 0, 0))
+        self.time_emb_proj = ops.Linear(time_width, width) if time_width else None
+        self.norm2 = ops.GroupNorm(groups, width, eps=TEMPORAL_EPS)
+        self.conv2 = ops.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0))
+        self.conv_shortcut = ops.Conv3d(width_in, width, 1) if width_in != width else None
+
+    def forward(self, x: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.conv1(silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            y += self.time_emb_proj(F.silu(temb))[:, :, None, None, None]
+        y = self.conv2(silu(self.norm2(y)))
+        y += x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return y
+
+
+class TemporalModule(nn.Module):
+    """What stands after every level of the image model: a look over five frames, one over space, a mixing layer."""
+
+    def __init__(self, width: int, time_width: int, groups: int, ops: ModuleType):
+        super().__init__()
+        self.resblocks_3d_temporal = TemporalResnet(width, width, time_width, 5, groups, ops)
+        self.resblocks_3d_spatial = Resnet(width, width, time_width, groups, TEMPORAL_EPS, ops)
+        self.shift_conv = ops.Conv2d(width, width, 1)
+
+    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        y = self.resblocks_3d_spatial(self.resblocks_3d_temporal(x, temb), temb)
+        y = per_frame(self.shift_conv, y)
+        y += x
+        return y
+
+
+def rotary_frequencies(device: torch.device | None = None) -> torch.Tensor:
+    """Angle per frame of the 16 rotated pairs: 10000^(-2i/32)."""
+    pairs = torch.arange(0, ROTARY_WIDTH, 2, dtype=torch.float32, device=device)
+    return torch.exp(pairs * (-math.log(ROTARY_BASE) / ROTARY_WIDTH))
+
+
+class Rotary(nn.Module):
+    """Rotary positions along time; the first frame at hand is position 0.
+
+    `freqs` is in every published file though it was never trained. The constants are computed instead: a network cast
+    to half precision would turn by rounded angles.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.freqs = nn.Parameter(rotary_frequencies(), requires_grad=False)
+
+    def angles(self, frames: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give cos and sin (t, 16), computed in float32, in the dtype of `like`."""
+        position = torch.arange(frames, dtype=torch.float32, device=like.device)
+        angle = position[:, None] * rotary_frequencies(like.device)
+        return angle.cos().to(like), angle.sin().to(like)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the first 32 dims of (..., t, d), neighbours forming pairs, by angles (t, 16)."""
+    first, second = x[..., :ROTARY_WIDTH].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+    return torch.cat((turned, x[..., ROTARY_WIDTH:]), -1)
+
+
+def distance_buckets(frames: int, device: torch.device | None = None) -> torch.Tensor:
+    """Row of the bias table for query frame i and key frame j: (t, t), spec section 2.6."""
+    position = torch.arange(frames, device=device)
+    distance = position[:, None] - position[None, :]
+    half, exact = BUCKETS // 2, BUCKETS // 4
+    far = distance.abs().clamp_min(1).float() / exact
+    far = exact + (torch.log(far) / math.log(FARTHEST / exact) * (half - exact)).long()
+    near = torch.where(distance.abs() < exact, distance.abs(), far.clamp_max(half - 1))
+    return near + half * (distance < 0)
+
+
+class RelativeBias(nn.Module):
+    """Learned bias on attention scores by the distance in frames, one per head."""
+
+    def __init__(self, heads: int, ops: ModuleType):
+        super().__init__()
+        self.relative_attention_bias = ops.Embedding(BUCKETS, heads)
+
+    def forward(self, frames: int, device: torch.device) -> torch.Tensor:
+        """Give (heads, t, t)."""
+        return self.relative_attention_bias(distance_buckets(frames, device)).permute(2, 0, 1)
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention over frames at each position, with rotary positions and a relative bias.
+
+    Written out rather than left to the injected attention: sequences are a few frames long and the batch is every
+    position of the picture, which exceeds the grid of fused kernels, and the bias would be a mask they dislike.
+    """
+
+    def __init__(self, width: int, heads: int, rotary: Rotary, ops: ModuleType):
+        super().__init__()
+        self.heads = heads
+        self.to_q = ops.Linear(width, width, bias=False)
+        self.to_k = ops.Linear(width, width, bias=False)
+        self.to_v = ops.Linear(width, width, bias=False)
+        self.to_out = nn.ModuleList([ops.Linear(width, width)])
+        self.time_rel_pos_bias = RelativeBias(heads, ops)
+        self.rotary_emb = rotary
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, t, n, c) -> the same; n positions do not see each other."""
+        frames = x.shape[1]
+        bias = self.time_rel_pos_bias(frames, x.device).to(x)
+        cos, sin = self.rotary_emb.angles(frames, x)
+        step = max(1, ROWS_AT_ONCE // (self.heads * frames * x.shape[0]))
+        parts = [self._attend(part, bias, cos, sin) for part in x.split(step, 2)]
+        return self.to_out[0](parts[0] if len(parts) == 1 else torch.cat(parts, 2))
+
+    def _attend(
+        self, x: torch.Tensor, bias: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        q = rotate(self._by_head(self.to_q(x) * (x.shape[-1] // self.heads) ** -0.5), cos, sin)
+        k = rotate(self._by_head(self.to_k(x)), cos, sin)
+        weights = (q @ k.transpose(-1, -2) + bias).softmax(-1)
+        return (weights @ self._by_head(self.to_v(x))).permute(0, 3, 1, 2, 4).flatten(3)
+
+    def _by_head(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, t, n, c) -> (b, n, heads, t, d)."""
+        return x.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4)

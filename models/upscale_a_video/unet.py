@@ -1,0 +1,376 @@
+"""The Upscale-A-Video UNet (spec section 2): the x4 upscaler of Stable Diffusion 2 with layers over time.
+
+It sees noisy latents and noised LR frames side by side on the channels and predicts v. Every level is followed by a
+temporal module, every transformer begins with a temporal residual block and attends over frames after the text.
+Module names are those of the published weights. Tensors are (b, c, t, h, w), inside transformers (b, t, n, c).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .config import LATENT_CHANNELS, UNetConfig
+from .temporal import (
+    ROTARY_WIDTH,
+    TEMPORAL_EPS,
+    Resnet,
+    Rotary,
+    TemporalAttention,
+    TemporalModule,
+    TemporalResnet,
+    enlarge,
+    per_frame,
+    silu,
+)
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+TOKENS_AT_ONCE = 1 << 15  # the feed-forward's inner layer is 12 times as wide as its input: bounds its memory
+
+
+def sinusoid(timestep: torch.Tensor, width: int) -> torch.Tensor:
+    """Features [cos | sin] of time steps (b,) in float32: (b, width)."""
+    half = width // 2
+    frequency = torch.exp(
+        -math.log(1e4) / half * torch.arange(half, dtype=torch.float32, device=timestep.device)
+    )
+    angle = timestep.float()[:, None] * frequency
+    return torch.cat((angle.cos(), angle.sin()), 1)
+
+
+class TimeEmbedding(nn.Module):
+    """Two layers from the sinusoid to the embedding that residual blocks take."""
+
+    def __init__(self, width_in: int, width: int, ops: ModuleType):
+        super().__init__()
+        self.linear_1 = ops.Linear(width_in, width)
+        self.linear_2 = ops.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to a context, which may be the tokens themselves."""
+
+    def __init__(self, width: int, context_width: int, heads: int, ops: ModuleType, attention: Attention):
+        super().__init__()
+        self.heads = heads
+        self.to_q = ops.Linear(width, width, bias=False)
+        self.to_k = ops.Linear(context_width, width, bias=False)
+        self.to_v = ops.Linear(context_width, width, bias=False)
+        self.to_out = nn.ModuleList([ops.Linear(width, width)])
+        self.attention = attention
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x (B, n, c), context (B, m, d) -> (B, n, c)."""
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
+        return self.to_out[0](self.attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedLinear(nn.Module):
+    """A linear layer whose output is half value, half gate."""
+
+    def __init__(self, width_in: int, width: int, ops: ModuleType):
+        super().__init__()
+        self.proj = ops.Linear(width_in, 2 * width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward of four times the width."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        # The middle of the published list is a dropout, which has no weights.
+        self.net = nn.ModuleList(
+            [GatedLinear(width, 4 * width, ops), nn.Identity(), ops.Linear(4 * width, width)]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [self.net[2](self.net[0](part)) for part in x.flatten(0, -2).split(TOKENS_AT_ONCE)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
+
+
+class TransformerBlock(nn.Module):
+    """Frame (or text) attention, text attention, attention over frames, feed-forward."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        text_width: int,
+        only_text: bool,
+        rotary: Rotary,
+        ops: ModuleType,
+        attention: Attention,
+    ):
+        super().__init__()
+        self.only_text = only_text
+        self.attn1 = CrossAttention(width, text_width if only_text else width, heads, ops, attention)
+        self.norm1 = ops.LayerNorm(width)
+        self.attn2 = CrossAttention(width, text_width, heads, ops, attention)
+        self.norm2 = ops.LayerNorm(width)
+        self.attn_temporal = TemporalAttention(width, heads, rotary, ops)
+        self.norm_temporal = ops.LayerNorm(width)
+        self.ff = FeedForward(width, ops)
+        self.norm3 = ops.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Tokens x (b, t, n, c), text (b, L, d)."""
+        if self.only_text:
+            x = x + self._to_text(self.attn1, self.norm1(x), text)
+        else:
+            frames = self.norm1(x).flatten(0, 1)
+            x = x + self.attn1(frames, frames).view(x.shape)
+        x = x + self._to_text(self.attn2, self.norm2(x), text)
+        x = x + self.attn_temporal(self.norm_temporal(x))
+        return x + self.ff(self.norm3(x))
+
+    @staticmethod
+    def _to_text(layer: CrossAttention, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        # All frames share their clip's text and tokens do not see each other: one sequence serves all frames.
+        return layer(x.flatten(1, 2), text).view(x.shape)
+
+
+class Transformer(nn.Module):
+    """A temporal residual block, then one transformer block over tokens; the residual starts after the former."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        text_width: int,
+        only_text: bool,
+        groups: int,
+        rotary: Rotary,
+        ops: ModuleType,
+        attention: Attention,
+    ):
+        super().__init__()
+        self.resblock_temporal = TemporalResnet(width, width, 0, 3, groups, ops)
+        self.norm = ops.GroupNorm(groups, width, eps=TEMPORAL_EPS)
+        self.proj_in = ops.Linear(width, width)
+        block = TransformerBlock(width, heads, text_width, only_text, rotary, ops, attention)
+        self.transformer_blocks = nn.ModuleList([block])
+        self.proj_out = ops.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        x = self.resblock_temporal(x)
+        tokens = per_frame(self.norm, x).permute(0, 2, 3, 4, 1).flatten(2, 3)  # (b, t, n, c)
+        tokens = self.proj_in(tokens)
+        tokens = self.transformer_blocks[0](tokens, text)
+        y = self.proj_out(tokens).unflatten(2, x.shape[-2:]).permute(0, 4, 1, 2, 3)
+        return x + y
+
+
+class Resample(nn.Module):
+    """The per-frame convolution that halves a picture, or follows its doubling."""
+
+    def __init__(self, width: int, stride: int, ops: ModuleType):
+        super().__init__()
+        self.conv = ops.Conv2d(width, width, 3, stride=stride, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return per_frame(self.conv, x)
+
+
+class Level(nn.Module):
+    """The layers of one resolution, run by the UNet; transformer k follows residual block k where there are any."""
+
+    def __init__(self, resnets: list[Resnet], attentions: list[Transformer]):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+
+
+class VideoUNet(nn.Module):
+    """Predicts v from noisy latents, noised LR frames, time step, noise level and text."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        ops: ModuleType = nn,
+        attention: Attention = F.scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.config = config
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        last, time_width = len(widths) - 1, 4 * widths[0]
+        for heads, width, has in zip(config.heads, widths, (*config.attention[:-1], True), strict=True):
+            if has and (width % heads or width // heads < ROTARY_WIDTH):
+                raise ValueError(
+                    f"Upscale-A-Video UNet: heads must divide the width into {ROTARY_WIDTH} or more; got {heads} heads "
+                    f"for width {width}. In the json attention_head_dim is the number of heads."
+                )
+        rotary = Rotary()
+
+        def resnet(width_in: int, width: int) -> Resnet:
+            return Resnet(width_in, width, time_width, groups, config.norm_eps, ops)
+
+        def transformers(level: int, count: int, only_text: bool) -> list[Transformer]:
+            parts = (
+                widths[level],
+                config.heads[level],
+                config.cross_attention_dim,
+                only_text,
+                groups,
+                rotary,
+            )
+            return [Transformer(*parts, ops, attention) for _ in range(count)]
+
+        def temporal(level: int, wanted: bool) -> TemporalModule | None:
+            return TemporalModule(widths[level], time_width, groups, ops) if wanted else None
+
+        self.conv_in = ops.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(widths[0], time_width, ops)
+        self.class_embedding = ops.Embedding(config.num_class_embeds, time_width)
+        self.temporal_rotary_emb = rotary
+
+        self.down_blocks = nn.ModuleList()
+        self.down_temp_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            count = config.layers_per_block
+            widths_in = [widths[max(i - 1, 0)]] + [width] * (count - 1)
+            level = Level(
+                [resnet(each, width) for each in widths_in],
+                transformers(i, count * config.attention[i], config.only_cross_attention[i]),
+            )
+            if i < last:
+                level.downsamplers = nn.ModuleList([Resample(width, 2, ops)])
+            self.down_blocks.append(level)
+            self.down_temp_blocks.append(temporal(i, i in config.down_temporal_idx))
+
+        self.mid_block = Level(
+            [resnet(widths[-1], widths[-1]) for _ in range(2)], transformers(last, 1, only_text=False)
+        )
+        self.mid_temp_block = temporal(last, config.mid_temporal)
+
+        self.up_blocks = nn.ModuleList()
+        self.up_temp_blocks = nn.ModuleList()
+        for i in reversed(range(len(widths))):  # i counts down levels, the list counts up from the deepest
+            count = config.layers_per_block + 1
+            hidden = [widths[min(i + 1, last)]] + [widths[i]] * (count - 1)
+            skip = [widths[i]] * (count - 1) + [widths[max(i - 1, 0)]]
+            level = Level(
+                [resnet(h + s, widths[i]) for h, s in zip(hidden, skip, strict=True)],
+                transformers(i, count * config.attention[i], config.only_cross_attention[i]),
+            )
+            if i > 0:
+                level.upsamplers = nn.ModuleList([Resample(widths[i], 1, ops)])
+            self.up_blocks.append(level)
+            self.up_temp_blocks.append(temporal(i, last - i in config.up_temporal_idx))
+
+        self.conv_norm_out = ops.GroupNorm(groups, widths[0], eps=config.norm_eps)
+        self.conv_out = ops.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor | float,
+        low_res: torch.Tensor,
+        text: torch.Tensor,
+        noise_level: torch.Tensor | int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> torch.Tensor:
+        """Return v, shaped like x (b, 4, t, h, w).
+
+        timestep: one number or (b,), 0..999, fractions allowed; low_res (b, 3, t, h, w): LR frames in -1..1, already
+        noised to noise_level, an integer or (b,) in 0..350; text (b, L, cross_attention_dim).
+        `progress(done, total)` is called after every level.
+        """
+        self._check(x, low_res, text, noise_level)
+        temb = self._embed(timestep, noise_level, x)
+        text = text.to(x)
+        total = 2 * len(self.down_blocks) + 1
+        report = progress or (lambda done, total: None)
+
+        x = per_frame(self.conv_in, torch.cat((x, low_res.to(x)), 1))
+        skips = [x]
+        for done, (level, temporal) in enumerate(
+            zip(self.down_blocks, self.down_temp_blocks, strict=True), 1
+        ):
+            for k, resnet in enumerate(level.resnets):
+                x = resnet(x, temb)
+                if level.attentions:
+                    x = level.attentions[k](x, text)
+                skips.append(x)
+            if done < len(self.down_blocks):
+                x = level.downsamplers[0](x)
+                skips.append(x)
+            if temporal is not None:
+                x = temporal(x, temb)
+            report(done, total)
+
+        x = self.mid_block.resnets[0](x, temb)
+        x = self.mid_block.attentions[0](x, text)
+        x = self.mid_block.resnets[1](x, temb)
+        if self.mid_temp_block is not None:
+            x = self.mid_temp_block(x, temb)
+        report(len(self.down_blocks) + 1, total)
+
+        for done, (level, temporal) in enumerate(
+            zip(self.up_blocks, self.up_temp_blocks, strict=True), len(self.down_blocks) + 2
+        ):
+            for k, resnet in enumerate(level.resnets):
+                x = torch.cat((x, skips.pop()), 1)
+                x = resnet(x, temb)
+                if level.attentions:
+                    x = level.attentions[k](x, text)
+            if skips:
+                # Halving rounds up, so an odd side must be told; the next skip has the size wanted.
+                x = level.upsamplers[0](enlarge(x, *skips[-1].shape[-2:]))
+            if temporal is not None:
+                x = temporal(x, temb)
+            report(done, total)
+
+        return per_frame(self.conv_out, silu(self.conv_norm_out(x)))
+
+    def _embed(
+        self, timestep: torch.Tensor | float, noise_level: torch.Tensor | int, x: torch.Tensor
+    ) -> torch.Tensor:
+        """Embed time step and noise level together: (b, 4 * first width), before the SiLU of its consumers."""
+        time = torch.as_tensor(timestep, device=x.device).reshape(-1)
+        level = torch.as_tensor(noise_level, device=x.device).reshape(-1).long()
+        temb = self.time_embedding(sinusoid(time, self.config.block_out_channels[0]).to(x))
+        temb = temb + self.class_embedding(level).to(x)
+        return temb.expand(x.shape[0], -1)
+
+    def _check(
+        self, x: torch.Tensor, low_res: torch.Tensor, text: torch.Tensor, noise_level: torch.Tensor | int
+    ) -> None:
+        config = self.config
+        colours = config.in_channels - LATENT_CHANNELS
+        if x.ndim != 5 or x.shape[1] != LATENT_CHANNELS:
+            raise ValueError(
+                f"Upscale-A-Video UNet: latents must be (b, {LATENT_CHANNELS}, t, h, w); got {tuple(x.shape)}. "
+                "Take them from a VSR Conditioning node."
+            )
+        if low_res.shape != (x.shape[0], colours, *x.shape[2:]):
+            raise ValueError(
+                f"Upscale-A-Video UNet: LR frames must be {(x.shape[0], colours, *x.shape[2:])}, one pixel a latent "
+                f"cell; got {tuple(low_res.shape)}. Take both from the same VSR Conditioning node."
+            )
+        if text.ndim != 3 or text.shape[0] != x.shape[0] or text.shape[2] != config.cross_attention_dim:
+            raise ValueError(
+                f"Upscale-A-Video UNet: text must be ({x.shape[0]}, tokens, {config.cross_attention_dim}); got "
+                f"{tuple(text.shape)}. Encode it with the text encoder of this model."
+            )
+        level = torch.as_tensor(noise_level)
+        if level.is_meta:
+            return
+        low, high = int(level.min()), int(level.max())
+        if low < 0 or high > config.max_noise_level:
+            raise ValueError(
+                f"Upscale-A-Video UNet: the noise level must be 0 to {config.max_noise_level}; got {low} to {high}. "
+                "Lower the noise level."
+            )

@@ -1,0 +1,251 @@
+"""The Upscale-A-Video autoencoder (spec section 3): latents at LR resolution, pictures four times as large.
+
+Two published forms share one class. "3d" is the autoencoder of the image upscaler: frames meet only in the joint
+norms. "video" adds a 3x3x3 convolution to every residual block of the decoder and fuses in features of the LR frames
+before the decoder's middle. The encoder, the same in both, is not used to restore a clip.
+Module names are those of the published weights. Tensors are (b, c, t, h, w). float32 is the published precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .config import VAEConfig
+from .temporal import Resnet, enlarge, per_frame, silu
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+EPS = 1e-6  # of every norm here
+
+
+class PlusResnet(Resnet):
+    """A residual block followed by a 3x3x3 convolution; zeros stand around the clip, in time too."""
+
+    def __init__(self, width_in: int, width: int, groups: int, ops: ModuleType):
+        super().__init__(width_in, width, 0, groups, EPS, ops)
+        self.norm_3d = ops.GroupNorm(groups, width, eps=EPS)
+        self.conv_3d = ops.Conv3d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
+        x = super().forward(x, temb)
+        y = self.conv_3d(silu(self.norm_3d(x)))
+        y += x
+        return y
+
+
+class FrameAttention(nn.Module):
+    """Single-head self-attention over the cells of each frame, with residual."""
+
+    def __init__(self, width: int, groups: int, ops: ModuleType, attention: Attention):
+        super().__init__()
+        self.group_norm = ops.GroupNorm(groups, width, eps=EPS)
+        self.query = ops.Linear(width, width)
+        self.key = ops.Linear(width, width)
+        self.value = ops.Linear(width, width)
+        self.proj_attn = ops.Linear(width, width)
+        self.attention = attention
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = (
+            per_frame(self.group_norm, x).permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2)
+        )  # (b*t, n, c)
+        q, k, v = (layer(tokens).unsqueeze(1) for layer in (self.query, self.key, self.value))
+        y = self.proj_attn(self.attention(q, k, v).squeeze(1))
+        y = y.unflatten(0, (x.shape[0], x.shape[2])).unflatten(2, x.shape[-2:]).permute(0, 4, 1, 2, 3)
+        return x + y
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the smallest resolution."""
+
+    def __init__(self, resnets: list[Resnet], attention: FrameAttention):
+        super().__init__()
+        self.attentions = nn.ModuleList([attention])
+        self.resnets = nn.ModuleList(resnets)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.resnets[0](x)
+        x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class Halve(nn.Module):
+    """Stride-2 convolution per frame; zeros stand right and below only."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.conv = ops.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return per_frame(self.conv, F.pad(x, (0, 1, 0, 1)))
+
+
+class Double(nn.Module):
+    """Twice the height and width, then a convolution per frame."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.conv = ops.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return per_frame(self.conv, enlarge(x, 2 * x.shape[-2], 2 * x.shape[-1]))
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, then the way to the next one where there is any."""
+
+    def __init__(self, resnets: list[Resnet], down: Halve | None = None, up: Double | None = None):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        if down is not None:
+            self.downsamplers = nn.ModuleList([down])
+        if up is not None:
+            self.upsamplers = nn.ModuleList([up])
+
+
+class Encoder(nn.Module):
+    """Frames -> moments of the latent."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType, attention: Attention):
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = ops.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            widths_in = [widths[max(i - 1, 0)]] + [width] * (config.layers_per_block - 1)
+            resnets = [Resnet(each, width, 0, groups, EPS, ops) for each in widths_in]
+            self.down_blocks.append(Level(resnets, down=Halve(width, ops) if i + 1 < len(widths) else None))
+        self.mid_block = Middle(
+            [Resnet(widths[-1], widths[-1], 0, groups, EPS, ops) for _ in range(2)],
+            FrameAttention(widths[-1], groups, ops, attention),
+        )
+        self.conv_norm_out = ops.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = ops.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = per_frame(self.conv_in, x)
+        for level in self.down_blocks:
+            for resnet in level.resnets:
+                x = resnet(x)
+            if level is not self.down_blocks[-1]:
+                x = level.downsamplers[0](x)
+        x = self.mid_block(x)
+        return per_frame(self.conv_out, silu(self.conv_norm_out(x)))
+
+
+class ConditionFuse(nn.Module):
+    """Scale and shift decoder features by what they and the LR features say together."""
+
+    def __init__(self, condition_width: int, width: int, groups: int, ops: ModuleType):
+        super().__init__()
+        self.shared = nn.ModuleList(
+            [
+                Resnet(condition_width + width, width, 0, groups, EPS, ops),
+                Resnet(width, width, 0, groups, EPS, ops),
+            ]
+        )
+        self.scale = ops.Conv2d(width, width, 3, padding=1)
+        self.shift = ops.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, condition: torch.Tensor, x: torch.Tensor, weight: float) -> torch.Tensor:
+        y = self.shared[0](torch.cat((condition, x), 1))
+        y = self.shared[1](y)
+        return x + weight * (x * per_frame(self.scale, y) + per_frame(self.shift, y))
+
+
+class Decoder(nn.Module):
+    """Latent, and LR frames where the weights take them -> frames four times as large."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType, attention: Attention):
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+
+        def resnet(width_in: int, width: int) -> Resnet:
+            if config.condition:
+                return PlusResnet(width_in, width, groups, ops)
+            return Resnet(width_in, width, 0, groups, EPS, ops)
+
+        self.conv_in = ops.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.condition = config.condition
+        if config.condition:
+            wide = config.condition_channels
+            self.condition_in = nn.ModuleList([resnet(config.in_channels, wide), resnet(wide, wide)])
+            self.condition_fuse = ConditionFuse(wide, widths[0], groups, ops)
+        self.mid_block = Middle(
+            [resnet(widths[0], widths[0]) for _ in range(2)],
+            FrameAttention(widths[0], groups, ops, attention),
+        )
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            widths_in = [widths[max(i - 1, 0)]] + [width] * config.layers_per_block
+            resnets = [resnet(each, width) for each in widths_in]
+            self.up_blocks.append(Level(resnets, up=Double(width, ops) if i + 1 < len(widths) else None))
+        self.conv_norm_out = ops.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = ops.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z: torch.Tensor, lr: torch.Tensor | None, lr_weight: float) -> torch.Tensor:
+        x = per_frame(self.conv_in, z)
+        if self.condition and lr_weight:  # at weight 0 the fusion returns x
+            condition = self.condition_in[0](lr)
+            condition = self.condition_in[1](condition)
+            x = self.condition_fuse(condition, x, lr_weight)
+            del condition
+        x = self.mid_block(x)
+        for level in self.up_blocks:
+            for resnet in level.resnets:
+                x = resnet(x)
+            if level is not self.up_blocks[-1]:
+                x = level.upsamplers[0](x)
+        return per_frame(self.conv_out, silu(self.conv_norm_out(x)))
+
+
+class UpscaleVAE(nn.Module):
+    """Encoder and decoder; latents here are unscaled: the sampler's latents divided by `config.scaling_factor`."""
+
+    def __init__(
+        self,
+        config: VAEConfig,
+        ops: ModuleType = nn,
+        attention: Attention = F.scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, ops, attention)
+        self.decoder = Decoder(config, ops, attention)
+        self.quant_conv = ops.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = ops.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames (b, 3, t, H, W) in -1..1 -> mean and log-variance (b, 4, t, H/4, W/4); the mean is the mode."""
+        if clip.ndim != 5 or clip.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"Upscale-A-Video VAE: a clip must be (b, {self.config.in_channels}, t, h, w); got {tuple(clip.shape)}."
+            )
+        mean, logvar = per_frame(self.quant_conv, self.encoder(clip)).chunk(2, 1)
+        return mean, logvar.clamp(-30, 20)
+
+    def decode(self, z: torch.Tensor, lr: torch.Tensor | None = None, lr_weight: float = 1.0) -> torch.Tensor:
+        """Latent (b, 4, t, h, w) and clean LR frames (b, 3, t, h, w) in -1..1 -> frames (b, 3, t, 4h, 4w), unclamped.
+
+        Weights without condition ignore `lr`; the others need it unless `lr_weight` (1 = published) is 0.
+        """
+        self._check(z, lr, lr_weight)
+        return self.decoder(per_frame(self.post_quant_conv, z), None if lr is None else lr.to(z), lr_weight)
+
+    def _check(self, z: torch.Tensor, lr: torch.Tensor | None, lr_weight: float) -> None:
+        config = self.config
+        if z.ndim != 5 or z.shape[1] != config.latent_channels:
+            raise ValueError(
+                f"Upscale-A-Video VAE: a latent must be (b, {config.latent_channels}, t, h, w); got {tuple(z.shape)}. "
+                "Decode latents of the Upscale-A-Video model."
+            )
+        wanted = (z.shape[0], config.in_channels, *z.shape[2:])
+        if config.condition and lr_weight and (lr is None or tuple(lr.shape) != wanted):
+            raise ValueError(
+                f"Upscale-A-Video VAE: this decoder needs the LR frames as {wanted}; got "
+                f"{'none' if lr is None else tuple(lr.shape)}. Connect the LR frames, or set their weight to 0."
+            )
