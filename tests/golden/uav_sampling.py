@@ -1,10 +1,14 @@
-"""Upscale-A-Video's recorded cases of sampling: DDIM, noise on the LR frames, latent propagation."""
+"""Upscale-A-Video's recorded cases of sampling: DDIM, noise, propagation, its plans, and whole runs."""
 
 import torch
 from cascadevsr.models.motion.propagation import propagate
 from cascadevsr.models.schedules import DDIM, DiffusionSettings
+from cascadevsr.models.upscale_a_video import sampling
+from cascadevsr.models.upscale_a_video.config import SCALE, unet_config, vae_config
+from cascadevsr.models.upscale_a_video.unet import VideoUNet
+from cascadevsr.models.upscale_a_video.vae import UpscaleVAE
 
-from .cases import Case, Tensors
+from .cases import Case, Tensors, recipe_weights
 
 
 def ddim(case: Case) -> Tensors:
@@ -46,7 +50,87 @@ def propagation(case: Case) -> Tensors:
     return produced
 
 
+def add_noise(case: Case) -> Tensors:
+    """Noise on LR frames at every level: right, and as the published program has it in half precision."""
+    given, produced = case.group("in"), {}
+    alphas = DiffusionSettings.from_json(case.meta["config"]).alphas_cumprod()
+    for level in case.meta["call"]["levels"]:
+        x, noise = given["x"], given["noise"]
+        produced[f"noisy_{level}"] = sampling.add_lr_noise(x, noise, level, alphas)
+        produced[f"noisy_{level}_fp16"] = sampling.add_lr_noise(x.half(), noise.half(), level, alphas.half())
+    return produced
+
+
+def plans(case: Case) -> Tensors:
+    """Tiles, windows with their weights, flow chunks, decode chunks: all in the json, so compared here."""
+    for layout in case.meta["tiles"]:
+        found = sampling.reference_tiles(layout["height"], layout["width"], layout["tile"])
+        if layout["complete"]:  # else the recorded program leaves the picture black
+            assert [_recorded_tile(tile) for tile in found] == layout["tiles"], layout
+    for plan in case.meta["unet_windows"]:
+        assert [list(span) for span in sampling.reference_windows(plan["frames"])] == plan["windows"], plan
+        expected = torch.zeros(len(plan["windows"]), plan["frames"])
+        for frame, shares in enumerate(plan["weights"]):
+            for window, share in shares:
+                expected[window, frame] = share
+        assert torch.equal(sampling.reference_window_weights(plan["frames"]), expected), plan
+    for plan in case.meta["flow_chunks"]:
+        spans = sampling.flow_chunks(plan["frames"], plan["width"])
+        assert [list(span) for span in spans] == plan["chunks"], plan
+    for plan in case.meta["decode_chunks"]:
+        assert [list(span) for span in sampling.decode_chunks(plan["frames"])] == plan["chunks"], plan
+    return {}
+
+
+def _recorded_tile(tile: sampling.ReferenceTile) -> dict[str, list[int]]:
+    """Give the rectangles as recorded: the source in LR px, the core in px of the output."""
+    source, core = tile.source, tile.core
+    return {
+        "in_y": [source.top, source.top + source.height],
+        "in_x": [source.left, source.left + source.width],
+        "out_y": [SCALE * core.top, SCALE * (core.top + core.height)],
+        "out_x": [SCALE * core.left, SCALE * (core.left + core.width)],
+    }
+
+
+def pipeline(case: Case) -> Tensors:
+    """Whole runs of tiny networks: noise in, latents and clip out."""
+    given, call = case.group("in"), case.meta["call"]
+    unet, vae = _network(case, "unet"), _network(case, "vae")
+    low_res = DiffusionSettings.from_json(case.meta["low_res_config"])
+    noised = sampling.add_lr_noise(
+        given["image"], given["lr_noise"], call["noise_level"], low_res.alphas_cumprod()
+    )
+    latents = sampling.denoise(
+        unet,
+        given["latents"],
+        noised,
+        given["pos"],
+        given["neg"],
+        steps=call["num_inference_steps"],
+        guidance=call["guidance_scale"],
+        level=call["noise_level"],
+        flows=(given["flow_fwd"], given["flow_bwd"]) if call["propagation_steps"] else None,
+        propagation_steps=call["propagation_steps"],
+        settings=DiffusionSettings.from_json(case.meta["scheduler_config"]),
+    )
+    video = sampling.decode(vae, latents, given["image"], lr_weight=call["w_lr"])
+    return {"latents": latents, "video": video}
+
+
+def _network(case: Case, name: str) -> torch.nn.Module:
+    settings, kind = {"unet": (unet_config, VideoUNet), "vae": (vae_config, UpscaleVAE)}[name]
+    network = kind(settings(case.meta[f"{name}_config"])).eval()
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    seed, gain = case.meta[f"recipe_seed_{name}"], case.meta["recipe_gain"]
+    network.load_state_dict(recipe_weights(shapes, seed, gain, case.meta["recipe_round_fp16"]))
+    return network
+
+
 RUNNERS = {
+    ("upscale_a_video", "add_noise"): add_noise,
     ("upscale_a_video", "ddim"): ddim,
+    ("upscale_a_video", "pipeline"): pipeline,
+    ("upscale_a_video", "plans"): plans,
     ("upscale_a_video", "propagation"): propagation,
 }
