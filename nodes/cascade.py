@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..models.layout.geometry import ClipSize, pad_clip, padded_size, resize_clip, target_size
 from . import checks, host
-from .video_vae import RestorerVAE
+from .native_vae import NativeVAE
 
 _TITLE = "Cascade Input"
 _FILTERS = ("bilinear", "bicubic", "lanczos")
@@ -96,6 +96,11 @@ class CascadeInput(io.ComfyNode):
     @classmethod
     def execute(cls, target_vae, target, filter, frames=None, samples=None, base_vae=None):
         """Get the frames, work out the exact size and encode."""
+        if target_vae is None:
+            raise ValueError(
+                f"{_TITLE}: target_vae must be a VAE; got none. The chosen restorer file has no VAE: choose the "
+                "released folder or a converted file in Load Video Restorer."
+            )
         if (frames is None) == (samples is None):
             got = "neither" if frames is None else "both"
             raise ValueError(
@@ -114,7 +119,7 @@ class CascadeInput(io.ComfyNode):
                 f"{_TITLE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask "
                 "for a larger size."
             )
-        latent = {"samples": _encode(target_vae, low, size, filter), checks.SIZE_KEY: checks.size_dict(size)}
+        latent = {**_encode(target_vae, low, size, filter), checks.SIZE_KEY: checks.size_dict(size)}
         return io.NodeOutput(latent, low, size.width, size.height, size.frames)
 
 
@@ -143,7 +148,7 @@ def _decode_base(samples: dict, vae) -> torch.Tensor:
             f"{tuple(latent.shape)}. Link the VAE of the model that made the latent."
         )
     need = vae.memory_used_decode(latent.shape, vae.vae_dtype)
-    if latent.ndim == 5 and not isinstance(vae, RestorerVAE) and need > host.free_bytes(vae.device):
+    if latent.ndim == 5 and not isinstance(vae, NativeVAE) and need > host.free_bytes(vae.device):
         space = vae.spacial_compression_decode()
         frames = vae.decode_tiled(
             latent, tile_x=512 // space, tile_y=512 // space, overlap=64 // space, tile_t=16, overlap_t=4
@@ -153,10 +158,10 @@ def _decode_base(samples: dict, vae) -> torch.Tensor:
     return frames.flatten(0, 1) if frames.ndim == 5 else frames
 
 
-def _encode(vae, frames: torch.Tensor, size: ClipSize, mode: str) -> torch.Tensor:
-    """Resize and encode: streamed with our VAE, by few frames with a picture VAE, whole with others."""
-    if isinstance(vae, RestorerVAE):
-        return vae.encode_resized(frames, size, mode=mode)
+def _encode(vae, frames: torch.Tensor, size: ClipSize, mode: str) -> dict:
+    """Resize and encode: as one of our VAEs wants it, by few frames with a picture VAE, whole with others."""
+    if isinstance(vae, NativeVAE):
+        return vae.lr_latent(frames, size, mode)
     space = vae.spacial_compression_encode()
     time = vae.temporal_compression_decode() or 1
     video = vae.latent_dim == 3
@@ -170,4 +175,4 @@ def _encode(vae, frames: torch.Tensor, size: ClipSize, mode: str) -> torch.Tenso
             vae.encode(pad_clip(clip, ClipSize(count, padded.height, padded.width))[0].movedim(0, -1))
         )
         show(min(start + step, size.frames), size.frames)
-    return torch.cat(parts)
+    return {"samples": torch.cat(parts)}

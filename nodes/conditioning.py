@@ -4,11 +4,15 @@ import torch
 from comfy_api.latest import io
 
 from ..models.layout.geometry import ClipSize, pad_clip, padded_size, resize_clip, target_size
+from ..models.upscale_a_video.config import LATENT_CHANNELS, MAX_NOISE_LEVEL
+from ..models.upscale_a_video.sampling import add_lr_noise
 from . import checks, host
-from .restorers import LEVEL_KEY, LR_KEY, REFERENCES_KEY
-from .sampling import noise_like
+from .keys import ALPHAS_KEY, KIND_KEY, LEVEL_KEY, LR_FRAMES, LR_KEY, REFERENCES_KEY
+from .sampling import AddressedNoise
 
 References = io.Custom("VSR_REFERENCES")  # a tuple of latents (1, 16, T, h, w); one frame = an identity image
+_TITLE = "VSR Conditioning"
+_LEVELS = 1000  # steps of the schedule that noises LR frames
 _NOISE_STREAM = 0x5A5A_1F2E_9D3C_7B41  # xor with the seed: the LR noise must not repeat the sampler's noise
 
 
@@ -38,9 +42,9 @@ class VSRConditioning(io.ComfyNode):
                     default=0.0,
                     min=0.0,
                     max=1.0,
-                    step=0.01,
-                    tooltip="Noise mixed into the low-resolution latent: 0 stays faithful, 0.2 to 0.6 "
-                    "invents more detail.",
+                    step=0.001,
+                    tooltip="Noise mixed into the low-resolution clip: 0 stays faithful, 0.2 to 0.6 invents more "
+                    "detail. Upscale-A-Video: 0.12 is the published choice, 0 to 0.2 usual, 0.35 the most.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -59,6 +63,11 @@ class VSRConditioning(io.ComfyNode):
                     optional=True,
                     tooltip="Pictures and videos from Reference Set to take detail from.",
                 ),
+                io.Noise.Input(
+                    "noise",
+                    optional=True,
+                    tooltip="Noise for the low-resolution clip instead of that of the seed.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
@@ -70,26 +79,60 @@ class VSRConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lr_latent, noise_level, seed, positive=None, negative=None, references=None):
-        """Noise the LR latent by its address and attach everything to copies of the conditionings."""
-        title = "VSR Conditioning"
-        lr = checks.check_latent(title, "lr_latent", lr_latent)
+    def execute(cls, lr_latent, noise_level, seed, positive=None, negative=None, references=None, noise=None):
+        """Noise the LR clip by its address and attach everything to copies of the conditionings."""
+        lr = checks.check_latent(_TITLE, "lr_latent", lr_latent)
         references = tuple(references or ())
-        for number, reference in enumerate(references, 1):
-            if reference.shape[1] != lr.shape[1]:
-                raise ValueError(
-                    f"{title}: reference {number} must have the channels of lr_latent ({lr.shape[1]}); got "
-                    f"{reference.shape[1]}. Give Reference Set and Cascade Input the same VAE."
-                )
-        if noise_level > 0:
-            lr = (1 - noise_level) * lr + noise_level * noise_like(lr, seed ^ _NOISE_STREAM)
+        source = AddressedNoise(seed ^ _NOISE_STREAM) if noise is None else noise
+        empty = torch.zeros_like(lr)
+        if lr_latent.get(KIND_KEY) == LR_FRAMES:
+            lr = _noise_frames(lr, noise_level, source, lr_latent[ALPHAS_KEY], references)
+            empty = empty.new_zeros(lr.shape[0], LATENT_CHANNELS, *lr.shape[2:])
+        else:
+            _check_references(references, lr)
+            if noise_level > 0:
+                lr = (1 - noise_level) * lr + noise_level * _draw(source, lr)
         values = {LR_KEY: lr, LEVEL_KEY: noise_level, REFERENCES_KEY: references}
         null = [[None, {}]]
         positive, negative = (
             [[text, {**extra, **values}] for text, extra in given or null] for given in (positive, negative)
         )
-        samples = {**lr_latent, "samples": torch.zeros_like(lr)}
-        return io.NodeOutput(positive, negative, samples)
+        kept = {key: value for key, value in lr_latent.items() if key not in (KIND_KEY, ALPHAS_KEY)}
+        return io.NodeOutput(positive, negative, {**kept, "samples": empty})
+
+
+def _noise_frames(lr, noise_level: float, source, alphas, references) -> torch.Tensor:
+    """Noise LR frames by the model's own schedule; the level counts thousandths of it."""
+    if references:
+        raise ValueError(
+            f"{_TITLE}: Upscale-A-Video takes no references; got {len(references)}. Unlink Reference Set."
+        )
+    if noise_level > MAX_NOISE_LEVEL / _LEVELS:
+        raise ValueError(
+            f"{_TITLE}: noise_level must be at most {MAX_NOISE_LEVEL / _LEVELS} for Upscale-A-Video; got "
+            f"{noise_level:g}. Use 0.12, the published choice."
+        )
+    return add_lr_noise(lr, _draw(source, lr), round(_LEVELS * noise_level), alphas.to(lr.device))
+
+
+def _draw(source, lr: torch.Tensor) -> torch.Tensor:
+    """Draw noise from a NOISE for the LR clip."""
+    drawn = source.generate_noise({"samples": lr})
+    if drawn.shape != lr.shape:
+        raise ValueError(
+            f"{_TITLE}: noise must have the shape of the low-resolution clip {tuple(lr.shape)}; got "
+            f"{tuple(drawn.shape)}. Unlink it, or use Seeded Noise."
+        )
+    return drawn.to(lr)
+
+
+def _check_references(references, lr: torch.Tensor) -> None:
+    for number, reference in enumerate(references, 1):
+        if reference.shape[1] != lr.shape[1]:
+            raise ValueError(
+                f"{_TITLE}: reference {number} must have the channels of lr_latent ({lr.shape[1]}); got "
+                f"{reference.shape[1]}. Give Reference Set and Cascade Input the same VAE."
+            )
 
 
 class ReferenceSet(io.ComfyNode):

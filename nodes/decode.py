@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from . import checks, host
-from .video_vae import CHUNK, RestorerVAE
+from .native_vae import NativeVAE
+from .video_vae import CHUNK
 
 _TITLE = "Temporal Decode"
 
@@ -49,13 +50,18 @@ class TemporalDecode(io.ComfyNode):
     @classmethod
     def execute(cls, samples, vae, lr_weight, chunk, tile, lr_frames=None):
         """Decode with the restorer's VAE, or with another one and crop."""
+        if vae is None:
+            raise ValueError(
+                f"{_TITLE}: vae must be a VAE; got none. The chosen restorer file has no VAE: choose the released "
+                "folder or a converted file in Load Video Restorer."
+            )
         latent = checks.check_latent(_TITLE, "samples", samples, vae.latent_channels)
         space, time = vae.spacial_compression_decode(), vae.temporal_compression_decode() or 1
         size = checks.latent_target(_TITLE, samples, space, time)
         if lr_frames is not None:
             lr_frames = checks.check_frames(_TITLE, "lr_frames", lr_frames)
             checks.check_count(_TITLE, "lr_frames", lr_frames.shape[0], size.frames)
-        if isinstance(vae, RestorerVAE):
+        if isinstance(vae, NativeVAE):
             options = {"lr": lr_frames, "lr_weight": lr_weight, "size": size, "chunk": chunk, "tile": tile}
             frames = vae.decode(latent, vae_options=options)
         elif lr_frames is not None:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 
 import comfy.ldm.modules.attention
@@ -18,7 +18,8 @@ RESTORER_FOLDER = "video_restorers"
 BUILT_IN = "built-in"
 CATEGORY = "video/upscaling/Cascade VSR"
 BUILT_IN_FILE = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
-_EXTENSIONS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth"}
+_EXTENSIONS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "low_res_scheduler", "scheduler", "propagator")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -38,8 +39,15 @@ def register_folders() -> None:
 
 
 def restorer_names() -> list[str]:
-    """List what Load Video Restorer offers: the built-in model, then the files of the folder."""
-    return [BUILT_IN, *folder_paths.get_filename_list(RESTORER_FOLDER)]
+    """List what Load Video Restorer offers: the built-in model, released folders, then other weight files."""
+    files = [PurePath(name) for name in folder_paths.get_filename_list(RESTORER_FOLDER)]
+    inside = {
+        part: {file.parent.parent for file in files if file.parent.name == part} for part in ("unet", "vae")
+    }
+    folders = inside["unet"] & inside["vae"]  # "." where the folder itself is the release
+    hidden = {folder / part for folder in folders for part in _PARTS}
+    others = [str(file) for file in files if file.parent not in hidden]
+    return [BUILT_IN, *sorted(str(folder) for folder in folders), *others]
 
 
 def restorer_path(name: str) -> Path:
@@ -49,9 +57,24 @@ def restorer_path(name: str) -> Path:
     if name not in restorer_names():
         raise ValueError(
             f"Load Video Restorer: the restorer must be one of the list; got {name!r}. "
-            f"Put the file into models/{RESTORER_FOLDER} and refresh, or choose {BUILT_IN!r}."
+            f"Put the file or released folder into models/{RESTORER_FOLDER} and refresh, or choose "
+            f"{BUILT_IN!r}."
         )
+    for root in folder_paths.get_folder_paths(RESTORER_FOLDER):
+        if (Path(root) / name / "unet").is_dir():
+            return Path(root) / name
     return Path(folder_paths.get_full_path_or_raise(RESTORER_FOLDER, name))
+
+
+def newest_change(path: Path) -> int | str:
+    """Give the time in ns of the last change to a file, or to any file of a released folder."""
+    if not path.exists():
+        return "missing"
+    parts = (path / part for part in _PARTS if (path / part).is_dir())
+    return max(
+        (file.stat().st_mtime_ns for part in parts for file in part.iterdir()),
+        default=path.stat().st_mtime_ns,
+    )
 
 
 # Progress and interruption
@@ -101,7 +124,7 @@ def pick_vae_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def layers(operations, dtype: torch.dtype | None, device: torch.device | None) -> SimpleNamespace:
     """Bind dtype and device to the host's layers, as the core builds layers without either."""
-    names = ("Linear", "Conv2d", "Conv3d")
+    names = ("Linear", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
     return SimpleNamespace(
         **{name: partial(getattr(operations, name), dtype=dtype, device=device) for name in names}
     )
@@ -121,6 +144,15 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
 def free_bytes(device: torch.device) -> int:
     """Ask the host how much memory a device has left."""
     return management.get_free_memory(device)
+
+
+def out_of_memory(title: str, side: tuple[int, int], space: int) -> RuntimeError:
+    """Make the error that ends a run when the smallest allowed tile did not fit either."""
+    rows, columns = (space * cells for cells in side)
+    return RuntimeError(
+        f"{title}: a tile must fit into memory; got out of memory even at {columns}x{rows} px. Choose smaller "
+        "tiles, fewer frames at once or a smaller output, or free memory in other programs."
+    )
 
 
 def output_tensor(shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,8 +1,10 @@
-"""Loads restorers as MODEL and VAE."""
+"""Loads restorers as MODEL, VAE and CLIP."""
 
 from comfy_api.latest import io
 
+from ..models.upscale_a_video.release import DECODERS, LICENCE
 from . import host
+from .keys import DEFAULT, PRESETS
 from .restorers import load_restorer
 
 
@@ -16,40 +18,64 @@ class LoadVideoRestorer(io.ComfyNode):
             node_id="VSRLoadVideoRestorer",
             display_name="Load Video Restorer",
             category=host.CATEGORY,
-            description="Loads a video super-resolution network and its video VAE. The built-in one needs "
-            "no download "
-            "and runs on a CPU.",
-            search_aliases=["video upscale model", "super resolution", "unimmvsr", "load upscaler", "vsr"],
+            description="Loads a video super-resolution network, its video VAE and its text encoder. The "
+            "built-in one needs no download and runs on a CPU. Upscale-A-Video is read from its released folder, "
+            f"or a file converted from it. {LICENCE}",
+            search_aliases=[
+                "video upscale model",
+                "super resolution",
+                "unimmvsr",
+                "upscale-a-video",
+                "load upscaler",
+                "vsr",
+            ],
             inputs=[
                 io.Combo.Input(
                     "restorer",
                     options=host.restorer_names(),
                     default=host.BUILT_IN,
-                    tooltip="The built-in model, or a file from the folder models/video_restorers.",
+                    tooltip="The built-in model, or a file or released folder from models/video_restorers.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["auto", *host.PRECISIONS],
                     default="auto",
                     advanced=True,
-                    tooltip="auto: fp32 on a CPU, what the GPU does best for the network elsewhere; the "
-                    "VAE stays in fp32.",
+                    tooltip="auto: fp32 on a CPU, what the GPU does best for the network elsewhere. The VAE of "
+                    "the built-in model stays in fp32, that of Upscale-A-Video uses bf16 where it can.",
+                ),
+                io.Combo.Input(
+                    "decoder",
+                    options=list(DECODERS),
+                    default=DECODERS[0],
+                    optional=True,
+                    tooltip="Which VAE of Upscale-A-Video: plain (vae_3d) or lr-conditioned (vae_video), which "
+                    "is steadier and suits animation. auto: plain, if it is there.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default=DEFAULT,
+                    optional=True,
+                    advanced=True,
+                    tooltip="reference repeats the published program of Upscale-A-Video number by number; "
+                    "default blends windows and decoding chunks smoothly and decodes in bf16 where it can.",
                 ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The network, for any sampler."),
                 io.Vae.Output(tooltip="Its video VAE, for Cascade Input and Temporal Decode."),
+                io.Clip.Output(tooltip="Its text encoder, for CLIP Text Encode; nothing where it has none."),
             ],
         )
 
     @classmethod
-    def execute(cls, restorer, precision):
-        """Load the file behind the name."""
-        model, vae = load_restorer(host.restorer_path(restorer), precision)
-        return io.NodeOutput(model, vae)
+    def execute(cls, restorer, precision, decoder=DECODERS[0], preset=DEFAULT):
+        """Load the file or folder behind the name."""
+        return io.NodeOutput(*load_restorer(host.restorer_path(restorer), precision, decoder, preset))
 
     @classmethod
-    def fingerprint_inputs(cls, restorer, precision):
+    def fingerprint_inputs(cls, restorer, precision, decoder=DECODERS[0], preset=DEFAULT):
         """Load again when the file changed."""
         path = host.restorer_path(restorer)
-        return f"{path}:{path.stat().st_mtime_ns if path.is_file() else 'missing'}:{precision}"
+        return f"{path}:{host.newest_change(path)}:{precision}:{decoder}:{preset}"

@@ -1,197 +1,41 @@
-"""The UniMMVSR transformer as the host's native MODEL.
-
-The sign of the velocity is converted here and nowhere else: the core predicts z_HR - eps as the paper does,
-the host's flow models predict eps - z_HR.
-"""
+"""Finds out which restorer a file or folder holds, by its entries, and loads it as MODEL, VAE and CLIP."""
 
 import logging
 from pathlib import Path
 
-import comfy.conds
-import comfy.latent_formats
-import comfy.model_base
-import comfy.model_management as management
-import comfy.model_patcher
-import comfy.supported_models_base
-import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from ..models.checkpoints import CheckpointError, load_state
+from ..models.unimmvsr.config import is_unimmvsr
+from ..models.upscale_a_video.release import DECODERS, Release, open_folder, open_state
+from . import recognise
+from .keys import DEFAULT, PRESETS
+from .unimmvsr_host import load_unimmvsr
+from .upscale_a_video_host import load_upscale_a_video
 
-from ..models.checkpoints import CheckpointError, load_state, strip_prefix
-from ..models.unimmvsr.config import SPACE, TIME, DiTConfig, dit_config, is_unimmvsr, vae_config
-from ..models.unimmvsr.dit import UniMMVSRDiT
-from . import host, run_state
-from .video_vae import RestorerVAE, preview_factors
-
-LR_KEY = "concat_latent_image"  # the host's own name for a latent that joins on the channels
-LEVEL_KEY = "vsr_noise_level"
-REFERENCES_KEY = "vsr_references"
+_TITLE = "Load Video Restorer"
 
 
-class UniMMVSRFormat(comfy.latent_formats.LatentFormat):
-    """Latents of the causal video VAE: 16 channels at unit variance, 8 px and 4 frames per cell."""
+def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT):
+    """Read a weight file or a released folder and build (MODEL, VAE, CLIP).
 
-    latent_channels = 16
-    latent_dimensions = 3
-    spacial_downscale_ratio = SPACE
-    temporal_downscale_ratio = TIME
-
-
-class UniMMVSRConfig(comfy.supported_models_base.BASE):
-    """How the host builds and samples the network: flow matching without shift, time in 0..1."""
-
-    unet_extra_config = {}
-    latent_format = UniMMVSRFormat
-    sampling_settings = {"shift": 1.0, "multiplier": 1.0}
-    # Measured: 5 KB of activations per latent cell in fp32. The host multiplies by 0.04 or 0.15 MiB per cell.
-    memory_usage_factor = 0.12
-
-    def model_type(self, state_dict, prefix=""):
-        """Say that the network predicts a flow."""
-        return comfy.model_base.ModelType.FLOW
-
-    def get_model(self, state_dict, prefix="", device=None):
-        """Build the host's model around the network, without weights."""
-        return UniMMVSRModel(self, device=device)
-
-
-class HostDiT(UniMMVSRDiT):
-    """The transformer with the host's calling convention: layers, wrappers, progress and sign."""
-
-    def __init__(self, config: DiTConfig, dtype=None, device=None, operations=None):
-        super().__init__(config, ops=host.layers(operations, dtype, device), attention=host.attention)
-        self.dtype = dtype
-        self.to(device=device, dtype=dtype)
-
-    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
-        """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
-        options = transformer_options or {}
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        executor = WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
-        return executor.execute(x, timestep, context, options, **kwargs)
-
-    def _velocity(self, x, timestep, context, transformer_options, noise_level=None, references=(), **_):
-        noisy, lr = x.chunk(2, dim=1)
-        run = transformer_options.get(run_state.PROGRESS_KEY)
-        progress = run.blocks(transformer_options) if run is not None else None
-        level = torch.zeros_like(timestep) if noise_level is None else noise_level
-        return -super().forward(noisy, timestep, lr, level, references, context, progress)
-
-
-class UniMMVSRModel(comfy.model_base.BaseModel):
-    """Turns conditioning into what the network takes, so that tiles, windows and batching see it too."""
-
-    def __init__(self, model_config, device=None):
-        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostDiT)
-        self.memory_usage_factor_conds = ("references",)
-
-    def process_timestep(self, timestep, **kwargs):
-        """Keep time in 0..1 even where a sampling node set a multiplier of its own."""
-        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
-
-    def concat_cond(self, **kwargs):
-        """Give the LR latent (b, 16, T, h, w) that joins the noisy one on the channels."""
-        noise, lr = kwargs["noise"], kwargs.get(LR_KEY)
-        if lr is None:
+    VAE and CLIP are None where the file has none. Everything unusable is a CheckpointError.
+    """
+    for name, value, allowed in (("decoder", decoder, DECODERS), ("preset", preset, PRESETS)):
+        if value not in allowed:
             raise ValueError(
-                "KSampler / SamplerCustomAdvanced: a restorer needs the low-resolution clip in positive "
-                "and negative; "
-                "got a conditioning without it. Take both from the VSR Conditioning node."
+                f"{_TITLE}: {name} must be {' or '.join(allowed)}; got {value!r}. Use {allowed[0]}."
             )
-        if lr.shape[1:] != noise.shape[1:]:
-            raise ValueError(
-                "KSampler / SamplerCustomAdvanced: the sampled latent must have the grid of the "
-                "low-resolution latent "
-                f"{tuple(lr.shape[1:])}; got {tuple(noise.shape[1:])}. Sample the latent that VSR "
-                "Conditioning gives."
-            )
-        return self.process_latent_in(lr).to(kwargs["device"])
-
-    def extra_conds(self, **kwargs):
-        """Add the noise level and the references; text goes in only where the weights have a place for it."""
-        out = super().extra_conds(**kwargs)
-        text = out.get("c_crossattn")
-        if text is not None and text.cond.shape[-1] != self.diffusion_model.config.text_width:
-            del out["c_crossattn"]
-        out["noise_level"] = comfy.conds.CONDRegular(torch.tensor([float(kwargs.get(LEVEL_KEY, 0.0))]))
-        references = kwargs.get(REFERENCES_KEY) or ()
-        if references:
-            latents = [self.process_latent_in(latent).to(kwargs["device"]) for latent in references]
-            out["references"] = comfy.conds.CONDList(latents)
-        return out
-
-    def extra_conds_shapes(self, **kwargs):
-        """Tell the memory estimate how many reference cells there are before sampling starts."""
-        cells = sum(latent[0, 0].numel() for latent in kwargs.get(REFERENCES_KEY) or ())
-        return {"references": [1, 16, cells]} if cells else {}
-
-
-def load_restorer(path: str | Path, precision: str):
-    """Read one weight file and build (MODEL, VAE); every unusable file is a CheckpointError."""
+    path = Path(path)
     try:
+        if path.is_dir():
+            return load_upscale_a_video(open_folder(path), path, precision, decoder, preset)
         state, metadata = load_state(path)
+        if is_unimmvsr(state):
+            logging.getLogger(__name__).info("Loaded %s (unimmvsr)", path.name)
+            return *load_unimmvsr(state, path, precision), None
+        release: Release | None = open_state(state, metadata, path)
+        if release is None:
+            raise recognise.refuse(path, state)
+        del state
+        return load_upscale_a_video(release, path, precision, decoder, preset)
     except CheckpointError as error:
-        raise CheckpointError(f"Load Video Restorer: {error}") from error
-    if not is_unimmvsr(state):
-        raise CheckpointError(
-            "Load Video Restorer: the file must hold a video restorer (entries vae.* and dit.*); got "
-            f"{Path(path).name} "
-            f"with {len(state)} entries such as {', '.join(sorted(state)[:2]) or 'none'}. Choose another "
-            "file."
-        )
-    vae_state, dit_state = strip_prefix(state, "vae."), strip_prefix(state, "dit.")
-    try:
-        vae = RestorerVAE(vae_config(vae_state), vae_state, precision)
-        factors, bias = preview_factors(vae_config(vae_state), vae_state)
-        model = _load_model(dit_config(dit_state), dit_state, precision)
-    except (
-        KeyError,
-        IndexError,
-        RuntimeError,
-        ZeroDivisionError,
-    ) as error:  # load_state_dict raises RuntimeError
-        if management.is_oom(error):
-            raise
-        raise CheckpointError(
-            f"Load Video Restorer: the entries must fit the UniMMVSR architecture; got {Path(path).name}: "
-            f"{str(error).splitlines()[0][:300]}. The file is damaged or of another version: download it "
-            "again."
-        ) from error
-    model.model.latent_format.latent_rgb_factors, model.model.latent_format.latent_rgb_factors_bias = (
-        factors,
-        bias,
-    )
-    model.cached_patcher_init = (_reload_model, (path, precision))
-    vae.patcher.cached_patcher_init = (_reload_vae, (path, precision))
-    logging.getLogger(__name__).info(
-        "Loaded %s (%s)", Path(path).name, metadata.get("architecture", "unimmvsr")
-    )
-    return model, vae
-
-
-def _load_model(
-    config: DiTConfig, state: dict[str, torch.Tensor], precision: str, disable_dynamic: bool = False
-):
-    device, offload = management.get_torch_device(), management.unet_offload_device()
-    storage, compute = host.pick_dtypes(precision, device)
-    settings = UniMMVSRConfig({"config": config})
-    settings.set_inference_dtype(storage, compute)
-    model = settings.get_model(state)
-    patcher_type = (
-        comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    )
-    patcher = patcher_type(model, load_device=device, offload_device=offload)
-    state = {key: value.to(storage) for key, value in state.items()}
-    model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
-    run_state.attach(patcher)
-    return patcher
-
-
-def _reload_model(path: str | Path, precision: str, disable_dynamic: bool = False):
-    """Build a fresh MODEL from the file: the host asks for it on several GPUs and for hooks."""
-    state = strip_prefix(load_state(path)[0], "dit.")
-    return _load_model(dit_config(state), state, precision, disable_dynamic)
-
-
-def _reload_vae(path: str | Path, precision: str, disable_dynamic: bool = False):
-    state = strip_prefix(load_state(path)[0], "vae.")
-    return RestorerVAE(vae_config(state), state, precision, disable_dynamic).patcher
+        raise CheckpointError(f"{_TITLE}: {error}") from error

@@ -1,9 +1,11 @@
 """What a sampling run needs beside the network: a guard against schedules that break it, and progress."""
 
+import comfy.model_sampling
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from . import host
+from .keys import UNEDITED_KEY
 
 PROGRESS_KEY = "vsr_progress"  # in transformer_options: the SamplingProgress of this run
 PART_KEY = "vsr_part"  # in transformer_options: (start, length) of this call within its step, 0..1
@@ -27,26 +29,33 @@ def attach(patcher) -> None:
 
 
 def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-    check_run(sampler, sigmas, latent_image)
+    check_sigmas(sigmas)
+    sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        check_flow_run(sampler, sigmas, latent_image)
     options = executor.class_obj.model_options.setdefault("transformer_options", {})
     options[PROGRESS_KEY] = SamplingProgress(len(sigmas) - 1)
     return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 
-def check_run(sampler, sigmas: torch.Tensor, latent_image: torch.Tensor) -> None:
-    """Raise a ValueError for sampler, sigmas and start latent that would give NaN or an untouched latent."""
-    steps, shown = len(sigmas) - 1, [round(float(sigma), 4) for sigma in sigmas[:4]]
+def check_sigmas(sigmas: torch.Tensor) -> None:
+    """Raise a ValueError for sigmas that no model can be sampled with."""
+    steps, shown = len(sigmas) - 1, _shown(sigmas)
     if steps < 1:
         raise ValueError(
             f"{_WHO}: sampling needs at least one step; got sigmas {shown}. Set steps to 1, denoise to 1."
         )
-    if not torch.isfinite(sigmas).all():
+    if not torch.isfinite(sigmas).all() or sigmas.min() < 0 or sigmas[0] <= 0:
         raise ValueError(
-            f"{_WHO}: the scheduler must give finite sigmas; got {shown} for {steps} step(s) (kl_optimal "
-            "does this "
-            "at one step). Choose scheduler simple."
+            f"{_WHO}: the scheduler must give finite sigmas that start above 0; got {shown} for {steps} step(s) "
+            "(kl_optimal does this at one step). Choose scheduler simple."
         )
-    if sigmas.max() > 1.0001 or sigmas.min() < 0 or sigmas[0] < _UNTOUCHED:
+
+
+def check_flow_run(sampler, sigmas: torch.Tensor, latent_image: torch.Tensor) -> None:
+    """Raise a ValueError for sampler, sigmas and start latent that break a flow model, or leave it untouched."""
+    steps, shown = len(sigmas) - 1, _shown(sigmas)
+    if sigmas.max() > 1.0001 or sigmas[0] < _UNTOUCHED:
         raise ValueError(
             f"{_WHO}: sigmas of this flow model must start between {_UNTOUCHED} and 1 and not fall below "
             f"0; got {shown} "
@@ -69,6 +78,30 @@ def check_run(sampler, sigmas: torch.Tensor, latent_image: torch.Tensor) -> None
             "or sample "
             "from Cascade Input's lr_latent."
         )
+
+
+def _shown(sigmas: torch.Tensor) -> list[float]:
+    return [round(float(sigma), 4) for sigma in sigmas[:4]]
+
+
+def keep_unedited(args: dict) -> None:
+    """Store what the network predicted, for the sampler's noise estimate, before a node edits it.
+
+    `args` are those of a post-CFG function; only the first node to edit a prediction stores it.
+    """
+    kept = args["model_options"].get("transformer_options", {}).get(UNEDITED_KEY)
+    if kept is not None and kept["x0"] is None:
+        kept["x0"] = args["denoised"]
+
+
+def clip_prediction(limit: float):
+    """Make the post-CFG function that clips predictions, as schedulers with clip_sample do."""
+
+    def clip(args: dict) -> torch.Tensor:
+        keep_unedited(args)
+        return args["denoised"].clamp(-limit, limit)
+
+    return clip
 
 
 class SamplingProgress:

@@ -1,5 +1,7 @@
 """Noise, sampler and sigmas of the published method, as the host's own NOISE, SAMPLER and SIGMAS."""
 
+from dataclasses import replace
+
 import comfy.model_sampling
 import torch
 from comfy.samplers import KSAMPLER
@@ -7,8 +9,9 @@ from comfy_api.latest import io
 
 from ..models.layout.geometry import ClipSize
 from ..models.layout.noise import addressed_noise
-from ..models.schedules import flow_sigmas, unshift_sigma
+from ..models.schedules import ddim_timesteps, ddim_update, flow_sigmas, unshift_sigma
 from . import host
+from .keys import UNEDITED_KEY
 
 # Adams-Bashforth weights, newest first: the pseudo linear multistep method of PNDM (Liu et al. 2022), on v.
 _MULTISTEP = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -112,16 +115,63 @@ def sample_restorer_plms(model, x, sigmas, extra_args=None, callback=None, disab
     return x
 
 
+@torch.no_grad()
+def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None, eta=0.0):
+    """Step with the published DDIM of Upscale-A-Video (eta 0 .. 1 mixes in fresh noise).
+
+    Where a node edits the prediction, the noise estimate still comes from the unedited one. Works on the
+    published latent, which is the host's x over sqrt(1 + sigma^2) and starts as pure noise at any sigma.
+    """
+    sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        raise ValueError(
+            "Restorer Sampler: ddim needs a model that predicts v or noise, as Upscale-A-Video does; got a flow "
+            "model. Choose euler or plms."
+        )
+    alphas = 1 / (1 + sigmas.double().square())
+    start = getattr(model, "latent_image", None)
+    empty = start is None or torch.count_nonzero(start) == 0
+    x = model.noise if empty and hasattr(model, "noise") else x * alphas[0].sqrt().float()
+    for step, (sigma, alpha, following) in enumerate(zip(sigmas[:-1], alphas[:-1], alphas[1:], strict=True)):
+        alpha, following = alpha.float(), following.float()
+        scaled = x / alpha.sqrt()
+        clean, unedited = _predict_twice(model, scaled, sigma, extra_args)
+        if callback is not None:
+            callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
+        estimate = (x - alpha.sqrt() * unedited) / (1 - alpha).sqrt()
+        fresh = noise_like(x, _step_seed(extra_args, step)) if eta > 0 else None
+        x = ddim_update(clean, estimate, alpha, following, eta, fresh)
+    # The published run ends at the first alpha, and its latent goes to the decoder as it is.
+    return x if sigmas[-1] <= sampling.sigma_min * 1.001 else x / alphas[-1].sqrt().float()
+
+
+def _predict_twice(model, x, sigma, extra_args):
+    """Predict, and give (what nodes made of the prediction, the prediction itself)."""
+    options = {**(extra_args or {}).get("model_options", {})}
+    kept = {"x0": None}
+    options["transformer_options"] = {**options.get("transformer_options", {}), UNEDITED_KEY: kept}
+    clean = _predict(model, x, sigma, {**(extra_args or {}), "model_options": options})
+    return clean, clean if kept["x0"] is None else kept["x0"]
+
+
+def _step_seed(extra_args, step: int) -> int:
+    seed = (extra_args or {}).get("seed") or 0
+    return (seed ^ _STEP_STREAM) + step & 2**64 - 1
+
+
 def _predict(model, x, sigma, extra_args):
     host.check_cancelled()
     return model(x, sigma * x.new_ones(x.shape[0]), **(extra_args or {}))
 
 
-_SAMPLERS = {"euler": sample_restorer_euler, "plms": sample_restorer_plms}
+_SAMPLERS = {"euler": sample_restorer_euler, "plms": sample_restorer_plms, "ddim": sample_restorer_ddim}
+_STEP_STREAM = (
+    0x1D0C_77E3_A4B2_596F  # xor with the seed: noise between steps must not repeat the start's noise
+)
 
 
 class RestorerSampler(io.ComfyNode):
-    """The samplers of the UniMMVSR paper."""
+    """The samplers of the published methods."""
 
     @classmethod
     def define_schema(cls):
@@ -130,31 +180,38 @@ class RestorerSampler(io.ComfyNode):
             node_id="VSRRestorerSampler",
             display_name="Restorer Sampler",
             category=host.CATEGORY,
-            description="Samplers for flow restorers. euler suits one step (fidelity); plms reuses past "
-            "predictions "
-            "and suits many steps, as in the UniMMVSR paper.",
-            search_aliases=["sampler", "plms", "pndm", "euler", "vsr sampler"],
+            description="Samplers for restorers. euler suits one step (fidelity); plms reuses past predictions "
+            "and suits many steps, as in the UniMMVSR paper; ddim is that of Upscale-A-Video.",
+            search_aliases=["sampler", "plms", "pndm", "euler", "ddim", "vsr sampler"],
             inputs=[
                 io.Combo.Input(
                     "sampler",
                     options=list(_SAMPLERS),
                     default="euler",
                     tooltip="euler: straight steps, exact at one step; plms: multistep, for 8 steps and "
-                    "more.",
+                    "more; ddim: for Upscale-A-Video, exact together with Latent Propagation.",
+                ),
+                io.Float.Input(
+                    "eta", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
+                    tooltip="Fresh noise between the steps of ddim: 0 none, 1 as much as DDPM.",
                 ),
             ],
             outputs=[io.Sampler.Output(tooltip="Sampler for SamplerCustomAdvanced.")],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, sampler):
+    def execute(cls, sampler, eta=0.0):
         """Wrap the sampler function for the host."""
         if sampler not in _SAMPLERS:
             raise ValueError(
                 f"Restorer Sampler: sampler must be one of {', '.join(_SAMPLERS)}; got {sampler!r}. "
                 "Choose euler."
             )
-        return io.NodeOutput(KSAMPLER(_SAMPLERS[sampler]))
+        if eta > 0 and sampler != "ddim":
+            raise ValueError(
+                f"Restorer Sampler: eta belongs to ddim; got eta {eta} with {sampler}. Set eta to 0."
+            )
+        return io.NodeOutput(KSAMPLER(_SAMPLERS[sampler], {"eta": eta} if sampler == "ddim" else {}))
 
 
 class RefineSigmas(io.ComfyNode):
@@ -167,14 +224,13 @@ class RefineSigmas(io.ComfyNode):
             node_id="VSRRefineSigmas",
             display_name="Refine Sigmas",
             category=host.CATEGORY,
-            description="Sigmas of a flow model from a start sigma you choose. On models with a large "
-            "shift KSampler's "
-            "denoise 0.3 starts near sigma 0.8; here 0.3 means 0.3.",
-            search_aliases=["sigmas", "scheduler", "denoise", "sdedit", "start sigma"],
+            description="Sigmas from a start sigma you choose. On flow models with a large shift KSampler's "
+            "denoise 0.3 starts near sigma 0.8; here 0.3 means 0.3. For Upscale-A-Video it gives the steps of "
+            "the published program.",
+            search_aliases=["sigmas", "scheduler", "denoise", "sdedit", "start sigma", "ddim"],
             inputs=[
                 io.Model.Input(
-                    "model",
-                    tooltip="The flow model that will be sampled; its shift gives the denoise output.",
+                    "model", tooltip="The model that will be sampled; it gives the kind of sigmas."
                 ),
                 io.Float.Input(
                     "start_sigma",
@@ -186,7 +242,12 @@ class RefineSigmas(io.ComfyNode):
                     "keeps most of a start latent.",
                 ),
                 io.Int.Input(
-                    "steps", default=1, min=1, max=1000, tooltip="Number of steps; 1 is the faithful mode."
+                    "steps",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    tooltip="Number of steps; 1 is the faithful mode of the built-in model, 30 the published "
+                    "choice of Upscale-A-Video.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -194,7 +255,8 @@ class RefineSigmas(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.01,
-                    tooltip="Moves steps towards the noisy end; 1 spaces them evenly, as UniMMVSR does.",
+                    tooltip="Moves steps towards the noisy end; 1 spaces them evenly, as UniMMVSR does. Flow "
+                    "models only.",
                 ),
             ],
             outputs=[
@@ -209,10 +271,30 @@ class RefineSigmas(io.ComfyNode):
     def execute(cls, model, start_sigma, steps, shift):
         """Compute the sigmas, and read the model's own shift for the denoise."""
         sampling = model.get_model_object("model_sampling")
-        if not isinstance(sampling, comfy.model_sampling.CONST):
+        if isinstance(sampling, comfy.model_sampling.CONST):
+            denoise = unshift_sigma(start_sigma, getattr(sampling, "shift", 1.0))
+            return io.NodeOutput(flow_sigmas(steps, start_sigma, shift), round(float(denoise), 6))
+        schedule = getattr(sampling, "vsr_schedule", None)
+        if schedule is None:
             raise ValueError(
-                f"Refine Sigmas: the model must be a flow model; got {type(model.model).__name__}. "
-                "Use the host's BasicScheduler for it."
+                "Refine Sigmas: the model must be a flow model or Upscale-A-Video; got "
+                f"{type(model.model).__name__}. Use the host's BasicScheduler for it."
             )
-        denoise = unshift_sigma(start_sigma, getattr(sampling, "shift", 1.0))
-        return io.NodeOutput(flow_sigmas(steps, start_sigma, shift), round(float(denoise), 6))
+        if shift != 1:
+            raise ValueError(
+                f"Refine Sigmas: only flow models have a shift; got {shift} for {type(model.model).__name__}. "
+                "Set it to 1."
+            )
+        return io.NodeOutput(*_leading_sigmas(sampling, schedule, start_sigma, steps))
+
+
+def _leading_sigmas(sampling, schedule, start_sigma: float, steps: int) -> tuple[torch.Tensor, float]:
+    """Give (steps + 1 sigmas with the published "leading" spacing, the KSampler denoise of their start).
+
+    A start below 1 spaces the steps over the times at which sigma / (1 + sigma), the share of noise, is lower.
+    """
+    share = sampling.sigmas / (1 + sampling.sigmas)
+    times = len(share) if start_sigma == 1 else int((share <= start_sigma).sum())
+    indices = ddim_timesteps(steps, replace(schedule, num_train_timesteps=max(times, 1)))
+    last = sampling.sigmas.new_zeros(1) if schedule.set_alpha_to_one else sampling.sigmas[:1]
+    return torch.cat((sampling.sigmas[torch.tensor(indices)], last)).cpu(), round(times / len(share), 6)

@@ -1,9 +1,12 @@
 """Spatial tiles and temporal windows for any native video MODEL; both fuse predictions at every step."""
 
 import inspect
+import logging
 import math
+from dataclasses import dataclass
 
 import comfy.context_windows as context_windows
+import comfy.model_management as management
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
@@ -12,6 +15,7 @@ from ..models.layout.geometry import latent_frames
 from ..models.layout.tiles import Tile, TileFuser, plan_tiles
 from ..models.layout.windows import Window, plan_weights, plan_windows
 from . import host, run_state
+from .keys import PRESET_KEY, REFERENCE
 
 _KEY = "vsr_tiles"  # wrapper key, and in transformer_options the tile chosen for this run
 _AUTO_TILES = (
@@ -70,8 +74,8 @@ class SpatialTiles(io.ComfyNode):
                         io.DynamicCombo.Option("manual", manual),
                         io.DynamicCombo.Option("off", []),
                     ],
-                    tooltip="auto: tiles of about 1280x720, smaller where memory is short; manual: your "
-                    "sizes; off: whole frames.",
+                    tooltip="auto: tiles of the size the model works best at, smaller where memory is "
+                    "short; manual: your sizes; off: whole frames.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, tiled.")],
@@ -138,8 +142,8 @@ class TemporalWindows(io.ComfyNode):
                         io.DynamicCombo.Option("manual", manual),
                         io.DynamicCombo.Option("off", []),
                     ],
-                    tooltip="auto: 33 frames, 8 shared with the next; manual: your lengths; off: the "
-                    "whole clip at once.",
+                    tooltip="auto: what the model was made for, else 33 frames, 8 shared with the next; "
+                    "manual: your lengths; off: the whole clip at once.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, windowed.")],
@@ -155,12 +159,17 @@ class TemporalWindows(io.ComfyNode):
             raise ValueError(
                 f"Temporal Windows: windows must be auto, manual or off; got {kind!r}. Choose auto."
             )
-        time = _latent_format("Temporal Windows", model).temporal_downscale_ratio
-        window = windows["window"] if kind == "manual" else _AUTO_WINDOW
-        overlap = windows["overlap"] if kind == "manual" else _AUTO_WINDOW_OVERLAP
+        latent_format = _latent_format("Temporal Windows", model)
+        time, plan = latent_format.temporal_downscale_ratio, None
+        if kind == "manual":
+            window, overlap = windows["window"], windows["overlap"]
+        else:
+            window, overlap = getattr(latent_format, "vsr_window", (_AUTO_WINDOW, _AUTO_WINDOW_OVERLAP))
+            if model.model_options.get(PRESET_KEY) == REFERENCE:
+                plan = getattr(latent_format, "vsr_reference_windows", None)
         length, shared = latent_frames(window, time), math.ceil(overlap / time)
         plan_windows(2 * length, length, shared)  # refuses an overlap that does not fit, before the run
-        patched.model_options["context_handler"] = WindowHandler(length, shared)
+        patched.model_options["context_handler"] = WindowHandler(length, shared, causal=time > 1, plan=plan)
         context_windows.create_prepare_sampling_wrapper(patched)
         return io.NodeOutput(patched)
 
@@ -183,6 +192,29 @@ def _wrap(patcher, place: str, wrapper) -> None:
 # Spatial tiles
 
 
+@dataclass
+class TileChoice:
+    """Hold the tile of one run, in latent cells; where it does not fit into memory, it is halved once."""
+
+    height: int
+    width: int
+    overlap: int
+    halved: bool = False
+
+    def plan(self, shape: torch.Size) -> tuple[Tile, ...]:
+        """Plan the tiles of a latent."""
+        return plan_tiles(*shape[-2:], self.height, self.width, self.overlap)
+
+    def halve(self, shape: torch.Size) -> None:
+        """Take half the sides, from no more than the latent's, and keep the overlap as far as it fits."""
+        self.height, self.width = (
+            max(1, -(-min(side, full) // 2))
+            for side, full in zip((self.height, self.width), shape[-2:], strict=True)
+        )
+        self.overlap = min(self.overlap, min(self.height, self.width) // 2)
+        self.halved = True
+
+
 def _prepare_tiles(size: tuple[int, int, int] | None, space: int):
     """Make the wrapper that settles the tile of a run and tells the memory estimate about it."""
 
@@ -190,7 +222,7 @@ def _prepare_tiles(size: tuple[int, int, int] | None, space: int):
         tile = size
         if len(noise_shape) == 5:
             tile = tile or _auto_tile(model, noise_shape, space)
-            model_options.setdefault("transformer_options", {})[_KEY] = tile
+            model_options.setdefault("transformer_options", {})[_KEY] = TileChoice(*tile)
             noise_shape = [*noise_shape[:3], min(noise_shape[3], tile[0]), min(noise_shape[4], tile[1])]
         return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
 
@@ -201,19 +233,41 @@ def _auto_tile(model, noise_shape, space: int) -> tuple[int, int, int]:
     """Pick the largest tile of the list that fits: (height, width, overlap) in latent cells."""
     batch, channels, frames, height, width = noise_shape
     free = host.free_bytes(model.load_device)
-    for long, short in _AUTO_TILES:
+    latent_format = model.get_model_object("latent_format")
+    for long, short in getattr(latent_format, "vsr_tiles", _AUTO_TILES):
         tile = (short, long) if width >= height else (long, short)
         rows, columns = (min(full, side // space) for full, side in zip((height, width), tile, strict=True))
         if model.memory_required([batch, channels, frames, rows, columns]) * _HEADROOM < free:
             break
-    overlap = min(_AUTO_OVERLAP // space, min(rows, columns) // 4)
+    wanted = getattr(latent_format, "vsr_tile_overlap", _AUTO_OVERLAP)
+    overlap = min(wanted // space, min(rows, columns) // 4)
     return rows, columns, overlap
 
 
 def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
-    """Predict every conditioning tile by tile; one tile that covers all is the plain call."""
-    size = model_options.get("transformer_options", {}).get(_KEY)
-    plan = plan_tiles(*x_in.shape[-2:], *size) if size is not None and x_in.ndim == 5 else ()
+    """Predict every conditioning tile by tile; out of memory, with tiles of half the side for the whole run."""
+    choice = model_options.get("transformer_options", {}).get(_KEY)
+    if choice is None or x_in.ndim != 5:
+        return executor(model, conds, x_in, timestep, model_options)
+    while True:
+        try:
+            return _predict_tiles(
+                executor, choice.plan(x_in.shape), model, conds, x_in, timestep, model_options
+            )
+        except Exception as error:  # the host tells out-of-memory errors of all devices from others
+            if not management.is_oom(error):
+                raise
+            space = model.latent_format.spacial_downscale_ratio
+            if choice.halved:
+                raise host.out_of_memory("Spatial Tiles", (choice.height, choice.width), space) from error
+        choice.halve(x_in.shape)
+        size = f"{choice.width * space}x{choice.height * space} px"
+        logging.getLogger(__name__).warning("Spatial Tiles: out of memory; going on with tiles of %s", size)
+        management.soft_empty_cache()
+
+
+def _predict_tiles(executor, plan, model, conds, x_in, timestep, model_options):
+    """Predict tile by tile and fuse; one tile that covers all is the plain call."""
     if len(plan) <= 1:
         return executor(model, conds, x_in, timestep, model_options)
     _refuse_regions(conds)
@@ -264,9 +318,13 @@ def _crop(value, tile: Tile, shape: torch.Size):
 
 
 class WindowHandler(context_windows.IndexListContextHandler):
-    """The host's context windows with our plan (every window full) and our weights (any overlap)."""
+    """The host's context windows with our plan (every window full) and our weights (any overlap).
 
-    def __init__(self, length: int, overlap: int):
+    `causal` says that a clip's first latent frame is special; `plan` gives (windows, weights) of a clip's
+    length where the published ones are wanted.
+    """
+
+    def __init__(self, length: int, overlap: int, causal: bool = True, plan=None):
         settings = {
             "context_schedule": context_windows.get_matching_context_schedule("standard_static"),
             "fuse_method": context_windows.get_matching_fuse_method("flat"),
@@ -276,8 +334,9 @@ class WindowHandler(context_windows.IndexListContextHandler):
         }
         # One frame before each later window takes the place that training knows as a clip's first latent.
         if "causal_window_fix" in inspect.signature(super().__init__).parameters:
-            settings["causal_window_fix"] = True
+            settings["causal_window_fix"] = causal
         super().__init__(**settings)
+        self._own_plan = plan
 
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         """Leave a clip that fits into one window to the plain call, bit for bit."""
@@ -285,15 +344,15 @@ class WindowHandler(context_windows.IndexListContextHandler):
 
     def get_context_windows(self, model, x_in, model_options):
         """Plan the windows with the core's rule."""
-        plan, length = self._plan(x_in.shape[self.dim]), x_in.shape[self.dim]
-        make = context_windows.IndexListContextWindow
-        return [make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in plan]
+        length, make = x_in.shape[self.dim], context_windows.IndexListContextWindow
+        windows = self._plan(length)[0]
+        return [make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in windows]
 
     def evaluate_context_windows(
         self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs
     ):
         """Evaluate as the host does, with progress told about the window."""
-        count = len(self._plan(x_in.shape[self.dim]))
+        count = len(self._plan(x_in.shape[self.dim])[0])
         options = run_state.inside(model_options, enumerated[0][0], count)
         return super().evaluate_context_windows(
             calc_cond_batch, model, x_in, conds, timestep, enumerated, options, *args, **kwargs
@@ -313,12 +372,15 @@ class WindowHandler(context_windows.IndexListContextHandler):
         biases,
     ):
         """Add a window's predictions with weights that sum to one; the host then divides by ones."""
-        weights = plan_weights(self._plan(x_in.shape[self.dim]))[window_idx]
+        weights = self._plan(x_in.shape[self.dim])[1][window_idx]
         weights = weights.to(x_in.device).view(-1, *[1] * (x_in.ndim - self.dim - 1))
         span = (slice(None),) * self.dim + (slice(window.index_list[0], window.index_list[-1] + 1),)
         for total, count, value in zip(final, counts, sub_conds_out, strict=True):
             total[span] += value * weights
             count[...] = 1.0
 
-    def _plan(self, length: int) -> tuple[Window, ...]:
-        return plan_windows(length, self.context_length, self.context_overlap)
+    def _plan(self, length: int) -> tuple[tuple[Window, ...], tuple[torch.Tensor, ...]]:
+        if self._own_plan is not None:
+            return self._own_plan(length)
+        windows = plan_windows(length, self.context_length, self.context_overlap)
+        return windows, plan_weights(windows)

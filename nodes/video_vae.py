@@ -1,20 +1,15 @@
 """The causal video VAE as a native VAE: streamed in time, tiled in space, with or without LR frames."""
 
-import contextlib
-import logging
-
 import comfy.model_management as management
-import comfy.model_patcher
 import comfy.ops
-import comfy.sd
 import torch
 
 from ..models.layout.geometry import ClipSize, latent_size
-from ..models.layout.tiles import plan_tiles
 from ..models.unimmvsr.codec import decode_clip, encode_clip
 from ..models.unimmvsr.config import SPACE, TIME, VAEConfig
 from ..models.unimmvsr.vae import CausalVideoVAE
 from . import checks, host
+from .native_vae import NativeVAE
 
 CHUNK = 16  # output frames decoded or encoded together; the peak does not depend on the clip's length
 _TILES = (1024, 512, 256, 128)  # px; tried in turn where whole frames do not fit
@@ -22,42 +17,25 @@ _TILES = (1024, 512, 256, 128)  # px; tried in turn where whole frames do not fi
 _DECODE_BYTES, _ENCODE_BYTES = 140, 120
 
 
-class RestorerVAE(comfy.sd.VAE):
-    """A native VAE that owns its streaming and tiling; `decode` takes the LR frames through vae_options."""
+class RestorerVAE(NativeVAE):
+    """The causal video VAE; time is streamed, so memory does not grow with the clip."""
 
     def __init__(
         self, config: VAEConfig, state: dict[str, torch.Tensor], precision: str, disable_dynamic=False
     ):
-        with host.quiet("WARNING: No VAE weights detected"):  # true for the host's own VAEs, not for this one
-            super().__init__(sd={})
-        self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, 3
-        self.downscale_ratio = (lambda frames: max(0, (frames + 2 * TIME - 2) // TIME), SPACE, SPACE)
-        self.upscale_ratio = (lambda frames: max(0, frames * TIME - TIME + 1), SPACE, SPACE)
-        self.downscale_index_formula = self.upscale_index_formula = (TIME, SPACE, SPACE)
-        self.handles_tiling, self.crop_input = True, False  # any size is padded, nothing is cut off
-        self.working_dtypes = list(host.PRECISIONS.values())
+        # fp32 unless asked otherwise: motion search and small residuals suffer in half precision.
+        dtype = host.pick_vae_dtype(precision, management.vae_device())
+        network = CausalVideoVAE(config, host.layers(comfy.ops.manual_cast, dtype, None))
+        super().__init__(network, state, dtype, SPACE, TIME, disable_dynamic)
         # Streaming: what a VAE node needs does not depend on the number of frames.
         self.memory_used_decode = lambda shape, dtype: (
             shape[-2] * shape[-1] * SPACE**2 * _DECODE_BYTES * (CHUNK + 1)
         )
         self.memory_used_encode = lambda shape, dtype: shape[-2] * shape[-1] * _ENCODE_BYTES * (CHUNK + 1)
-        self.device, self.output_device = management.vae_device(), management.intermediate_device()
-        # fp32 unless asked otherwise: motion search and small residuals suffer in half precision.
-        self.vae_dtype = host.pick_vae_dtype(precision, self.device)
-        self.first_stage_model = CausalVideoVAE(
-            config, host.layers(comfy.ops.manual_cast, self.vae_dtype, None)
-        )
-        self.first_stage_model.eval().requires_grad_(False).to(self.vae_dtype)
-        management.archive_model_dtypes(self.first_stage_model)
-        patcher = (
-            comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-        )
-        self.patcher = patcher(
-            self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device()
-        )
-        state = {key: value.to(self.vae_dtype) for key, value in state.items()}
-        self.first_stage_model.load_state_dict(state, strict=True, assign=self.patcher.is_dynamic())
-        self.model_size()
+
+    def lr_latent(self, frames: torch.Tensor, size: ClipSize, mode: str) -> dict:
+        """Encode LR frames, resized to `size`."""
+        return {"samples": self.encode_resized(frames, size, mode=mode)}
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
         """Encode frames (B, H, W, C) as one clip, or clips (b, t, H, W, C), into latents (b, 16, T, h, w)."""
@@ -89,7 +67,7 @@ class RestorerVAE(comfy.sd.VAE):
                 [encode_clip(self.first_stage_model, c, size, tiles=tiles, **settings) for c in clips]
             )
 
-        return host.to_output(self._run(encode, size, sides, overlap, _ENCODE_BYTES * (chunk + 1)))
+        return host.to_output(self._in_tiles(encode, size, sides, overlap, _ENCODE_BYTES * (chunk + 1)))
 
     def decode(self, samples_in: torch.Tensor, vae_options: dict | None = None) -> torch.Tensor:
         """Decode latents (b, 16, T, h, w) to clips (b, t, H, W, 3).
@@ -117,35 +95,19 @@ class RestorerVAE(comfy.sd.VAE):
             clips = [decode_clip(self.first_stage_model, z, lr, size, tiles=tiles, **settings) for z in one]
             return clips[0].unsqueeze(0) if len(clips) == 1 else torch.stack(clips)
 
-        return host.to_output(self._run(decode, size, sides, overlap, _DECODE_BYTES * (chunk + 1)))
+        return host.to_output(self._in_tiles(decode, size, sides, overlap, _DECODE_BYTES * (chunk + 1)))
 
-    def _settings(self) -> dict:
-        where = {"device": self.device, "dtype": self.vae_dtype}
-        return {**where, "progress": host.Progress(), "check_cancelled": host.check_cancelled}
-
-    def _run(self, work, size: ClipSize, sides: tuple[int, int] | None, overlap: int, pixel_bytes: int):
-        """Load the weights and run `work(tiles)` with the given tiles, or with the largest that fit."""
+    def _in_tiles(self, work, size: ClipSize, sides: tuple[int, int] | None, overlap: int, pixel_bytes: int):
+        """Run `work(tiles)` with the given tiles, or with the largest that fit."""
         grid = latent_size(size, SPACE, TIME)
         whole = (grid.height, grid.width)
-        smaller = ((tile // SPACE, tile // SPACE) for tile in _TILES if tile // SPACE < max(whole))
+        smaller = [(tile // SPACE, tile // SPACE) for tile in _TILES if tile // SPACE < max(whole)]
         ladder = [sides] if sides else [whole, *smaller]
         shown = ((min(side[0], whole[0]), min(side[1], whole[1])) for side in ladder)
         needs = [SPACE * rows * SPACE * columns * pixel_bytes for rows, columns in shown]
-        with getattr(management, "cuda_device_context", contextlib.nullcontext)(self.device):
-            management.load_models_gpu([self.patcher], memory_required=needs[0])
-            free = host.free_bytes(self.device)
-            first = next((i for i, need in enumerate(needs) if need < free), len(needs) - 1)
-            for side in ladder[first:]:
-                try:
-                    return work(plan_tiles(*whole, *side, min(overlap, min(side) // 2)))
-                except Exception as error:  # the host tells out-of-memory errors of all devices from others
-                    if not management.is_oom(error) or side == ladder[-1]:
-                        raise
-                logging.getLogger(__name__).warning(
-                    "VAE: out of memory with tiles of %s cells; trying smaller ones", side
-                )
-                management.soft_empty_cache()
-        raise AssertionError("the last side of the ladder returns or raises")
+        free = self._load(needs[0])
+        first = next((i for i, need in enumerate(needs) if need < free), len(needs) - 1)
+        return self._run(work, whole, ladder[first:], overlap)
 
 
 def preview_factors(

@@ -184,7 +184,7 @@ def test_a_name_outside_the_list_is_refused(core):
 def test_every_precision_runs_on_the_cpu(core, tiny_file, prepare, ksample, precision):
     from cascadevsr.nodes.restorers import load_restorer
 
-    model, vae = load_restorer(tiny_file, precision)
+    model, vae, _ = load_restorer(tiny_file, precision)
     exact = load_restorer(tiny_file, "fp32")[0]
     clip = prepare(5, 8, 8, (32, 32))
     result = ksample(model, clip)["samples"]

@@ -1,0 +1,19 @@
+"""Names under which our nodes find each other's data in LATENT, CONDITIONING and model options."""
+
+# In a conditioning
+LR_KEY = "concat_latent_image"  # the host's own name for a latent that joins on the channels
+LEVEL_KEY = "vsr_noise_level"  # noise in the LR clip, 0..1
+REFERENCES_KEY = "vsr_references"
+
+# In a LATENT of Cascade Input
+KIND_KEY = "vsr_kind"  # what "samples" are, where that is no latent
+LR_FRAMES = "lr frames"  # a kind: frames in -1..1 at the grid of the latent, for networks that take pixels
+ALPHAS_KEY = "vsr_lr_alphas"  # (steps,) float32 shares of signal power of the schedule that noises LR frames
+
+# In model options, and as an attribute of our VAEs
+PRESET_KEY = "vsr_preset"
+DEFAULT, REFERENCE = "default", "reference"
+PRESETS = (DEFAULT, REFERENCE)
+
+# In transformer options
+UNEDITED_KEY = "vsr_unedited"  # {"x0": tensor or None}: what the network predicted, before a node edited it

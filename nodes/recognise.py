@@ -1,0 +1,54 @@
+"""Says what a weight file is, by its entries: a wrong file is answered with its name and the remedy."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+
+from ..models.checkpoints import CheckpointError
+
+_KNOWN = (  # (what an entry contains or begins with, what the file is, what to do)
+    (("fnet.conv1.", "module.fnet."), "the optical flow network RAFT", "choose it in Load Flow Model"),
+    (
+        ("model.diffusion_model.", "first_stage_model."),
+        "a Stable Diffusion checkpoint",
+        "open it with the host's Load Checkpoint",
+    ),
+    (
+        ("text_model.encoder.", "text_model.embeddings."),
+        "a CLIP text encoder",
+        "choose the released folder that it belongs to",
+    ),
+    (("lora_down.", "lora_up.", "lora_A.", "lora_B."), "a LoRA", "open it with the host's Load LoRA"),
+    (
+        ("encoder.block.0.layer.0.SelfAttention",),
+        "a T5 text encoder",
+        "open it with the host's Load CLIP",
+    ),
+    (("RRDB_trunk.", "conv_body.", "model.1.sub."), "a picture upscaler", "open it with Load Upscale Model"),
+    (
+        ("encoder.down_blocks.", "decoder.up_blocks."),
+        "a VAE of diffusers' layout",
+        "if it is one of Upscale-A-Video's, choose the released folder instead",
+    ),
+    (
+        ("down_blocks.0.", "mid_block."),
+        "a diffusers UNet without the temporal layers of Upscale-A-Video",
+        "download the video UNet",
+    ),
+    (("patch_embedding.", "blocks.0.self_attn"), "a video diffusion transformer", "use Load Diffusion Model"),
+)
+
+
+def refuse(path: str | PurePath, state: Mapping | Iterable[str]) -> CheckpointError:
+    """Make the error for a file that holds no restorer."""
+    keys, name = sorted(state), PurePath(path).name
+    for marks, what, remedy in _KNOWN:
+        if any(mark in key for key in keys for mark in marks):
+            return CheckpointError(
+                "the file must hold a video restorer (UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the "
+                f"UNet, a converted file, or the released folder); got {name}, which is {what}: {remedy}."
+            )
+    return CheckpointError(
+        "the file must hold a video restorer (UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the UNet, a "
+        f"converted file, or the released folder); got {name} with {len(keys)} entries such as "
+        f"{', '.join(keys[:2]) or 'none'}. Choose another file."
+    )

@@ -1,0 +1,162 @@
+"""The UniMMVSR transformer as the host's native MODEL.
+
+The sign of the velocity is converted here and nowhere else: the core predicts z_HR - eps as the paper does,
+the host's flow models predict eps - z_HR.
+"""
+
+from pathlib import Path
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as management
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ..models.checkpoints import CheckpointError, load_state, strip_prefix
+from ..models.unimmvsr.config import SPACE, TIME, DiTConfig, dit_config, vae_config
+from ..models.unimmvsr.dit import UniMMVSRDiT
+from . import host, run_state
+from .keys import LEVEL_KEY, LR_KEY, REFERENCES_KEY
+from .native_model import load_native
+from .video_vae import RestorerVAE, preview_factors
+
+
+class UniMMVSRFormat(comfy.latent_formats.LatentFormat):
+    """Latents of the causal video VAE: 16 channels at unit variance, 8 px and 4 frames per cell."""
+
+    latent_channels = 16
+    latent_dimensions = 3
+    spacial_downscale_ratio = SPACE
+    temporal_downscale_ratio = TIME
+
+
+class UniMMVSRConfig(comfy.supported_models_base.BASE):
+    """How the host builds and samples the network: flow matching without shift, time in 0..1."""
+
+    unet_extra_config = {}
+    latent_format = UniMMVSRFormat
+    sampling_settings = {"shift": 1.0, "multiplier": 1.0}
+    # Measured: 5 KB of activations per latent cell in fp32. The host multiplies by 0.04 or 0.15 MiB per cell.
+    memory_usage_factor = 0.12
+
+    def model_type(self, state_dict, prefix=""):
+        """Say that the network predicts a flow."""
+        return comfy.model_base.ModelType.FLOW
+
+    def get_model(self, state_dict, prefix="", device=None):
+        """Build the host's model around the network, without weights."""
+        return UniMMVSRModel(self, device=device)
+
+
+class HostDiT(UniMMVSRDiT):
+    """The transformer with the host's calling convention: layers, wrappers, progress and sign."""
+
+    def __init__(self, config: DiTConfig, dtype=None, device=None, operations=None):
+        super().__init__(config, ops=host.layers(operations, dtype, device), attention=host.attention)
+        self.dtype = dtype
+        self.to(device=device, dtype=dtype)
+
+    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
+        """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
+        options = transformer_options or {}
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
+        return executor.execute(x, timestep, context, options, **kwargs)
+
+    def _velocity(self, x, timestep, context, transformer_options, noise_level=None, references=(), **_):
+        noisy, lr = x.chunk(2, dim=1)
+        run = transformer_options.get(run_state.PROGRESS_KEY)
+        progress = run.blocks(transformer_options) if run is not None else None
+        level = torch.zeros_like(timestep) if noise_level is None else noise_level
+        return -super().forward(noisy, timestep, lr, level, references, context, progress)
+
+
+class UniMMVSRModel(comfy.model_base.BaseModel):
+    """Turns conditioning into what the network takes, so that tiles, windows and batching see it too."""
+
+    def __init__(self, model_config, device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostDiT)
+        self.memory_usage_factor_conds = ("references",)
+
+    def process_timestep(self, timestep, **kwargs):
+        """Keep time in 0..1 even where a sampling node set a multiplier of its own."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def concat_cond(self, **kwargs):
+        """Give the LR latent (b, 16, T, h, w) that joins the noisy one on the channels."""
+        noise, lr = kwargs["noise"], kwargs.get(LR_KEY)
+        if lr is None:
+            raise ValueError(
+                "KSampler / SamplerCustomAdvanced: a restorer needs the low-resolution clip in positive "
+                "and negative; "
+                "got a conditioning without it. Take both from the VSR Conditioning node."
+            )
+        if lr.shape[1:] != noise.shape[1:]:
+            raise ValueError(
+                "KSampler / SamplerCustomAdvanced: the sampled latent must have the grid of the "
+                "low-resolution latent "
+                f"{tuple(lr.shape[1:])}; got {tuple(noise.shape[1:])}. Sample the latent that VSR "
+                "Conditioning gives."
+            )
+        return self.process_latent_in(lr).to(kwargs["device"])
+
+    def extra_conds(self, **kwargs):
+        """Add the noise level and the references; text goes in only where the weights have a place for it."""
+        out = super().extra_conds(**kwargs)
+        text = out.get("c_crossattn")
+        if text is not None and text.cond.shape[-1] != self.diffusion_model.config.text_width:
+            del out["c_crossattn"]
+        out["noise_level"] = comfy.conds.CONDRegular(torch.tensor([float(kwargs.get(LEVEL_KEY, 0.0))]))
+        references = kwargs.get(REFERENCES_KEY) or ()
+        if references:
+            latents = [self.process_latent_in(latent).to(kwargs["device"]) for latent in references]
+            out["references"] = comfy.conds.CONDList(latents)
+        return out
+
+    def extra_conds_shapes(self, **kwargs):
+        """Tell the memory estimate how many reference cells there are before sampling starts."""
+        cells = sum(latent[0, 0].numel() for latent in kwargs.get(REFERENCES_KEY) or ())
+        return {"references": [1, 16, cells]} if cells else {}
+
+
+def load_unimmvsr(state: dict[str, torch.Tensor], path: Path, precision: str):
+    """Build (MODEL, VAE) from the entries of a file; entries that do not fit are a CheckpointError."""
+    vae_state, dit_state = strip_prefix(state, "vae."), strip_prefix(state, "dit.")
+    try:
+        vae = RestorerVAE(vae_config(vae_state), vae_state, precision)
+        factors, bias = preview_factors(vae_config(vae_state), vae_state)
+        model = _load_model(dit_state, precision)
+    except (
+        KeyError,
+        IndexError,
+        RuntimeError,
+        ZeroDivisionError,
+    ) as error:  # load_state_dict raises RuntimeError
+        if management.is_oom(error):
+            raise
+        raise CheckpointError(
+            f"the entries must fit the UniMMVSR architecture; got {path.name}: "
+            f"{str(error).splitlines()[0][:300]}. The file is damaged or of another version: download it "
+            "again."
+        ) from error
+    model.model.latent_format.latent_rgb_factors = factors
+    model.model.latent_format.latent_rgb_factors_bias = bias
+    model.cached_patcher_init = (_reload_model, (path, precision))
+    vae.patcher.cached_patcher_init = (_reload_vae, (path, precision))
+    return model, vae
+
+
+def _load_model(state: dict[str, torch.Tensor], precision: str, disable_dynamic: bool = False):
+    return load_native(UniMMVSRConfig({"config": dit_config(state)}), state, precision, disable_dynamic)
+
+
+def _reload_model(path: str | Path, precision: str, disable_dynamic: bool = False):
+    """Build a fresh MODEL from the file: the host asks for it on several GPUs and for hooks."""
+    return _load_model(strip_prefix(load_state(path)[0], "dit."), precision, disable_dynamic)
+
+
+def _reload_vae(path: str | Path, precision: str, disable_dynamic: bool = False):
+    state = strip_prefix(load_state(path)[0], "vae.")
+    return RestorerVAE(vae_config(state), state, precision, disable_dynamic).patcher

@@ -1,0 +1,226 @@
+"""The Upscale-A-Video UNet as the host's native MODEL, and the loading of a whole release.
+
+The host's sigma axis is sqrt((1 - abar) / abar) and its x is the published latent times sqrt(1 + sigma^2); the
+network's input is the published one again. LR frames join as pixels, already noised by VSR Conditioning.
+"""
+
+import logging
+from pathlib import Path
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as management
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ..models.checkpoints import CheckpointError, load_state
+from ..models.layout.windows import Window
+from ..models.schedules import DiffusionSettings
+from ..models.upscale_a_video import config as uav
+from ..models.upscale_a_video.release import LICENCE, Release, open_folder, open_state
+from ..models.upscale_a_video.sampling import reference_window_weights, reference_windows
+from ..models.upscale_a_video.unet import VideoUNet
+from . import host, run_state
+from .keys import LEVEL_KEY, LR_KEY, PRESET_KEY
+from .native_model import load_native
+from .upscale_a_video_text import load_clip
+from .upscale_a_video_vae import UpscaleAVideoVAE
+
+_LEVELS = 1000  # noise levels are counted in steps of the schedule
+_SAMPLER = "KSampler / SamplerCustomAdvanced"
+
+
+class UpscaleAVideoFormat(comfy.latent_formats.SD_X4):
+    """Latents of the x4 autoencoder over time; what Spatial Tiles and Temporal Windows choose by themselves."""
+
+    latent_channels = uav.LATENT_CHANNELS
+    latent_dimensions = 3
+    spacial_downscale_ratio = uav.SCALE
+    temporal_downscale_ratio = 1
+    # (long, short) sides in output px; the published program works on 256 LR px with 64 around them
+    vsr_tiles = ((1536, 1536), (1280, 1280), (1024, 1024), (768, 768), (512, 512))
+    vsr_tile_overlap = 256  # output px
+    vsr_window = (uav.WINDOW, uav.WINDOW_OVERLAP)
+
+    @staticmethod
+    def vsr_reference_windows(frames: int) -> tuple[tuple[Window, ...], tuple[torch.Tensor, ...]]:
+        """Give the published windows, each once, and their weights as its sequential blend leaves them."""
+        found: dict[Window, torch.Tensor] = {}
+        for span, weights in zip(
+            reference_windows(frames), reference_window_weights(frames), strict=True
+        ):  # the last windows can be equal
+            window = Window(*span)
+            found[window] = found.get(window, 0) + weights[window.span]
+        return tuple(found), tuple(found.values())
+
+
+class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
+    """How the host builds and samples the network."""
+
+    unet_extra_config = {}
+    latent_format = UpscaleAVideoFormat
+    # Estimate: at full resolution the last up block holds its 768 input channels, their norm and activation,
+    # and the skips of its level, about 4400 numbers per cell. The host multiplies by 0.01 MiB and the dtype.
+    memory_usage_factor = 0.42
+
+    def __init__(self, unet: uav.UNetConfig, schedule: DiffusionSettings, latent_scale: float):
+        super().__init__({"config": unet})
+        self.schedule = schedule
+        self.latent_format.scale_factor = latent_scale
+
+    def get_model(self, state_dict, prefix="", device=None):
+        """Build the host's model around the network, without weights."""
+        return UpscaleAVideoModel(self, device=device)
+
+
+class HostUNet(VideoUNet):
+    """The network with the host's calling convention: layers, wrappers, progress."""
+
+    def __init__(self, config: uav.UNetConfig, dtype=None, device=None, operations=None):
+        super().__init__(config, ops=host.layers(operations, dtype, device), attention=host.attention)
+        self.dtype = dtype
+        self.to(device=device, dtype=dtype)
+
+    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
+        """Predict v for `x` = noisy latents and noised LR frames on 4 + 3 channels."""
+        options = transformer_options or {}
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._predict, self, wrappers)
+        return executor.execute(x, timestep, context, options, **kwargs)
+
+    def _predict(self, x, timestep, context, transformer_options, noise_level=None, **_):
+        if context is None:
+            raise ValueError(
+                f"{_SAMPLER}: Upscale-A-Video needs text; got a conditioning without. Link CLIP Text Encode to "
+                "VSR Conditioning, with its text left empty for no prompt."
+            )
+        run = transformer_options.get(run_state.PROGRESS_KEY)
+        progress = run.blocks(transformer_options) if run is not None else None
+        noisy, lr = x.split((uav.LATENT_CHANNELS, x.shape[1] - uav.LATENT_CHANNELS), 1)
+        return super().forward(noisy, timestep, lr, context, noise_level, progress)
+
+
+class UpscaleAVideoModel(comfy.model_base.BaseModel):
+    """Turns conditioning into what the network takes, so that tiles, windows and batching see it too."""
+
+    def __init__(self, model_config, device=None):
+        schedule = model_config.schedule
+        kinds = comfy.model_base.ModelType
+        kind = {"v_prediction": kinds.V_PREDICTION, "epsilon": kinds.EPS}.get(schedule.prediction_type)
+        if kind is None:
+            raise CheckpointError(
+                "the scheduler's prediction_type must be v_prediction or epsilon; got "
+                f"{schedule.prediction_type!r}. Use the scheduler json of the published model."
+            )
+        super().__init__(model_config, kind, device=device, unet_model=HostUNet)
+        alphas = schedule.alphas_cumprod()
+        self.model_sampling.set_sigmas(((1 - alphas) / alphas).sqrt())
+        self.model_sampling.vsr_schedule = schedule
+
+    def concat_cond(self, **kwargs):
+        """Give the noised LR frames (b, 3, t, h, w) that join the latents on the channels."""
+        noise, lr = kwargs["noise"], kwargs.get(LR_KEY)
+        if lr is None:
+            raise ValueError(
+                f"{_SAMPLER}: a restorer needs the low-resolution clip in positive and negative; got a "
+                "conditioning without it. Take both from the VSR Conditioning node."
+            )
+        if lr.shape[1] != 3:
+            raise ValueError(
+                f"{_SAMPLER}: Upscale-A-Video needs LR frames (3 channels) in its conditioning; got a latent of "
+                f"{lr.shape[1]} channels. Give Cascade Input the VAE of the same Load Video Restorer."
+            )
+        if lr.shape[2:] != noise.shape[2:]:
+            raise ValueError(
+                f"{_SAMPLER}: the sampled latent must have the grid of the low-resolution frames "
+                f"{tuple(lr.shape[2:])}; got {tuple(noise.shape[2:])}. Sample the latent that VSR "
+                "Conditioning gives."
+            )
+        return lr.to(kwargs["device"])
+
+    def extra_conds(self, **kwargs):
+        """Add the noise level as the class label of the network; text must be of its width."""
+        out = super().extra_conds(**kwargs)
+        text, width = out.get("c_crossattn"), self.diffusion_model.config.cross_attention_dim
+        if text is not None and text.cond.shape[-1] != width:
+            raise ValueError(
+                f"{_SAMPLER}: text must be {width} numbers wide for this model; got {text.cond.shape[-1]}. Use "
+                "the CLIP output of the same Load Video Restorer in CLIP Text Encode."
+            )
+        label = round(_LEVELS * float(kwargs.get(LEVEL_KEY, 0.0)))
+        out["noise_level"] = comfy.conds.CONDRegular(torch.tensor([label]))
+        return out
+
+
+_licence_said = False
+
+
+def load_upscale_a_video(release: Release, path: Path, precision: str, decoder: str, preset: str):
+    """Build (MODEL, VAE or None, CLIP or None) from a release; parts that do not fit are a CheckpointError."""
+    global _licence_said
+    part, vae = release.decoder(decoder), None
+    try:
+        if part is not None:
+            vae = _load_vae(release, decoder, precision, preset)
+            vae.patcher.cached_patcher_init = (_reload_vae, (path, precision, decoder, preset))
+        clip = load_clip(release) if release.text is not None else None
+        model = _load_model(release, decoder, precision, preset)
+        model.cached_patcher_init = (_reload_model, (path, precision, decoder, preset))
+    except CheckpointError:
+        raise
+    except (KeyError, IndexError, RuntimeError, ZeroDivisionError, ValueError) as error:
+        if management.is_oom(error):
+            raise
+        raise CheckpointError(
+            f"the entries must fit the Upscale-A-Video architecture; got {release.name}: "
+            f"{str(error).splitlines()[0][:300]}. The file is damaged or of another version: download it again."
+        ) from error
+    log = logging.getLogger(__name__)
+    missing = [name for name, value in (("VAE", vae), ("CLIP", clip)) if value is None]
+    log.info(
+        "Loaded %s (upscale_a_video, preset %s)%s",
+        release.name,
+        preset,
+        f"; it has no {' and no '.join(missing)}" if missing else "",
+    )
+    if not _licence_said:
+        _licence_said = True
+        log.info(LICENCE)
+    return model, vae, clip
+
+
+def _load_model(release: Release, decoder: str, precision: str, preset: str, disable_dynamic: bool = False):
+    state, json = uav.normalise_unet_keys(release.unet.read()), release.unet.config
+    unet = uav.unet_config_from_state(state) if json is None else uav.unet_config(json)
+    vae = release.decoder(decoder)
+    scale = (vae.config or {} if vae is not None else {}).get("scaling_factor", uav.LATENT_SCALE)
+    schedule = DiffusionSettings.from_json(release.scheduler)
+    settings = UpscaleAVideoConfig(unet, schedule, scale)
+    patcher = load_native(settings, state, precision, disable_dynamic)
+    patcher.model_options[PRESET_KEY] = preset
+    if schedule.clip_sample:
+        patcher.set_model_sampler_post_cfg_function(run_state.clip_prediction(schedule.clip_sample_range))
+    return patcher
+
+
+def _load_vae(release: Release, decoder: str, precision: str, preset: str, disable_dynamic: bool = False):
+    part = release.decoder(decoder)
+    state = uav.normalise_vae_keys(part.read())
+    config = uav.vae_config_from_state(state) if part.config is None else uav.vae_config(part.config)
+    alphas = DiffusionSettings.from_json(release.low_res).alphas_cumprod()
+    return UpscaleAVideoVAE(config, state, precision, preset, alphas, disable_dynamic)
+
+
+def _open(path: Path) -> Release:
+    return open_folder(path) if path.is_dir() else open_state(*load_state(path), path)
+
+
+def _reload_model(path, precision, decoder, preset, disable_dynamic: bool = False):
+    """Build a fresh MODEL: the host asks for it on several GPUs and for hooks."""
+    return _load_model(_open(path), decoder, precision, preset, disable_dynamic)
+
+
+def _reload_vae(path, precision, decoder, preset, disable_dynamic: bool = False):
+    return _load_vae(_open(path), decoder, precision, preset, disable_dynamic).patcher

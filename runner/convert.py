@@ -1,0 +1,22 @@
+"""`run.py convert`: published weights of Upscale-A-Video -> one safetensors file with metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import RunnerError
+from .host import Host
+from .pack import load
+
+
+def main(options, host: Host) -> int:
+    """Convert, and say what went in; unusable sources end in a sentence."""
+    errors = load("models.checkpoints").CheckpointError
+    source, target = Path(options.input), Path(options.output)
+    if not source.exists():
+        raise RunnerError(f"the source must exist; got {source}. Check the path.")
+    try:
+        load("models.upscale_a_video.convert").convert(source, target, options.half, print)
+    except errors as error:
+        raise RunnerError(str(error)) from error
+    return 0
