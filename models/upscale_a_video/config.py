@@ -83,9 +83,7 @@ _UNET_FIXED = {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
     "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock3DCrossAttn",
     "resnet_time_scale_shift": "default",
-    "temporal_module_config": {"attention_block_types": ["", ""]},
     "use_first_frame": False,
     "use_linear_projection": True,
     "use_relative_position": False,
@@ -264,11 +262,10 @@ def _without_prefix(state: State, mark: str, what: str) -> dict[str, torch.Tenso
 
 def _check_frequencies(key: str, found: torch.Tensor) -> None:
     expected = rotary_frequencies()
-    half = found.is_meta or found.shape != expected.shape
-    # bfloat16 keeps 8 bits; published files may be half precision
-    if found.shape != expected.shape or not (
-        half or torch.allclose(found.float().cpu(), expected, rtol=1e-2)
-    ):
+    if found.is_meta and found.shape == expected.shape:
+        return
+    # A file in bfloat16 keeps eight bits of them.
+    if found.shape != expected.shape or not torch.allclose(found.float().cpu(), expected, rtol=1e-2):
         raise CheckpointError(
             f"Upscale-A-Video UNet: {key} must hold the constants 10000^(-2i/32); got "
             f"{found.flatten()[:3].tolist()}... These weights need another network."
@@ -281,13 +278,20 @@ def _refuse_others(what: str, json: Mapping, fixed: Mapping, known: set[str]) ->
             continue
         if key in fixed and _plain(value) == _plain(fixed[key]):
             continue
-        if key not in fixed and not value:
-            continue  # an option of a later version, switched off
+        if key not in fixed and _off(value):
+            continue
         expected = f"be {fixed[key]!r}" if key in fixed else "not be set"
         raise ValueError(
             f"Upscale-A-Video {what}: {key} in the json must {expected}; got {value!r}. "
             "Weights made with it need another network."
         )
+
+
+def _off(value) -> bool:
+    """Tell whether an option, or all in a group of options, is switched off."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return all(map(_off, value)) if isinstance(value, (list, tuple)) else not value
 
 
 def _plain(value):

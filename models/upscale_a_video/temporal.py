@@ -8,6 +8,7 @@ a result depends on which frames are computed together.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -19,24 +20,31 @@ ROTARY_BASE = 10000.0
 BUCKETS = 32  # of the relative bias over frames: 16 a direction, of which 8 exact and 8 logarithmic
 FARTHEST = 32  # frames; all distances from here on share the last bucket
 TEMPORAL_EPS = 1e-6  # of every norm that was added to the image model
-ROWS_AT_ONCE = (
-    1 << 20
-)  # (positions x heads) of temporal attention computed together: bounds the scores' memory
+# The two bound memory; sizes that keep a processor busy.
+CELLS_AT_ONCE = 1 << 22  # batch x channels x cells of a frame: larger frames are convolved in turn
+ROWS_AT_ONCE = 1 << 20  # batch x frames x heads x positions whose attention over frames is computed together
 
 
-def per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Apply a 2-D layer to every frame of (b, c, t, h, w)."""
-    return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+def per_frame(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Apply a 2-D layer to every frame of (b, c, t, h, w): small frames as one batch, large ones in turn.
+
+    In turn, the copies that a change of layout takes are of one frame, not of the clip.
+    """
+    batch, _, frames = x.shape[:3]
+    if frames == 1 or x.numel() // frames <= CELLS_AT_ONCE:
+        return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, frames)).transpose(1, 2)
+    result = None
+    for k in range(frames):
+        frame = layer(x[:, :, k])
+        if result is None:
+            result = frame.new_empty((*frame.shape[:2], frames, *frame.shape[2:]))
+        result[:, :, k] = frame
+    return result
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """Apply SiLU to a tensor nobody else needs: in place unless gradients are recorded."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
-def enlarge(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Repeat the nearest cell of every frame until frames are height x width; time stays."""
-    return per_frame(lambda frames: F.interpolate(frames, (height, width), mode="nearest"), x)
 
 
 class Resnet(nn.Module):
@@ -55,7 +63,8 @@ class Resnet(nn.Module):
         y = per_frame(self.conv1, silu(self.norm1(x)))
         if self.time_emb_proj is not None:
             y += self.time_emb_proj(F.silu(temb))[:, :, None, None, None]
-        y = per_frame(self.conv2, silu(self.norm2(y)))
+        y = silu(self.norm2(y))  # a line of its own: what entered the norm is free before the convolution
+        y = per_frame(self.conv2, y)
         y += x if self.conv_shortcut is None else per_frame(self.conv_shortcut, x)
         return y
 
@@ -76,7 +85,8 @@ class TemporalResnet(nn.Module):
         y = self.conv1(silu(self.norm1(x)))
         if self.time_emb_proj is not None:
             y += self.time_emb_proj(F.silu(temb))[:, :, None, None, None]
-        y = self.conv2(silu(self.norm2(y)))
+        y = silu(self.norm2(y))
+        y = self.conv2(y)
         y += x if self.conv_shortcut is None else self.conv_shortcut(x)
         return y
 

@@ -24,7 +24,6 @@ from .temporal import (
     TemporalAttention,
     TemporalModule,
     TemporalResnet,
-    enlarge,
     per_frame,
     silu,
 )
@@ -173,15 +172,26 @@ class Transformer(nn.Module):
         return x + y
 
 
-class Resample(nn.Module):
-    """The per-frame convolution that halves a picture, or follows its doubling."""
+class Downsample(nn.Module):
+    """Halves height and width, rounding up."""
 
-    def __init__(self, width: int, stride: int, ops: ModuleType):
+    def __init__(self, width: int, ops: ModuleType):
         super().__init__()
-        self.conv = ops.Conv2d(width, width, 3, stride=stride, padding=1)
+        self.conv = ops.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return per_frame(self.conv, x)
+
+
+class Upsample(nn.Module):
+    """Repeats cells up to height x width, then smoothes by a convolution; time stays."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.conv = ops.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return per_frame(lambda frames: self.conv(F.interpolate(frames, (height, width))), x)
 
 
 class Level(nn.Module):
@@ -246,7 +256,7 @@ class VideoUNet(nn.Module):
                 transformers(i, count * config.attention[i], config.only_cross_attention[i]),
             )
             if i < last:
-                level.downsamplers = nn.ModuleList([Resample(width, 2, ops)])
+                level.downsamplers = nn.ModuleList([Downsample(width, ops)])
             self.down_blocks.append(level)
             self.down_temp_blocks.append(temporal(i, i in config.down_temporal_idx))
 
@@ -266,7 +276,7 @@ class VideoUNet(nn.Module):
                 transformers(i, count * config.attention[i], config.only_cross_attention[i]),
             )
             if i > 0:
-                level.upsamplers = nn.ModuleList([Resample(widths[i], 1, ops)])
+                level.upsamplers = nn.ModuleList([Upsample(widths[i], ops)])
             self.up_blocks.append(level)
             self.up_temp_blocks.append(temporal(i, last - i in config.up_temporal_idx))
 
@@ -328,7 +338,7 @@ class VideoUNet(nn.Module):
                     x = level.attentions[k](x, text)
             if skips:
                 # Halving rounds up, so an odd side must be told; the next skip has the size wanted.
-                x = level.upsamplers[0](enlarge(x, *skips[-1].shape[-2:]))
+                x = level.upsamplers[0](x, *skips[-1].shape[-2:])
             if temporal is not None:
                 x = temporal(x, temb)
             report(done, total)

@@ -16,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .config import VAEConfig
-from .temporal import Resnet, enlarge, per_frame, silu
+from .temporal import Resnet, per_frame, silu
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 EPS = 1e-6  # of every norm here
@@ -81,7 +81,7 @@ class Halve(nn.Module):
         self.conv = ops.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return per_frame(self.conv, F.pad(x, (0, 1, 0, 1)))
+        return per_frame(lambda frames: self.conv(F.pad(frames, (0, 1, 0, 1))), x)
 
 
 class Double(nn.Module):
@@ -92,7 +92,7 @@ class Double(nn.Module):
         self.conv = ops.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return per_frame(self.conv, enlarge(x, 2 * x.shape[-2], 2 * x.shape[-1]))
+        return per_frame(lambda frames: self.conv(F.interpolate(frames, scale_factor=2.0)), x)
 
 
 class Level(nn.Module):
