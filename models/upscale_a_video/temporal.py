@@ -109,8 +109,8 @@ class TemporalModule(nn.Module):
 
 def rotary_frequencies(device: torch.device | None = None) -> torch.Tensor:
     """Angle per frame of the 16 rotated pairs: 10000^(-2i/32)."""
-    pairs = torch.arange(0, ROTARY_WIDTH, 2, dtype=torch.float32, device=device)
-    return torch.exp(pairs * (-math.log(ROTARY_BASE) / ROTARY_WIDTH))
+    values = [ROTARY_BASE ** (-2 * i / ROTARY_WIDTH) for i in range(ROTARY_WIDTH // 2)]
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 class Rotary(nn.Module):
