@@ -85,11 +85,11 @@ def _make_tokenizer(embedding_directory=None, tokenizer_data=None, config=None, 
         "embedding_key": _KEY,
         "tokenizer_data": tokenizer_data or {},
     }
+    own = {"vocab.json", "merges.txt"}
     with TemporaryDirectory() as folder:
-        for name, text in files.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        own = {"vocab.json", "merges.txt"} <= files.keys()
-        tokenizer = comfy.sd1_clip.SDTokenizer(folder if own else None, **settings)
+        for name in own & files.keys():
+            (Path(folder) / name).write_text(files[name], encoding="utf-8")
+        tokenizer = comfy.sd1_clip.SDTokenizer(folder if own <= files.keys() else None, **settings)
     tokenizer.pad_token = pad
     return tokenizer
 
