@@ -37,7 +37,8 @@ class TemporalDecode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "chunk", default=CHUNK, min=4, max=1024, step=4, advanced=True,
-                    tooltip="Frames decoded together; fewer need less memory, the picture stays the same.",
+                    tooltip="Frames decoded together; fewer need less memory. Upscale-A-Video takes 8 at most and "
+                    "blends them.",
                 ),
                 io.Int.Input(
                     "tile", default=0, min=0, max=8192, step=64, advanced=True,

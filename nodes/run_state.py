@@ -45,10 +45,15 @@ def check_sigmas(sigmas: torch.Tensor) -> None:
         raise ValueError(
             f"{_WHO}: sampling needs at least one step; got sigmas {shown}. Set steps to 1, denoise to 1."
         )
-    if not torch.isfinite(sigmas).all() or sigmas.min() < 0 or sigmas[0] <= 0:
+    if not torch.isfinite(sigmas).all():
         raise ValueError(
-            f"{_WHO}: the scheduler must give finite sigmas that start above 0; got {shown} for {steps} step(s) "
-            "(kl_optimal does this at one step). Choose scheduler simple."
+            f"{_WHO}: the scheduler must give finite sigmas; got {shown} for {steps} step(s) (kl_optimal does this "
+            "at one step). Choose scheduler simple."
+        )
+    if sigmas.min() < 0 or sigmas[0] <= 0:
+        raise ValueError(
+            f"{_WHO}: sigmas must start above 0 and not fall below it; got {shown} for {steps} step(s). Choose "
+            "scheduler simple, or Refine Sigmas."
         )
 
 
