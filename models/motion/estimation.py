@@ -6,9 +6,13 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from .blockflow import BlockFlow
+from .cuts import is_cut
 from .field import Motion
 from .raft import RAFT, SMALLEST, STRIDE
 from .warp import resize_flow
+
+__all__ = ["BlockFlow", "FlowEstimator", "Motion", "RaftFlow", "estimate_pairs"]
 
 
 class FlowEstimator(Protocol):
@@ -30,8 +34,12 @@ class RaftFlow:
         height, width = first.shape[-2:]
         scale = max(1.0, SMALLEST / min(height, width))
         size = tuple(STRIDE * -(-round(side * scale) // STRIDE) for side in (height, width))
-        pair = [2 * _resized(frame.float(), size) - 1 for frame in (first, second)]
-        return resize_flow(self._raft(*pair, self._iterations), height, width)
+        pairs = zip(
+            *((2 * _resized(frame.float(), size) - 1).split(1) for frame in (first, second)), strict=True
+        )
+        # One at a time: the correlations of a pair fill gigabytes from 720p up.
+        flow = torch.cat([self._raft(*pair, self._iterations) for pair in pairs])
+        return resize_flow(flow, height, width)
 
 
 def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -45,19 +53,22 @@ def estimate_pairs(
     frames: torch.Tensor,
     estimator: FlowEstimator,
     *,
+    device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
     check_cancelled: Callable[[], None] | None = None,
 ) -> Motion:
-    """Estimate the motion of frames (T, H, W, 3) in 0..1, holding one pair at a time."""
+    """Estimate the motion of frames (T, H, W, 3) in 0..1 on `device`, which holds one pair at a time."""
     count, height, width = frames.shape[:3]
-    forward = torch.zeros(max(0, count - 1), 2, height, width, dtype=torch.float16)
+    forward = torch.zeros(count - 1, 2, height, width, dtype=torch.float16)
     backward = torch.zeros_like(forward)
     cuts = []
     for pair in range(count - 1):
         if check_cancelled is not None:
             check_cancelled()
-        first, second = (frames[i, ..., :3].movedim(-1, 0)[None].float() for i in (pair, pair + 1))
-        there, back = estimator(first, second), estimator(second, first)
+        both = frames[pair : pair + 2, ..., :3].movedim(-1, 1).to(device, torch.float32)
+        there, back = estimator(both, both.flip(0)).chunk(2)  # both ways as one batch
+        if is_cut(both[:1], both[1:], there, back):
+            cuts.append(pair + 1)
         forward[pair], backward[pair] = there[0], back[0]
         if progress is not None:
             progress(pair + 1, count - 1)

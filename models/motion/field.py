@@ -14,7 +14,7 @@ class Motion:
     """Hold flows of a clip on the CPU in half precision, in px of its frames, (dx, dy).
 
     ``forward`` and ``backward`` (frames-1, 2, height, width): frame i to i+1, and i+1 to i. ``cuts`` are the
-    frames that start a new scene; the flows into them are zero.
+    frames that start a new scene; flows into them mean nothing.
     """
 
     forward: torch.Tensor

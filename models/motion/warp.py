@@ -11,7 +11,7 @@ import torch.nn.functional as F
 def warp(
     x: torch.Tensor, flow: torch.Tensor, mode: str = "bilinear", padding: str = "border"
 ) -> torch.Tensor:
-    """Sample (b, c, h, w) at p + flow(p); mode bilinear or nearest, padding border or zeros.
+    """Sample (b, c, h, w) at p + flow(p); mode bilinear, nearest or bicubic, padding border or zeros.
 
     Coordinates are float32 whatever the dtype of x: half precision would place columns past 2048 a pixel off.
     """

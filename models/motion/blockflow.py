@@ -1,0 +1,232 @@
+"""Weight-free optical flow for frames of any size: block matching for reach, a variational method for accuracy.
+
+Coarse to fine. On every small enough level block matching proposes a flow, taken where it explains the frames
+clearly better; then a robust energy of colour and gradient constancy and smoothness (Brox et al. 2004), its data
+term normalised by the gradient (Zimmer et al. 2011), is minimised around it, with a median filter after every
+step (Sun et al. 2010). Constants were chosen on clips with exact flow at 48 to 320 px a side.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .matching import match_blocks
+from .warp import in_frame, resize_flow, warp
+
+_LARGEST = 1 << 19  # px; larger frames are estimated on a reduced grid
+_SHRINK = 0.65  # side of a level over that of the next finer one
+_COARSEST = 12  # px of the shorter side below which no level goes
+_MATCHED = 1 << 14  # px of the largest level that blocks are matched on: reaches 16 px at 320x180
+_CLEARLY = 0.8  # share of the error that a proposal must not exceed to be taken
+_OUTLIER = 0.3  # difference, frames in 0..1, beyond which a pixel counts as simply wrong
+
+_WARPS, _REWEIGHTS, _SOLVES = 4, 2, 12  # linearisations a level, robust weights each, gradient steps each
+_SMOOTH = 2.0  # weight of smoothness
+_GRADIENTS = 0.7  # weight of gradients beside colours
+_FLAT = 0.03  # gradient below which a pixel says little about motion
+_ROBUST_DATA, _ROBUST_FLOW = 0.03, 0.02  # where the penalties turn from squares to lengths
+_EDGES = 4.0  # how much colour edges loosen smoothness
+_STEP = 1.5  # px; the longest step between two linearisations
+_COLOURS = 3  # channels of the features before the gradients
+
+
+class BlockFlow:
+    """Estimate flow without weights; works from 1x1 px up, on any device, both frames (b, 3, h, w) in 0..1."""
+
+    @torch.no_grad()
+    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Give the flow first -> second, (b, 2, h, w) in px."""
+        height, width = first.shape[-2:]
+        shrink = min(1.0, (_LARGEST / (height * width)) ** 0.5)
+        flow = None
+        for rows, columns in _level_sizes(height, width, shrink):
+            pair = tuple(_reduced(frame.float(), rows, columns) for frame in (first, second))
+            flow = pair[0].new_zeros(len(first), 2, rows, columns) if flow is None else flow
+            flow = resize_flow(flow, rows, columns)
+            if rows * columns <= _MATCHED:
+                flow = _propose(*pair, flow)
+            flow = _refine(*pair, flow)
+        return resize_flow(flow, height, width)
+
+
+def _level_sizes(height: int, width: int, shrink: float) -> list[tuple[int, int]]:
+    """List (rows, columns) of the levels, coarsest first."""
+    sizes = []
+    while not sizes or min(height, width) * shrink >= _COARSEST:
+        sizes.append((max(1, round(height * shrink)), max(1, round(width * shrink))))
+        shrink *= _SHRINK
+    return sizes[::-1]
+
+
+def _reduced(frame: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Blur against aliasing and resize."""
+    ratio = frame.shape[-2] * frame.shape[-1] / (rows * columns)
+    if (rows, columns) == frame.shape[-2:]:
+        return frame
+    blurred = _blur(frame, 0.6 * max(0.0, ratio - 1) ** 0.5)
+    return F.interpolate(blurred, (rows, columns), mode="bilinear", align_corners=False)
+
+
+def _blur(frame: torch.Tensor, sigma: float) -> torch.Tensor:
+    reach = max(1, round(3 * sigma))
+    offsets = torch.arange(-reach, reach + 1, device=frame.device, dtype=frame.dtype)
+    kernel = torch.exp(-offsets.square() / (2 * max(sigma, 1e-3) ** 2))
+    kernel = kernel / kernel.sum()
+    return _along_columns(_along_rows(frame, kernel), kernel)
+
+
+def _along_rows(frame: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Filter every row of (b, c, h, w) with an odd kernel; outside lies the border pixel."""
+    padded = F.pad(frame, (len(kernel) // 2,) * 2 + (0, 0), mode="replicate")
+    return F.conv2d(padded.flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1)).view_as(frame)
+
+
+def _along_columns(frame: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    padded = F.pad(frame, (0, 0) + (len(kernel) // 2,) * 2, mode="replicate")
+    return F.conv2d(padded.flatten(0, 1)[:, None], kernel.view(1, 1, -1, 1)).view_as(frame)
+
+
+# Block matching
+
+
+def _propose(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Take the flow of matched blocks where it explains `first` clearly better than `flow` does."""
+    grey = (2 * frame.mean(1, keepdim=True) - 1 for frame in (first, second))
+    proposal = _median(match_blocks(*grey).flow, 3)
+    better = _block_error(first, second, proposal) < _CLEARLY * _block_error(first, second, flow)
+    return _median(torch.where(better, proposal, flow), 3)
+
+
+def _block_error(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    error = (_features(warp(second, flow)) - _features(first)).abs().mean(1, keepdim=True)
+    return F.avg_pool2d(error.clamp_max(_OUTLIER), 5, stride=1, padding=2, count_include_pad=False)
+
+
+def _median(flow: torch.Tensor, side: int) -> torch.Tensor:
+    """Filter each component by the median of side x side neighbours."""
+    planes = F.pad(flow, (side // 2,) * 4, mode="replicate").flatten(0, 1)[:, None]
+    return F.unfold(planes, side).median(1).values.view_as(flow)
+
+
+# Variational refinement
+
+
+def _features(frame: torch.Tensor) -> torch.Tensor:
+    """Join the colours and the gradient of their mean: (b, 5, h, w)."""
+    grey = frame.mean(1, keepdim=True)
+    return torch.cat((frame, *(_GRADIENTS * part for part in _gradient(grey))), 1)
+
+
+def _gradient(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    kernel = x.new_tensor([1, -8, 0, 8, -1]) / 12
+    return _along_rows(x, kernel), _along_columns(x, kernel)
+
+
+def _refine(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    source, target = _features(first), _features(second)
+    looseness = [torch.exp(-_EDGES * step.norm(dim=1, keepdim=True)) for step in _forward_steps(first)]
+    slopes = _gradient(source)
+    for _ in range(_WARPS):
+        moved = warp(target, flow, "bicubic")
+        slope_x, slope_y = ((mine + other) / 2 for mine, other in zip(slopes, _gradient(moved), strict=True))
+        change = _increment(slope_x, slope_y, moved - source, flow, looseness)
+        flow = _median(flow + change.clamp(-_STEP, _STEP), 5)
+    return flow
+
+
+def _increment(
+    slope_x: torch.Tensor,
+    slope_y: torch.Tensor,
+    difference: torch.Tensor,
+    flow: torch.Tensor,
+    looseness: list[torch.Tensor],
+) -> torch.Tensor:
+    """Minimise the energy linearised around `flow`, with weights that turn squares into robust penalties."""
+    trust = in_frame(flow).float() / (slope_x.square() + slope_y.square() + _FLAT**2)
+    change = torch.zeros_like(flow)
+    for _ in range(_REWEIGHTS):
+        residual = difference + slope_x * change[:, :1] + slope_y * change[:, 1:]
+        weights = trust * _data_weights(trust * residual.square())
+        a11, a12, a22, b1, b2 = (
+            (weights * product).sum(1, keepdim=True)
+            for product in (
+                slope_x.square(),
+                slope_x * slope_y,
+                slope_y.square(),
+                slope_x * difference,
+                slope_y * difference,
+            )
+        )
+        springs = _springs(flow + change, looseness)
+        right = -torch.cat((b1, b2), 1) - _pull(flow, springs)
+        change = _solve((a11, a12, a22), springs, right, change)
+    return change
+
+
+def _data_weights(error: torch.Tensor) -> torch.Tensor:
+    """Weigh colours as one, gradients as one: half of the slope of the robust penalty of their mean error."""
+    groups = []
+    for part in (error[:, :_COLOURS], error[:, _COLOURS:]):
+        weight = (part.mean(1, keepdim=True) + _ROBUST_DATA**2).rsqrt() / part.shape[1]
+        groups.append(weight.expand_as(part))
+    return torch.cat(groups, 1)
+
+
+def _forward_steps(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the differences to the right and the lower neighbour, zero at the border."""
+    return F.pad(x[..., 1:] - x[..., :-1], (0, 1)), F.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1))
+
+
+def _springs(flow: torch.Tensor, looseness: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the stiffness between each pixel and its right and its lower neighbour; none across the border."""
+    across, down = _forward_steps(flow)
+    stretch = (across.square() + down.square()).sum(1, keepdim=True)
+    stiffness = _SMOOTH * (stretch + _ROBUST_FLOW**2).rsqrt()
+    right, lower = stiffness * looseness[0], stiffness * looseness[1]
+    right[..., -1], lower[..., -1, :] = 0, 0
+    return right, lower
+
+
+def _pull(flow: torch.Tensor, springs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Apply the smoothness operator: what the springs pull at every pixel."""
+    across, down = (spring * step for spring, step in zip(springs, _forward_steps(flow), strict=True))
+    return _from_left(across) - across + _from_above(down) - down
+
+
+def _from_left(x: torch.Tensor) -> torch.Tensor:
+    return F.pad(x[..., :-1], (1, 0))
+
+
+def _from_above(x: torch.Tensor) -> torch.Tensor:
+    return F.pad(x[..., :-1, :], (0, 0, 1, 0))
+
+
+def _solve(data, springs, right: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Solve (data + springs) x = right by conjugate gradients, each pixel's 2x2 block as preconditioner."""
+    a11, a12, a22 = data
+    held = springs[0] + springs[1] + _from_left(springs[0]) + _from_above(springs[1]) + 1e-6
+    d11, d22 = a11 + held, a22 + held
+    determinant = d11 * d22 - a12.square()
+
+    def apply(v):
+        return torch.cat((a11 * v[:, :1] + a12 * v[:, 1:], a12 * v[:, :1] + a22 * v[:, 1:]), 1) + _pull(
+            v, springs
+        )
+
+    def precondition(v):
+        return torch.cat((d22 * v[:, :1] - a12 * v[:, 1:], d11 * v[:, 1:] - a12 * v[:, :1]), 1) / determinant
+
+    x, rest = start, right - apply(start)
+    along = guess = precondition(rest)
+    size = _dot(rest, guess)
+    for _ in range(_SOLVES):
+        image = apply(along)
+        length = size / _dot(along, image).clamp_min(1e-12)
+        x, rest = x + length * along, rest - length * image
+        guess = precondition(rest)
+        size, before = _dot(rest, guess), size
+        along = guess + size / before.clamp_min(1e-12) * along
+    return x
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum((1, 2, 3), keepdim=True)
