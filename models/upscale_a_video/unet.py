@@ -8,7 +8,8 @@ Module names are those of the published weights. Tensors are (b, c, t, h, w), in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -203,6 +204,68 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(attentions)
 
 
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the levels of a UNet; levels count from full resolution down, on the way up too."""
+
+    config: UNetConfig
+    ops: ModuleType
+    attention: Attention
+    rotary: Rotary
+
+    def resnets(self, widths_in: Sequence[int], width: int) -> list[Resnet]:
+        """Make one residual block for each width that enters."""
+        config = self.config
+        time_width = 4 * config.block_out_channels[0]
+        return [
+            Resnet(each, width, time_width, config.norm_num_groups, config.norm_eps, self.ops)
+            for each in widths_in
+        ]
+
+    def transformers(self, level: int, count: int, only_text: bool) -> list[Transformer]:
+        """Make the transformers of one level."""
+        config = self.config
+        width, heads = config.block_out_channels[level], config.heads[level]
+        if count and (width % heads or width // heads < ROTARY_WIDTH):
+            raise ValueError(
+                f"Upscale-A-Video UNet: heads must divide the width into {ROTARY_WIDTH} or more; got {heads} heads "
+                f"for width {width}. In the json attention_head_dim is the number of heads."
+            )
+        parts = (width, heads, config.cross_attention_dim, only_text, config.norm_num_groups)
+        return [Transformer(*parts, self.rotary, self.ops, self.attention) for _ in range(count)]
+
+    def temporal(self, level: int, wanted: bool) -> TemporalModule | None:
+        """Make what follows a level, for levels that have it."""
+        widths = self.config.block_out_channels
+        if not wanted:
+            return None
+        return TemporalModule(widths[level], 4 * widths[0], self.config.norm_num_groups, self.ops)
+
+    def down(self, level: int) -> Level:
+        """Make a level on the way down; its first block changes the width."""
+        widths, count = self.config.block_out_channels, self.config.layers_per_block
+        width = widths[level]
+        entering = [widths[max(level - 1, 0)]] + [width] * (count - 1)
+        has, only_text = self.config.attention[level], self.config.only_cross_attention[level]
+        made = Level(self.resnets(entering, width), self.transformers(level, count * has, only_text))
+        if level + 1 < len(widths):
+            made.downsamplers = nn.ModuleList([Downsample(width, self.ops)])
+        return made
+
+    def up(self, level: int) -> Level:
+        """Make a level on the way up, with a block more: every output of the way down enters as a skip."""
+        widths, count = self.config.block_out_channels, self.config.layers_per_block + 1
+        width = widths[level]
+        hidden = [widths[min(level + 1, len(widths) - 1)]] + [width] * (count - 1)
+        skip = [width] * (count - 1) + [widths[max(level - 1, 0)]]
+        entering = [h + s for h, s in zip(hidden, skip, strict=True)]
+        has, only_text = self.config.attention[level], self.config.only_cross_attention[level]
+        made = Level(self.resnets(entering, width), self.transformers(level, count * has, only_text))
+        if level > 0:
+            made.upsamplers = nn.ModuleList([Upsample(width, self.ops)])
+        return made
+
+
 class VideoUNet(nn.Module):
     """Predicts v from noisy latents, noised LR frames, time step, noise level and text."""
 
@@ -214,73 +277,26 @@ class VideoUNet(nn.Module):
     ):
         super().__init__()
         self.config = config
-        widths, groups = config.block_out_channels, config.norm_num_groups
-        last, time_width = len(widths) - 1, 4 * widths[0]
-        for heads, width, has in zip(config.heads, widths, (*config.attention[:-1], True), strict=True):
-            if has and (width % heads or width // heads < ROTARY_WIDTH):
-                raise ValueError(
-                    f"Upscale-A-Video UNet: heads must divide the width into {ROTARY_WIDTH} or more; got {heads} heads "
-                    f"for width {width}. In the json attention_head_dim is the number of heads."
-                )
+        widths, deepest = config.block_out_channels, len(config.block_out_channels) - 1
         rotary = Rotary()
-
-        def resnet(width_in: int, width: int) -> Resnet:
-            return Resnet(width_in, width, time_width, groups, config.norm_eps, ops)
-
-        def transformers(level: int, count: int, only_text: bool) -> list[Transformer]:
-            parts = (
-                widths[level],
-                config.heads[level],
-                config.cross_attention_dim,
-                only_text,
-                groups,
-                rotary,
-            )
-            return [Transformer(*parts, ops, attention) for _ in range(count)]
-
-        def temporal(level: int, wanted: bool) -> TemporalModule | None:
-            return TemporalModule(widths[level], time_width, groups, ops) if wanted else None
+        make = _Maker(config, ops, attention, rotary)
+        down, up = range(len(widths)), range(deepest, -1, -1)
 
         self.conv_in = ops.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0], time_width, ops)
-        self.class_embedding = ops.Embedding(config.num_class_embeds, time_width)
+        self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0], ops)
+        self.class_embedding = ops.Embedding(config.num_class_embeds, 4 * widths[0])
         self.temporal_rotary_emb = rotary
-
-        self.down_blocks = nn.ModuleList()
-        self.down_temp_blocks = nn.ModuleList()
-        for i, width in enumerate(widths):
-            count = config.layers_per_block
-            widths_in = [widths[max(i - 1, 0)]] + [width] * (count - 1)
-            level = Level(
-                [resnet(each, width) for each in widths_in],
-                transformers(i, count * config.attention[i], config.only_cross_attention[i]),
-            )
-            if i < last:
-                level.downsamplers = nn.ModuleList([Downsample(width, ops)])
-            self.down_blocks.append(level)
-            self.down_temp_blocks.append(temporal(i, i in config.down_temporal_idx))
-
+        self.down_blocks = nn.ModuleList(make.down(i) for i in down)
+        self.down_temp_blocks = nn.ModuleList(make.temporal(i, i in config.down_temporal_idx) for i in down)
         self.mid_block = Level(
-            [resnet(widths[-1], widths[-1]) for _ in range(2)], transformers(last, 1, only_text=False)
+            make.resnets([widths[-1]] * 2, widths[-1]), make.transformers(deepest, 1, False)
         )
-        self.mid_temp_block = temporal(last, config.mid_temporal)
-
-        self.up_blocks = nn.ModuleList()
-        self.up_temp_blocks = nn.ModuleList()
-        for i in reversed(range(len(widths))):  # i counts down levels, the list counts up from the deepest
-            count = config.layers_per_block + 1
-            hidden = [widths[min(i + 1, last)]] + [widths[i]] * (count - 1)
-            skip = [widths[i]] * (count - 1) + [widths[max(i - 1, 0)]]
-            level = Level(
-                [resnet(h + s, widths[i]) for h, s in zip(hidden, skip, strict=True)],
-                transformers(i, count * config.attention[i], config.only_cross_attention[i]),
-            )
-            if i > 0:
-                level.upsamplers = nn.ModuleList([Upsample(widths[i], ops)])
-            self.up_blocks.append(level)
-            self.up_temp_blocks.append(temporal(i, last - i in config.up_temporal_idx))
-
-        self.conv_norm_out = ops.GroupNorm(groups, widths[0], eps=config.norm_eps)
+        self.mid_temp_block = make.temporal(deepest, config.mid_temporal)
+        self.up_blocks = nn.ModuleList(make.up(i) for i in up)
+        self.up_temp_blocks = nn.ModuleList(
+            make.temporal(i, deepest - i in config.up_temporal_idx) for i in up
+        )
+        self.conv_norm_out = ops.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = ops.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
@@ -301,47 +317,43 @@ class VideoUNet(nn.Module):
         self._check(x, low_res, text, noise_level)
         temb = self._embed(timestep, noise_level, x)
         text = text.to(x)
-        total = 2 * len(self.down_blocks) + 1
+        levels = len(self.down_blocks)
         report = progress or (lambda done, total: None)
 
         x = per_frame(self.conv_in, torch.cat((x, low_res.to(x)), 1))
         skips = [x]
-        for done, (level, temporal) in enumerate(
-            zip(self.down_blocks, self.down_temp_blocks, strict=True), 1
-        ):
+        for i, (level, temporal) in enumerate(zip(self.down_blocks, self.down_temp_blocks, strict=True)):
             for k, resnet in enumerate(level.resnets):
                 x = resnet(x, temb)
                 if level.attentions:
                     x = level.attentions[k](x, text)
                 skips.append(x)
-            if done < len(self.down_blocks):
+            if i + 1 < levels:
                 x = level.downsamplers[0](x)
                 skips.append(x)
             if temporal is not None:
                 x = temporal(x, temb)
-            report(done, total)
+            report(i + 1, 2 * levels + 1)
 
         x = self.mid_block.resnets[0](x, temb)
         x = self.mid_block.attentions[0](x, text)
         x = self.mid_block.resnets[1](x, temb)
         if self.mid_temp_block is not None:
             x = self.mid_temp_block(x, temb)
-        report(len(self.down_blocks) + 1, total)
+        report(levels + 1, 2 * levels + 1)
 
-        for done, (level, temporal) in enumerate(
-            zip(self.up_blocks, self.up_temp_blocks, strict=True), len(self.down_blocks) + 2
-        ):
+        for i, (level, temporal) in enumerate(zip(self.up_blocks, self.up_temp_blocks, strict=True)):
             for k, resnet in enumerate(level.resnets):
                 x = torch.cat((x, skips.pop()), 1)
                 x = resnet(x, temb)
                 if level.attentions:
                     x = level.attentions[k](x, text)
-            if skips:
+            if i + 1 < levels:
                 # Halving rounds up, so an odd side must be told; the next skip has the size wanted.
                 x = level.upsamplers[0](x, *skips[-1].shape[-2:])
             if temporal is not None:
                 x = temporal(x, temb)
-            report(done, total)
+            report(levels + 2 + i, 2 * levels + 1)
 
         return per_frame(self.conv_out, silu(self.conv_norm_out(x)))
 
