@@ -21,6 +21,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .finish import ColourMatch
         from .loaders import LoadVideoRestorer
         from .measure import CompareMeasure
+        from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .tiling import SpatialTiles, TemporalWindows
 
@@ -32,6 +33,9 @@ class CascadeVSRExtension(ComfyExtension):
             SeededNoise,
             RestorerSampler,
             RefineSigmas,
+            LoadFlowModel,
+            EstimateMotion,
+            LatentPropagation,
             SpatialTiles,
             TemporalWindows,
             TemporalDecode,

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import comfy.ldm.modules.attention
 import comfy.model_management as management
+import comfy.model_patcher
 import comfy.ops
 import comfy.utils
 import folder_paths
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 RESTORER_FOLDER = "video_restorers"
+FLOW_FOLDER = "optical_flow"  # the host's own
 BUILT_IN = "built-in"
 CATEGORY = "video/upscaling/Cascade VSR"
 BUILT_IN_FILE = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
@@ -27,15 +29,32 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def register_folders() -> None:
-    """Make `models/video_restorers` known to the host, with the extensions of weight files."""
+    """Make the folders of our models known to the host, with the extensions of weight files."""
     # add_model_folder_path alone would leave the set of extensions empty, which means "every file".
-    folder = str(Path(folder_paths.models_dir) / RESTORER_FOLDER)
     known = folder_paths.folder_names_and_paths
-    if RESTORER_FOLDER not in known:
-        known[RESTORER_FOLDER] = ([folder], set(_EXTENSIONS))
-        return
-    paths, extensions = known[RESTORER_FOLDER]
-    known[RESTORER_FOLDER] = ([*paths, *([] if folder in paths else [folder])], {*extensions, *_EXTENSIONS})
+    for name in (RESTORER_FOLDER, FLOW_FOLDER):
+        folder = str(Path(folder_paths.models_dir) / name)
+        paths, extensions = known.get(name, ([], set()))
+        paths = [*paths, *([] if folder in paths else [folder])]
+        known[name] = (paths, {*extensions, *_EXTENSIONS})
+
+
+def flow_names() -> list[str]:
+    """List what Load Flow Model offers: the weight-free estimator, flow models, those of released folders."""
+    released = folder_paths.get_filename_list(RESTORER_FOLDER)
+    released = [name for name in released if PurePath(name).parent.name == "propagator"]
+    return [BUILT_IN, *folder_paths.get_filename_list(FLOW_FOLDER), *released]
+
+
+def flow_path(name: str) -> Path:
+    """Find a flow model by the name in the list; names come from outside and may point nowhere."""
+    for folder in (FLOW_FOLDER, RESTORER_FOLDER):
+        if name in flow_names() and folder_paths.get_full_path(folder, name):
+            return Path(folder_paths.get_full_path_or_raise(folder, name))
+    raise ValueError(
+        f"Load Flow Model: the flow model must be one of the list; got {name!r}. Put the file into "
+        f"models/{FLOW_FOLDER} and refresh, or choose {BUILT_IN!r}."
+    )
 
 
 def restorer_names() -> list[str]:
@@ -139,6 +158,23 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
         return F.scaled_dot_product_attention(q, k, v)
     optimized = comfy.ldm.modules.attention.optimized_attention
     return optimized(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
+
+
+def main_device() -> torch.device:
+    """Ask the host for the device that computes."""
+    return management.get_torch_device()
+
+
+def wrap_network(network: torch.nn.Module):
+    """Put a network behind a patcher, so that the host moves and unloads it as it does its own."""
+    return comfy.model_patcher.ModelPatcher(
+        network, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+    )
+
+
+def load_network(patcher, scratch: int = 0) -> None:
+    """Bring a network to its device, with `scratch` bytes beside it."""
+    management.load_models_gpu([patcher], memory_required=scratch)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -38,15 +38,23 @@ _KNOWN = (  # (what an entry contains or begins with, what the file is, what to 
 )
 
 
+def recognise(state: Mapping | Iterable[str]) -> tuple[str, str] | None:
+    """Name (what the file is, what to do with it) by its entries; None where nothing is known of it."""
+    keys = list(state)
+    for marks, what, remedy in _KNOWN:
+        if any(mark in key for key in keys for mark in marks):
+            return what, remedy
+    return None
+
+
 def refuse(path: str | PurePath, state: Mapping | Iterable[str]) -> CheckpointError:
     """Make the error for a file that holds no restorer."""
     keys, name = sorted(state), PurePath(path).name
-    for marks, what, remedy in _KNOWN:
-        if any(mark in key for key in keys for mark in marks):
-            return CheckpointError(
-                "the file must hold a video restorer (UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the "
-                f"UNet, a converted file, or the released folder); got {name}, which is {what}: {remedy}."
-            )
+    if found := recognise(keys):
+        return CheckpointError(
+            "the file must hold a video restorer (UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the "
+            f"UNet, a converted file, or the released folder); got {name}, which is {found[0]}: {found[1]}."
+        )
     return CheckpointError(
         "the file must hold a video restorer (UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the UNet, a "
         f"converted file, or the released folder); got {name} with {len(keys)} entries such as "

@@ -16,8 +16,49 @@ _LEVELS, _RADIUS = 4, 4
 _WIDTH = 256  # channels of the features; half of them hidden state, half context
 
 
+# torchvision's names of the same network -> the published ones; applied in this order.
+_TORCHVISION = (
+    ("feature_encoder.", "fnet."),
+    ("context_encoder.", "cnet."),
+    ("mask_predictor.convrelu.0.", "update_block.mask.0."),
+    ("mask_predictor.conv.", "update_block.mask.2."),
+    ("motion_encoder.convcorr1.0.", "encoder.convc1."),
+    ("motion_encoder.convcorr2.0.", "encoder.convc2."),
+    ("motion_encoder.convflow1.0.", "encoder.convf1."),
+    ("motion_encoder.convflow2.0.", "encoder.convf2."),
+    ("motion_encoder.conv.0.", "encoder.conv."),
+    *((f"recurrent_block.convgru{n}.conv{gate}.", f"gru.conv{gate}{n}.") for n in (1, 2) for gate in "zrq"),
+    ("convnormrelu.0.", "conv1."),
+    ("convnormrelu.1.", "norm1."),
+    *(
+        (f"convnormrelu{n}.{part}.", f"{name}{n}.")
+        for n in (1, 2)
+        for part, name in enumerate(("conv", "norm"))
+    ),
+    ("net.conv.", "net.conv2."),
+)
+
+
+def raft_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Bring weights of the large RAFT, as published or as torchvision has them, to the keys of RAFT.
+
+    Other weights come back with other keys: ask is_raft().
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if any(key.startswith("feature_encoder.") for key in state):
+        state = {_renamed(key): value for key, value in state.items()}
+    alias = ("downsample.1.", "norm3.")
+    return {key.replace(*names): value for names in (alias, alias[::-1]) for key, value in state.items()}
+
+
+def _renamed(key: str) -> str:
+    for old, new in _TORCHVISION:
+        key = key.replace(old, new)
+    return key
+
+
 def is_raft(state: Mapping[str, torch.Tensor]) -> bool:
-    """Tell from the keys (without "module.") whether the weights are those of the large RAFT."""
+    """Tell whether weights that went through raft_state() are those of the large RAFT."""
     needed = ("fnet.conv1.weight", "cnet.norm1.running_mean", "update_block.gru.convz2.weight")
     return all(key in state for key in needed) and state["fnet.conv1.weight"].shape[0] == 64
 

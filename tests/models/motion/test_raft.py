@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cascadevsr.models.motion.estimation import RaftFlow
-from cascadevsr.models.motion.raft import RAFT, is_raft
+from cascadevsr.models.motion.raft import RAFT, is_raft, raft_state
 
 MANIFEST = Path(__file__).resolve().parents[4] / "shared" / "keys" / "upscale_a_video_raft.json"
 
@@ -69,3 +69,18 @@ def test_pairs_of_a_batch_do_not_meet(raft):
         together = raft(first, second, 2)
         alone = raft(first[:1], second[:1], 2)
     assert torch.allclose(together[:1], alone, atol=1e-4)
+
+
+def test_published_and_torchvision_weights_are_understood(raft):
+    state = raft.state_dict()
+    published = {f"module.{key}": value for key, value in state.items()}
+    assert raft_state(published).keys() == state.keys() and is_raft(raft_state(published))
+    assert not is_raft(raft_state({"module.fnet.conv1.weight": torch.zeros(32, 3, 7, 7)}))
+    flow_models = pytest.importorskip("torchvision.models.optical_flow")
+    torch.manual_seed(3)
+    other = flow_models.raft_large(weights=None).eval()
+    mine = RAFT().eval()
+    mine.load_state_dict(raft_state(other.state_dict()))
+    first, second = torch.rand(2, 1, 3, 128, 136) * 2 - 1
+    with torch.no_grad():
+        assert torch.allclose(mine(first, second, 3), other(first, second, num_flow_updates=3)[-1], atol=1e-3)
