@@ -30,10 +30,13 @@ def load_state(path: str | os.PathLike) -> tuple[State, dict[str, str]]:
         raise CheckpointError(f"Checkpoint: the weight file must exist; got {path}. Check name and folder.")
     with path.open("rb") as file:
         head = file.read(9)
-    if head[:2] == _ZIP or head[:1] == _PICKLE:
-        return _load_torch(path), {}
-    if len(head) == 9 and head[8:] == b"{":
+    # The length of safetensors' header comes first and may begin like a torch file, so that form is tried first.
+    fits = 8 + int.from_bytes(head[:8], "little") <= path.stat().st_size
+    torch_file = head[:2] == _ZIP or head[:1] == _PICKLE
+    if len(head) == 9 and head[8:] == b"{" and (fits or not torch_file):
         return _load_safetensors(path)
+    if torch_file:
+        return _load_torch(path), {}
     raise CheckpointError(
         f"Checkpoint: the file must be a safetensors or torch weight file; got {path.name} "
         f"({path.stat().st_size} bytes), which is neither. Download it again, or choose another file."

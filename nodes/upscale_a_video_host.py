@@ -61,9 +61,9 @@ class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
 
     unet_extra_config = {}
     latent_format = UpscaleAVideoFormat
-    # Estimate: at full resolution the last up block holds its 768 input channels, their norm and activation,
-    # and the skips of its level, about 4400 numbers per cell. The host multiplies by 0.01 MiB and the dtype.
-    memory_usage_factor = 0.42
+    # 2950 to 3650 numbers per cell were counted on the published size (live tensors at 90..180 rows), the rest is
+    # work space. The host multiplies by 0.01 MiB and the bytes of a number.
+    memory_usage_factor = 0.4
 
     def __init__(self, unet: uav.UNetConfig, schedule: DiffusionSettings, latent_scale: float):
         super().__init__({"config": unet})

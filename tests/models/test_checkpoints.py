@@ -39,6 +39,17 @@ def test_safetensors_round_trip_with_metadata(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]  # no temporary file left
 
 
+@pytest.mark.parametrize("first", [0x80, ord("P")])
+def test_a_header_that_begins_like_a_torch_file(tmp_path, first):
+    path = tmp_path / "model.safetensors"
+    for length in range(700):  # until the header has the length whose first byte is that of a torch file
+        save_state(path, tensors(), {"note": "x" * length})
+        if path.read_bytes()[0] == first:
+            break
+    assert path.read_bytes()[0] == first
+    assert load_state(path)[0].keys() == tensors().keys()
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.safetensors"
     save_state(path, {"a": torch.ones(2)})

@@ -1,0 +1,35 @@
+"""`run.py convert`: published weights become one file, and what cannot is explained."""
+
+import pytest
+import torch
+from cascadevsr.models.checkpoints import load_state, save_state
+from cascadevsr.runner import cli, convert
+from cascadevsr.runner.errors import RunnerError
+from cascadevsr.tests.host.uav_release import recorded, write_release
+
+
+def _run(*arguments):
+    return convert.main(cli.parser().parse_args(["convert", *map(str, arguments)]), None)
+
+
+def test_a_released_folder_becomes_one_file(tmp_path, capsys):
+    folder = write_release(recorded("pipeline_noguidance"), tmp_path / "release", text=False)
+    assert _run(folder, tmp_path / "out.safetensors") == 0
+    assert "non-commercial" in capsys.readouterr().out
+    state, metadata = load_state(tmp_path / "out.safetensors")
+    assert metadata["source"] == "release" and "unet_config" in metadata and "vae_video_config" in metadata
+    unet = torch.load(folder / "unet" / "unet_video.bin", weights_only=True)
+    assert all(torch.equal(state[f"unet.{key}"], value) for key, value in unet.items())
+
+
+def test_what_cannot_be_converted_is_explained(tmp_path):
+    save_state(tmp_path / "other.safetensors", {"a": torch.zeros(2)})
+    for source, target, words in (
+        (tmp_path / "nothing", "out.safetensors", "source must exist"),
+        (tmp_path / "other.safetensors", "out.safetensors", "must be the released folder of Upscale-A-Video"),
+        (tmp_path / "other.safetensors", "out.bin", r"must be named \*\.safetensors"),
+        (tmp_path, "out.safetensors", "without weights in unet"),
+    ):
+        with pytest.raises(RunnerError, match=words):
+            _run(source, tmp_path / target)
+    assert not (tmp_path / "out.safetensors").exists()
