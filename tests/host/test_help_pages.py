@@ -6,8 +6,8 @@ import pytest
 
 NODES = (
     "VSRLoadVideoRestorer VSRCascadeInput VSRReferenceSet VSRConditioning VSRSeededNoise VSRRestorerSampler "
-    "VSRRefineSigmas VSRSpatialTiles VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo "
-    "VSRCompareMeasure"
+    "VSRRefineSigmas VSRLoadFlowModel VSREstimateMotion VSRLatentPropagation VSRSpatialTiles "
+    "VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo VSRCompareMeasure"
 ).split()
 
 
@@ -31,7 +31,7 @@ def wrong_facts(page, name, kind, facts):
     row = row_of(page, name)
     options = kind if isinstance(kind, list) else facts.get("options", [])
     words = [str(option["key"] if isinstance(option, dict) else option) for option in options]
-    if name == "restorer":
+    if words and name in ("restorer", "flow_model"):
         words = ["built-in"]  # the others are the user's files
     if kind in ("INT", "FLOAT"):
         words.append(f"default {facts['default']}")

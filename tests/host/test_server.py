@@ -80,9 +80,10 @@ def test_loads_quickly_and_without_a_warning(host_server, client):
 
 def test_object_info_is_the_recorded_one(client):
     info = {name: value for name, value in client.object_info().items() if name.startswith("VSR")}
-    restorers = info["VSRLoadVideoRestorer"]["input"]["required"]["restorer"][1]
-    assert restorers["options"][0] == restorers["default"] == "built-in"
-    restorers["options"] = ["built-in"]  # the rest is what lies in the folder
+    for node, name in (("VSRLoadVideoRestorer", "restorer"), ("VSRLoadFlowModel", "flow_model")):
+        files = info[node]["input"]["required"][name][1]
+        assert files["options"][0] == files["default"] == "built-in"
+        files["options"] = ["built-in"]  # the rest is what lies in the folders
     for value in info.values():
         value.pop("python_module")
     text = json.dumps(info, indent=1, sort_keys=False, ensure_ascii=False) + "\n"
@@ -94,7 +95,7 @@ def test_object_info_is_the_recorded_one(client):
 
 def test_every_input_and_node_is_explained(client):
     info = {name: value for name, value in client.object_info().items() if name.startswith("VSR")}
-    assert len(info) == 13
+    assert len(info) == 16
     for name, value in info.items():
         assert value["category"] == "video/upscaling/Cascade VSR"
         assert value["description"] and value["search_aliases"] and all(value["output_tooltips"]), name

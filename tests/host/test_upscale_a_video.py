@@ -120,21 +120,14 @@ def test_a_recorded_run_comes_out_of_the_graph(core, tmp_path, name):
 
 
 def _propagate(model, given, steps):
-    """Edit predictions as the published program does, at the recorded steps."""
-    from cascadevsr.models.motion.propagation import propagate
-    from cascadevsr.nodes import run_state
+    """Patch a model with the published propagation along the recorded flows."""
+    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.nodes.motion import LatentPropagation
 
-    def edit(args):
-        options = args["model_options"]["transformer_options"]
-        index = int((options["sample_sigmas"] > float(args["sigma"].flatten()[0]) * 1.0001).sum())
-        if index not in steps:
-            return args["denoised"]
-        run_state.keep_unedited(args)
-        return propagate(args["denoised"], given["flow_fwd"], given["flow_bwd"])
-
-    patched = model.clone()
-    patched.set_model_sampler_post_cfg_function(edit)
-    return patched
+    there, back = (given[name][0].transpose(0, 1) for name in ("flow_fwd", "flow_bwd"))
+    motion = Motion(there, back, (), len(there) + 1, *there.shape[-2:])
+    chosen = {"steps": "step list", "step_list": ",".join(map(str, steps))}
+    return LatentPropagation.execute(model, motion, chosen, "both", 0.5, "nearest", 0.001, 0.05).args[0]
 
 
 # Text

@@ -1,0 +1,297 @@
+"""Motion in the host: flow models and wrong files, estimate and picture, propagation of predictions."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+FRAMES = 9
+
+
+@pytest.fixture
+def moving():
+    """Make frames (T, H, W, 3) of a texture that moves right by 1.5 px a frame."""
+
+    def make(count=FRAMES, height=12, width=20, seed=0):
+        noise = torch.rand(
+            1, 3, height // 3 + 20, width // 3 + 40, generator=torch.Generator().manual_seed(seed)
+        )
+        wide = F.interpolate(noise, scale_factor=(3, 3), mode="bicubic").clamp(0, 1)
+        wide = F.interpolate(wide, scale_factor=(1, 2), mode="bilinear")
+        cuts = [wide[..., :height, 60 - 3 * i : 60 - 3 * i + 2 * width] for i in range(count)]
+        return torch.cat([F.avg_pool2d(cut, (1, 2)) for cut in cuts]).movedim(1, -1)
+
+    return make
+
+
+@pytest.fixture
+def estimate(core):
+    def run(frames, flow_model=None):
+        from cascadevsr.nodes.motion import EstimateMotion, LoadFlowModel
+
+        flow_model = LoadFlowModel.execute("built-in").args[0] if flow_model is None else flow_model
+        return EstimateMotion.execute(frames, flow_model).args
+
+    return run
+
+
+@pytest.fixture
+def propagated(core):
+    """Run Latent Propagation: propagated(model, motion, "0,1" or (start, end), ...) -> MODEL."""
+
+    def run(
+        model,
+        motion,
+        steps=(0.0, 1.0),
+        direction="both",
+        weight=0.5,
+        sampling="nearest",
+        alphas=(0.001, 0.05),
+    ):
+        from cascadevsr.nodes.motion import LatentPropagation
+
+        chosen = {"steps": "step list", "step_list": steps}
+        if not isinstance(steps, str):
+            chosen = {"steps": "percent range", "start_percent": steps[0], "end_percent": steps[1]}
+        return LatentPropagation.execute(model, motion, chosen, direction, weight, sampling, *alphas).args[0]
+
+    return run
+
+
+@pytest.fixture
+def still_motion():
+    """Make motion of a clip that stands still."""
+
+    def make(count=FRAMES, height=12, width=20, cuts=()):
+        from cascadevsr.models.motion.field import Motion
+
+        flow = torch.zeros(count - 1, 2, height, width, dtype=torch.float16)
+        return Motion(flow, flow, cuts, count, height, width)
+
+    return make
+
+
+# Flow models
+
+
+@pytest.fixture(scope="module")
+def flow_folder(core):
+    import folder_paths
+    from cascadevsr.nodes import host
+
+    host.register_folders()
+    from pathlib import Path
+
+    folder = Path(folder_paths.get_folder_paths("optical_flow")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def load(name):
+    from cascadevsr.nodes.motion import LoadFlowModel
+
+    return LoadFlowModel.execute(name).args[0]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_raft_is_loaded_from_the_hosts_folder(core, flow_folder, estimate, moving, prefix):
+    from cascadevsr.models.motion.estimation import RaftFlow
+    from cascadevsr.models.motion.raft import RAFT
+    from cascadevsr.nodes import host
+
+    torch.manual_seed(0)
+    network = RAFT().eval()
+    name = f"raft{len(prefix)}.pth"
+    torch.save({prefix + key: value for key, value in network.state_dict().items()}, flow_folder / name)
+    assert name in host.flow_names() and host.flow_names()[0] == "built-in"
+    model = load(name)
+    frames = moving(2, 32, 40)
+    motion, picture = estimate(frames, model)
+    first, second = frames.movedim(-1, 1).split(1)
+    expected = RaftFlow(network)(first, second)
+    assert torch.allclose(motion.forward.float(), expected, atol=0.02 * float(expected.abs().max()))
+    assert picture.shape == (2, 32, 40, 3)
+
+
+def test_a_wrong_file_says_what_it_is_and_what_was_expected(core, flow_folder, tiny_file):
+    from cascadevsr.models.checkpoints import CheckpointError, save_state
+    from cascadevsr.models.motion.raft import RAFT
+
+    state = RAFT().state_dict()
+    (flow_folder / "tiny.safetensors").write_bytes(tiny_file.read_bytes())
+    (flow_folder / "cut.safetensors").write_bytes(tiny_file.read_bytes()[:4000])
+    save_state(flow_folder / "small.safetensors", {"module.fnet.conv1.weight": torch.zeros(32, 3, 7, 7)})
+    save_state(flow_folder / "spy.safetensors", {"basic_module.0.basic_module.0.weight": torch.zeros(2, 2)})
+    save_state(flow_folder / "lora.safetensors", {"a.lora_down.weight": torch.zeros(2, 2)})
+    part = {key: value for key, value in state.items() if "downsample.1" not in key and "mask.2" not in key}
+    save_state(flow_folder / "part.safetensors", part)
+    for name, message in {
+        "tiny": r"must hold the large RAFT .*; got tiny.safetensors, with \d+ entries such as dit",
+        "cut": "must be complete and readable",
+        "small": "which is the small RAFT",
+        "spy": "which is the optical flow network SpyNet",
+        "lora": "which is a LoRA",
+        "part": "missing or of another shape, such as update_block.mask.2",
+    }.items():
+        with pytest.raises(CheckpointError, match=f"Load Flow Model: .*{message}"):
+            load(f"{name}.safetensors")
+    with pytest.raises(ValueError, match=r"Load Flow Model: .*one of the list; got '\.\./secret'"):
+        load("../secret")
+
+
+# Estimate
+
+
+def test_motion_and_its_picture(estimate, moving):
+    motion, picture = estimate(moving(5, 48, 64))
+    assert (motion.frames, motion.height, motion.width, motion.cuts) == (5, 48, 64, ())
+    middle = motion.forward[..., 10:-10, 10:-10].float().mean((0, 2, 3))
+    assert middle[0] == pytest.approx(1.5, abs=0.1) and abs(middle[1]) < 0.1
+    assert picture.shape == (5, 48, 64, 3) and picture.min() >= 0 and picture.max() <= 1
+    red, green, blue = picture[0, 10:-10, 10:-10].mean((0, 1))
+    assert red > 0.95 and max(green, blue) < 0.4, "to the right is red"
+    assert (picture[-1] == 1).all()
+
+
+def test_cuts_are_found_said_and_white(estimate, moving, caplog):
+    with caplog.at_level(logging.INFO):
+        motion, picture = estimate(torch.cat((moving(3, 48, 64), moving(3, 48, 64, seed=4).flip(1))))
+    assert motion.cuts == (3,) and "Scene cuts before frames 3" in caplog.text
+    assert (picture[2] == 1).all() and (picture[1] < 0.9).any()
+
+
+def test_one_frame_and_bad_input(estimate, moving):
+    motion, picture = estimate(moving(1))
+    assert motion.frames == 1 and (picture == 1).all() and picture.shape == (1, 12, 20, 3)
+    with pytest.raises(ValueError, match="Estimate Motion: frames must be finite"):
+        estimate(moving(2) * float("nan"))
+    with pytest.raises(
+        ValueError, match="Estimate Motion: flow_model must come from Load Flow Model; got str"
+    ):
+        estimate(moving(2), "raft")
+
+
+# Propagation
+
+
+def test_one_step_is_the_propagated_prediction(model, clip, ksample, estimate, propagated):
+    from cascadevsr.models.motion.propagation import propagate
+
+    motion = estimate(clip.frames)[0]
+    plain = ksample(model, clip)["samples"]
+    flows = motion.on_grid(*plain.shape[2:], time=4)
+    for direction in ("both", "forward", "backward"):
+        result = ksample(propagated(model, motion, direction=direction, alphas=(0.5, 2.0)), clip)["samples"]
+        expected = propagate(plain, *flows, direction=direction, alpha1=0.5, alpha2=2.0)
+        assert torch.allclose(result, expected, atol=1e-6) and not torch.equal(result, plain)
+
+
+def test_where_nothing_is_asked_nothing_changes(model, clip, ksample, still_motion, propagated):
+    plain = ksample(model, clip, steps=4)["samples"]
+    assert torch.equal(
+        ksample(propagated(model, still_motion(), weight=0.0), clip, steps=4)["samples"], plain
+    )
+    assert not torch.equal(ksample(propagated(model, still_motion()), clip, steps=4)["samples"], plain)
+    assert torch.equal(ksample(model, clip, steps=4)["samples"], plain), "the incoming model was patched"
+
+
+def test_steps_and_percent_name_the_same(model, clip, ksample, still_motion, propagated):
+    run = {
+        steps: ksample(propagated(model, still_motion(), steps), clip, steps=4)["samples"]
+        for steps in ("0,1,2,3", (0.0, 1.0), " 2; 3 ", (0.5, 1.0), (0.0, 0.1), "0")
+    }
+    assert torch.equal(run["0,1,2,3"], run[0.0, 1.0])
+    assert torch.equal(run[" 2; 3 "], run[0.5, 1.0])
+    assert torch.equal(run["0"], run[0.0, 0.1])
+    assert not torch.equal(run["0"], run[0.0, 1.0])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "ddim"])
+def test_the_hosts_samplers_run_with_it(model, clip, ksample, still_motion, propagated, sampler):
+    result = ksample(propagated(model, still_motion(), "1,2"), clip, steps=4, cfg=2.0, sampler=sampler)[
+        "samples"
+    ]
+    assert torch.isfinite(result).all()
+
+
+def test_a_still_clip_becomes_still(model, prepare, ksample, still_motion, propagated):
+    """A weight of 1 copies: after both passes every latent of a scene is that scene's last one."""
+    from cascadevsr.nodes.tiling import SpatialTiles, TemporalWindows
+
+    clip = prepare(17, 24, 24, (96, 96))
+    motion = still_motion(17, 24, 24, cuts=(9,))
+    tiled = SpatialTiles.execute(
+        model, {"tiling": "manual", "tile_width": 64, "tile_height": 64, "overlap": 32}
+    ).args[0]
+    windowed = TemporalWindows.execute(tiled, {"windows": "manual", "window": 9, "overlap": 4}).args[0]
+    result = ksample(propagated(windowed, motion, weight=1.0), clip, steps=2)["samples"]
+    assert torch.allclose(result[:, :, 0], result[:, :, 2], atol=1e-5)
+    assert torch.allclose(result[:, :, 3], result[:, :, 4], atol=1e-5)
+    assert not torch.allclose(result[:, :, 2], result[:, :, 3], atol=1e-3), "it crossed a cut"
+
+
+def test_guiders_of_several_models_show_it_the_whole_prediction(core, model, clip, still_motion, propagated):
+    patched = propagated(model, still_motion(), weight=1.0)
+    guider = core.custom.DualCFGGuider.execute(
+        patched, clip.positive, clip.negative, clip.negative, 2.0, 1.5, "regular"
+    ).args[0]
+    sampler = core.samplers.sampler_object("euler")
+    result = core.custom.SamplerCustomAdvanced.execute(
+        core.custom.Noise_RandomNoise(1), guider, sampler, torch.tensor([1.0, 0.5, 0.0]), clip.samples
+    ).args[0]["samples"]
+    assert torch.allclose(result[:, :, 0], result[:, :, 2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("", r"step_list must be whole numbers from 0.*; got ''"),
+        ("1,-2", r"got '1,-2'"),
+        ("1.5", r"got '1.5'"),
+        ("two", r"got 'two'"),
+        ((0.6, 0.4), "start_percent must lie below end_percent; got 0.6 and 0.4"),
+    ],
+)
+def test_bad_steps_are_refused_at_once(model, still_motion, propagated, steps, message):
+    with pytest.raises(ValueError, match=f"Latent Propagation: .*{message}"):
+        propagated(model, still_motion(), steps)
+
+
+def test_what_does_not_fit_the_run_is_refused(core, model, clip, ksample, still_motion, propagated):
+    from cascadevsr.nodes.motion import LatentPropagation
+
+    with pytest.raises(ValueError, match="a run of 4 steps has the steps 0 to 3; got 4"):
+        ksample(propagated(model, still_motion(), "0,4"), clip, steps=4)
+    with pytest.raises(ValueError, match="motion of 5 frames, which is 2 latent frames, and a latent with 3"):
+        ksample(propagated(model, still_motion(5)), clip)
+    with pytest.raises(ValueError, match="motion must come from Estimate Motion; got int"):
+        propagated(model, 3)
+    with pytest.raises(ValueError, match="steps must be percent range or step list; got 'all'"):
+        LatentPropagation.execute(
+            model, still_motion(), {"steps": "all"}, "both", 0.5, "nearest", 0.001, 0.05
+        )
+
+
+def test_picture_models_hold_frames_in_the_batch(core, still_motion):
+    from cascadevsr.nodes.keys import UNEDITED_KEY
+    from cascadevsr.nodes.motion import _Propagation
+
+    kept = {"x0": None}
+    options = {"transformer_options": {"sample_sigmas": torch.tensor([1.0, 0.0]), UNEDITED_KEY: kept}}
+    x, clean = torch.zeros(FRAMES, 4, 6, 10), torch.randn(FRAMES, 4, 6, 10)
+    wrapper = _Propagation(still_motion(), 4, lambda *_: True, {"weight": 1.0})
+    result = wrapper(lambda *_: clean, x, torch.ones(FRAMES), options)
+    assert result.shape == clean.shape and torch.equal(result[0], result[-1])
+    assert kept["x0"] is clean, "the sampler's noise estimate needs the prediction as it was"
+    with pytest.raises(ValueError, match=r"packs sound or other data"):
+        wrapper(lambda *_: clean, torch.zeros(1, 1, 99), torch.ones(1), options)
+
+
+def test_memory_of_latent_flows_is_that_of_the_latent_grid(still_motion, core):
+    from cascadevsr.nodes.motion import _Propagation
+
+    wrapper = _Propagation(still_motion(), 4, lambda *_: True, {})
+    options = {"transformer_options": {"sample_sigmas": torch.tensor([1.0, 0.0])}}
+    wrapper(lambda x, *_: x, torch.zeros(1, 4, 3, 3, 5), torch.ones(1), options)
+    assert [tuple(flow.shape) for flow in wrapper._flows] == [(1, 2, 2, 3, 5)] * 2
