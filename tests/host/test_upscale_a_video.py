@@ -120,14 +120,14 @@ def test_a_recorded_run_comes_out_of_the_graph(core, tmp_path, name):
 
 
 def _propagate(model, given, steps):
-    """Patch a model with the published propagation along the recorded flows."""
+    """Propagate along the recorded flows at the recorded steps."""
     from cascadevsr.models.motion.field import Motion
     from cascadevsr.nodes.motion import LatentPropagation
 
-    there, back = (given[name][0].transpose(0, 1) for name in ("flow_fwd", "flow_bwd"))
-    motion = Motion(there, back, (), len(there) + 1, *there.shape[-2:])
-    chosen = {"steps": "step list", "step_list": ",".join(map(str, steps))}
-    return LatentPropagation.execute(model, motion, chosen, "both", 0.5, "nearest", 0.001, 0.05).args[0]
+    forward, backward = (given[name][0].transpose(0, 1) for name in ("flow_fwd", "flow_bwd"))
+    motion = Motion(forward, backward, (), len(forward) + 1, *forward.shape[-2:])
+    choice = {"steps": "step list", "step_list": ",".join(map(str, steps))}
+    return LatentPropagation.execute(model, motion, choice, "both", 0.5, "nearest", 0.001, 0.05).args[0]
 
 
 # Text
