@@ -24,7 +24,7 @@ from ..models.unimmvsr.config import DiTConfig, VAEConfig
 from ..models.unimmvsr.dit import UniMMVSRDiT
 from ..models.unimmvsr.vae import CausalVideoVAE
 from .batches import TASKS, Batch, BatchMaker
-from .losses import pixel_loss, texture
+from .losses import lattice, pixel_loss, texture
 from .photos import corpus_hash, find_photos, load_photo
 from .validation import validate
 
@@ -40,7 +40,7 @@ class Settings:
 
     seed: int = 1
     vae_steps: int = 6500
-    dit_steps: int = 2800
+    dit_steps: int = 4150
     vae_batch: tuple[int, int, int] = (8, 5, 64)  # clips, frames, side in px: many small steps first ...
     dit_batch: tuple[int, int, int] = (6, 9, 96)  # ... then longer and larger clips
     vae_rate: float = 1e-3
@@ -127,7 +127,8 @@ def cascade_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> 
     base = None if rng.random() < 0.08 else batch.base
     output = vae.decode(clean, base)
     pixels = pixel_loss(output, batch.clip, batch.flow, batch.visible)
-    return pixels + 0.4 * texture(output, batch.clip) + 0.02 * matching.mean()
+    look = 1.6 * texture(output, batch.clip) + 1.0 * lattice(output, batch.clip)
+    return pixels + look + 0.02 * matching.mean()
 
 
 @torch.no_grad()

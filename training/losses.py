@@ -25,16 +25,43 @@ def laplacian(error: torch.Tensor, levels: int = 3) -> torch.Tensor:
 
 
 def texture(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Mean difference of the strength of detail (RMS Laplacian of 8x8 px) between output and truth.
+    """How much of the truth's detail (3x3 high-pass, 8x8 px windows) is missing from or too much in the output.
 
-    Pixel losses alone give the average of all possible details, which is none; this asks for as much as the truth has.
+    Pixel losses alone give the average of all possible details, which is too weak; this asks that detail, measured
+    along the truth's own, be as strong as the truth's. Strength alone, without the truth's direction, was tried: a
+    network pleases that with a regular pattern.
     """
 
-    def strength(clip: torch.Tensor) -> torch.Tensor:
+    def detail(clip: torch.Tensor) -> torch.Tensor:
         frames = clip.float().transpose(1, 2).flatten(0, 1)
-        return (F.avg_pool2d((frames - F.avg_pool2d(frames, 3, 1, 1)).square(), 8) + 1e-6).sqrt()
+        return frames - F.avg_pool2d(frames, 3, 1, 1)
 
-    return (strength(output) - strength(truth)).abs().mean()
+    ours, real = detail(output), detail(truth)
+    power = F.avg_pool2d(real.square(), 8)
+    return ((F.avg_pool2d(ours * real, 8) - power).abs() * (power + 1e-6).rsqrt()).mean()
+
+
+def lattice(output: torch.Tensor, truth: torch.Tensor, grid: int = 4) -> torch.Tensor:
+    """How much output and truth differ by the pixel's place in the decoder's cells of `grid` x `grid` px.
+
+    Two measures: what is left of the error when each place is averaged over 8x8 cells (any pattern that repeats
+    with the cells), and how the strength of steps from pixel to pixel varies with the place (hard cell borders).
+    """
+
+    def pattern(error: torch.Tensor) -> torch.Tensor:
+        places = F.pixel_unshuffle(error, grid)
+        places = F.avg_pool2d(places, [min(8, side) for side in places.shape[-2:]], stride=4)
+        places = places.unflatten(1, (error.shape[1], -1))
+        return (places - places.mean(2, keepdim=True)).abs().mean()
+
+    def unevenness(frames: torch.Tensor, dim: int) -> torch.Tensor:
+        steps = F.pad(frames.transpose(dim, 3).diff(dim=3).abs(), (0, 1))
+        strength = steps.unflatten(3, (-1, grid)).mean((1, 2, 3))
+        return strength - strength.mean(1, keepdim=True)
+
+    output, truth = (clip.float().transpose(1, 2).flatten(0, 1) for clip in (output, truth))
+    uneven = sum((unevenness(output, dim) - unevenness(truth, dim)).abs().mean() for dim in (2, 3))
+    return pattern(output - truth) + uneven
 
 
 def flicker(error: torch.Tensor, flow: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from cascadevsr.models.unimmvsr.config import dit_config, is_unimmvsr, vae_confi
 from cascadevsr.training import builtin
 from cascadevsr.training.batches import BatchMaker
 from cascadevsr.training.clips import make_clip
-from cascadevsr.training.losses import flicker, pixel_loss
+from cascadevsr.training.losses import flicker, lattice, pixel_loss, texture
 from cascadevsr.training.photos import corpus_hash, find_photos, load_photo, procedural_photo
 
 
@@ -70,6 +70,18 @@ def test_losses_are_zero_only_without_error(photos):
     assert flicker(steady, batch.flow, batch.visible) < 1e-6
     steady[:, :, 1] *= -1
     assert flicker(steady, batch.flow, batch.visible) > 1e-3
+
+
+def test_a_regular_pattern_is_no_detail_and_is_a_lattice(photos):
+    truth = BatchMaker(photos, 1, textures=0).draw(1, 3, 64).clip
+    soft = truth.flatten(0, 2)
+    soft = torch.nn.functional.avg_pool2d(soft, 3, 1, 1).view_as(truth)
+    assert texture(truth, truth) < 1e-7 and lattice(truth, truth) == 0
+    assert texture(soft, truth) > 1e-3
+    cell = torch.tensor([[1.0, -1, 1, -1], [-1, 1, -1, 1], [1, -1, 1, -1], [-1, 1, -1, 1]]).repeat(16, 16)
+    patterned = soft + 0.02 * cell
+    assert texture(patterned, truth) > 0.97 * texture(soft, truth), "no reward for what the truth has not"
+    assert lattice(patterned, truth) > lattice(soft, truth) + 0.01
 
 
 def test_photos_are_found_excluded_and_hashed(folder, tmp_path):
