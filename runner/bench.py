@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import quality
+from . import bench_upscale_a_video, quality
 from .binding import Target, bind_input, bind_target, parse_size
 from .encode import write_video
 from .errors import RunnerError
@@ -34,7 +34,7 @@ def main(options, host: Host) -> int:
         raise RunnerError(f"bench: must be one of {', '.join(BENCHMARKS)}; got {options.name!r}.")
     if not options.name:
         for name, (function, _) in BENCHMARKS.items():
-            print(f"{name:10} {function.__doc__}")
+            print(f"{name:15} {function.__doc__}")
     names = [options.name] if options.name else [name for name, (_, short) in BENCHMARKS.items() if short]
     for name in names:
         print(f"\n{name} ...", flush=True)
@@ -46,7 +46,7 @@ def main(options, host: Host) -> int:
 
 def bench_builtin(options, host: Host) -> dict:
     """The built-in model alone, in this process: seconds a frame, peak memory, network calls."""
-    return _builtin(options.frames, parse_size(options.size), options.device)
+    return _builtin(options.frames or 17, parse_size(options.size or "512x288"), options.device)
 
 
 def _builtin(frames: int, size: tuple[int, int], device: str) -> dict:
@@ -162,4 +162,5 @@ BENCHMARKS = {
     "import": (bench_import, True),
     "memory": (bench_memory, False),
     "quality": (bench_quality, False),
+    "upscale_a_video": (bench_upscale_a_video.run, False),
 }

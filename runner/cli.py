@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
     bench = add("bench", "measure speed, memory and start-up")
     bench.add_argument("name", nargs="?", help="one benchmark (default: list them and run the short ones)")
-    bench.add_argument("--frames", type=int, default=17, help="frames of the clip (default: 17)")
-    bench.add_argument("--size", default="512x288", metavar="WxH", help="output size (default: 512x288)")
+    bench.add_argument("--frames", type=int, help="frames of the clip (default: the benchmark's own)")
+    bench.add_argument("--size", metavar="WxH", help="output size (default: the benchmark's own)")
     bench.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)"
     )
