@@ -1,6 +1,7 @@
 """Motion in the host: flow models and wrong files, estimate and picture, propagation of predictions."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,18 +10,29 @@ import torch.nn.functional as F
 FRAMES = 9
 
 
+SPEED = 6  # px to the right a frame
+
+
+def sharp(count=FRAMES, height=48, width=80, seed=0):
+    """Make frames (T, H, W, 3) of a texture that moves right by SPEED px a frame."""
+    reach = SPEED * count
+    generator = torch.Generator().manual_seed(seed)
+    coarse, fine = (
+        torch.rand(1, 3, height // n + 1, (width + reach) // n + 1, generator=generator) for n in (12, 4)
+    )
+    size = (height, width + reach)
+    wide = 0.7 * F.interpolate(coarse, size, mode="bicubic") + 0.3 * F.interpolate(fine, size, mode="bicubic")
+    cuts = [wide[..., reach - SPEED * i : reach - SPEED * i + width] for i in range(count)]
+    return torch.cat(cuts).movedim(1, -1).clamp(0, 1)
+
+
 @pytest.fixture
 def moving():
-    """Make frames (T, H, W, 3) of a texture that moves right by 1.5 px a frame."""
+    """Make LR frames (T, H, W, 3) of a texture that moves right by 1.5 px a frame."""
 
     def make(count=FRAMES, height=12, width=20, seed=0):
-        noise = torch.rand(
-            1, 3, height // 3 + 20, width // 3 + 40, generator=torch.Generator().manual_seed(seed)
-        )
-        wide = F.interpolate(noise, scale_factor=(3, 3), mode="bicubic").clamp(0, 1)
-        wide = F.interpolate(wide, scale_factor=(1, 2), mode="bilinear")
-        cuts = [wide[..., :height, 60 - 3 * i : 60 - 3 * i + 2 * width] for i in range(count)]
-        return torch.cat([F.avg_pool2d(cut, (1, 2)) for cut in cuts]).movedim(1, -1)
+        large = sharp(count, 4 * height, 4 * width, seed).movedim(-1, 1)
+        return F.avg_pool2d(large, 4).movedim(1, -1)
 
     return make
 
@@ -295,3 +307,40 @@ def test_memory_of_latent_flows_is_that_of_the_latent_grid(still_motion, core):
     options = {"transformer_options": {"sample_sigmas": torch.tensor([1.0, 0.0])}}
     wrapper(lambda x, *_: x, torch.zeros(1, 4, 3, 3, 5), torch.ones(1), options)
     assert [tuple(flow.shape) for flow in wrapper._flows] == [(1, 2, 2, 3, 5)] * 2
+
+
+def test_the_built_in_model_holds_together_along_the_motion(core, ksample):
+    """With exact motion: latents and decoded frames follow it more closely, and are as close to the truth."""
+    from cascadevsr.models.motion.warp import warp
+    from cascadevsr.models.pixels.metrics import psnr_y, warping_error
+    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.conditioning import VSRConditioning
+    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.loaders import LoadVideoRestorer
+    from cascadevsr.nodes.motion import EstimateMotion, LatentPropagation, LoadFlowModel
+
+    truth = sharp(FRAMES, 96, 128)
+    lr = F.avg_pool2d(truth.movedim(-1, 1), 4).movedim(1, -1)
+    model, vae = LoadVideoRestorer.execute("built-in", "auto").args[:2]
+    target = {"target": "scale", "scale": 4.0}
+    latent, low = CascadeInput.execute(vae, target, "bilinear", frames=lr).args[:2]
+    conditions = VSRConditioning.execute(latent, 0.3, 1).args
+    clip = SimpleNamespace(**dict(zip(("positive", "negative", "samples"), conditions, strict=True)))
+    motion = EstimateMotion.execute(low, LoadFlowModel.execute("built-in").args[0]).args[0]
+    always = {"steps": "percent range", "start_percent": 0.0, "end_percent": 1.0}
+    carried = LatentPropagation.execute(model, motion, always, "both", 0.5, "nearest", 0.001, 0.05).args[0]
+
+    there = torch.zeros(FRAMES - 1, 2, 96, 128)
+    there[:, 0] = SPEED
+    along = torch.zeros(2, 2, 12, 16)
+    along[:, 0] = 4 * SPEED / 8
+    found = []
+    for each in (model, carried):
+        sampled = ksample(each, clip, steps=4)
+        frames = TemporalDecode.execute(sampled, vae, 1.0, 16, 0, low).args[0]
+        cells = sampled["samples"][0].transpose(0, 1)
+        miss = (cells[:-1] - warp(cells[1:], along, "nearest"))[..., :12].square().mean()
+        found.append((float(miss), warping_error(frames, (there, -there)), psnr_y(frames, truth)))
+    (before, plain_error, plain_psnr), (after, error, psnr) = found
+    assert after < 0.7 * before
+    assert error < plain_error and psnr > plain_psnr - 0.1
