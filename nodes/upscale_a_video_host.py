@@ -166,6 +166,8 @@ def load_upscale_a_video(release: Release, path: Path, precision: str, decoder: 
             vae = _load_vae(release, decoder, precision, preset)
             vae.patcher.cached_patcher_init = (_reload_vae, (path, precision, decoder, preset))
         clip = load_clip(release) if release.text is not None else None
+        if clip is not None:
+            clip.patcher.cached_patcher_init = (_reload_clip, (path,))
         model = _load_model(release, decoder, precision, preset)
         model.cached_patcher_init = (_reload_model, (path, precision, decoder, preset))
     except CheckpointError:
@@ -224,3 +226,7 @@ def _reload_model(path, precision, decoder, preset, disable_dynamic: bool = Fals
 
 def _reload_vae(path, precision, decoder, preset, disable_dynamic: bool = False):
     return _load_vae(_open(path), decoder, precision, preset, disable_dynamic).patcher
+
+
+def _reload_clip(path, disable_dynamic: bool = False):
+    return load_clip(_open(path), disable_dynamic).patcher

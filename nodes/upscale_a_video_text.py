@@ -23,7 +23,7 @@ _STANDARD = {"<|startoftext|>": 49406, "<|endoftext|>": 49407, "!": 0}  # of CLI
 _PAD = "!"  # with which SD 2 tokenizers pad
 
 
-def load_clip(release: Release) -> comfy.sd.CLIP:
+def load_clip(release: Release, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Build the CLIP of a release: the last layer's state after the final norm, padding as its tokenizer says."""
     state = release.text.read()
     state = strip_prefix(
@@ -48,7 +48,9 @@ def load_clip(release: Release) -> comfy.sd.CLIP:
         params={},
     )
     embeddings = folder_paths.get_folder_paths("embeddings")
-    return comfy.sd.CLIP(target, embedding_directory=embeddings, state_dict=[state])
+    return comfy.sd.CLIP(
+        target, embedding_directory=embeddings, state_dict=[state], disable_dynamic=disable_dynamic
+    )
 
 
 class _TextTower(comfy.sd1_clip.SDClipModel):

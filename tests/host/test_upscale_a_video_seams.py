@@ -110,3 +110,21 @@ def test_every_number_format_gives_the_clip(core, folder, noise, precision):
         )
     exact, rounded = results
     assert (exact - rounded).abs().mean() < 0.02 * exact.abs().mean()
+
+
+def test_the_host_can_build_everything_again(core, tmp_path):
+    """It does so on several GPUs, and for hooks."""
+    from cascadevsr.nodes.keys import PRESET_KEY, REFERENCE
+    from cascadevsr.nodes.restorers import load_restorer
+
+    folder = write_release(recorded("pipeline_noguidance"), tmp_path)
+    model, vae, clip = load_restorer(folder, "auto", "auto", REFERENCE)
+    for patcher in (model, vae.patcher, clip.patcher):
+        make, arguments = patcher.cached_patcher_init
+        fresh = make(*arguments, disable_dynamic=True)
+        state, expected = (each.model.state_dict() for each in (fresh, patcher))
+        assert state.keys() == expected.keys() and all(
+            torch.equal(state[key], expected[key]) for key in state
+        )
+    make, arguments = model.cached_patcher_init
+    assert make(*arguments).model_options[PRESET_KEY] == REFERENCE
