@@ -344,3 +344,64 @@ def test_the_built_in_model_holds_together_along_the_motion(core, ksample):
     (before, plain_error, plain_psnr), (after, error, psnr) = found
     assert after < 0.7 * before
     assert error < plain_error and psnr > plain_psnr - 0.1
+
+
+# In a server
+
+
+def prompt(steps, frames=5):
+    """Queue the motion nodes beside the built-in restorer, as a graph of the editor does."""
+    from cascadevsr.tests.host.test_server import _node
+
+    target = {"target": "scale", "target__scale": 2.0, "filter": "bilinear"}
+    conditions = {"positive": ["5", 0], "negative": ["5", 1], "latent_image": ["5", 2]}
+    return {
+        "1": _node("LoadImage", image="example.png"),
+        "2": _node("RepeatImageBatch", image=["1", 0], amount=frames),
+        "3": _node("VSRLoadVideoRestorer", restorer="built-in", precision="auto"),
+        "4": _node("VSRCascadeInput", target_vae=["3", 1], frames=["2", 0], **target),
+        "5": _node("VSRConditioning", lr_latent=["4", 0], noise_level=0.1, seed=3),
+        "6": _node("VSRLoadFlowModel", flow_model="built-in"),
+        "7": _node("VSREstimateMotion", frames=["4", 1], flow_model=["6", 0]),
+        "8": _node(
+            "VSRLatentPropagation", model=["3", 0], motion=["7", 0], direction="both", weight=0.5,
+            sampling="nearest", alpha1=0.001, alpha2=0.05, **steps,
+        ),
+        "9": _node(
+            "KSampler", model=["8", 0], seed=1, steps=3, cfg=1.0, sampler_name="euler", scheduler="simple",
+            denoise=1.0, **conditions,
+        ),
+        "10": _node("VSRTemporalDecode", samples=["9", 0], vae=["3", 1], lr_weight=1.0, chunk=8, tile=0),
+        "11": _node("PreviewImage", images=["7", 1]),
+        "12": _node("PreviewImage", images=["10", 0]),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def picture(host_server):
+    from PIL import Image
+
+    Image.effect_noise((40, 24), 60).convert("RGB").save(host_server.input_dir / "example.png")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"steps": "step list", "steps__step_list": "1,2"},
+        {"steps": "percent range", "steps__start_percent": 0.3, "steps__end_percent": 1.0},
+    ],
+    ids=lambda steps: steps["steps"],
+)
+def test_a_graph_with_motion_runs_with_progress(client, picture, steps):
+    seen = []
+    result = client.run(prompt(steps), on_progress=seen.append, timeout=120)
+    assert len(result.outputs["11"]["images"]) == len(result.outputs["12"]["images"]) == 5
+    assert "VSREstimateMotion" in {step.title for step in seen if step.total}
+
+
+def test_errors_reach_the_user(client, picture):
+    from cascadevsr.runner.client import ExecutionFailed
+
+    for text, message in (("two", "step_list must be whole numbers"), ("1,3", "a run of 3 steps")):
+        with pytest.raises(ExecutionFailed, match=f"Latent Propagation: {message}"):
+            client.run(prompt({"steps": "step list", "steps__step_list": text}), timeout=120)
