@@ -75,6 +75,15 @@ class LoadVideoRestorer(io.ComfyNode):
         return io.NodeOutput(*load_restorer(host.restorer_path(restorer), precision, decoder, preset))
 
     @classmethod
+    def validate_inputs(cls, restorer):
+        """Say before the run where a missing restorer belongs; the host would only say that it is missing."""
+        try:
+            host.restorer_path(restorer)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, restorer, precision, decoder=DECODERS[0], preset=DEFAULT):
         """Load again when the file changed."""
         path = host.restorer_path(restorer)
