@@ -128,24 +128,24 @@ def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disab
             "Restorer Sampler: ddim needs a model that predicts v or noise, as Upscale-A-Video does; got a flow "
             "model. Choose euler or plms."
         )
-    alphas = 1 / (1 + sigmas.double().square())
+    # Numbers on the CPU: not every GPU has doubles.
+    alphas = (1 / (1 + sigmas.cpu().double().square())).float()
     start = getattr(model, "latent_image", None)
     empty = start is None or torch.count_nonzero(start) == 0
-    x = model.noise if empty and hasattr(model, "noise") else x * alphas[0].sqrt().float()
+    x = model.noise if empty and hasattr(model, "noise") else x * alphas[0].sqrt()
     for step, (sigma, alpha, following) in enumerate(zip(sigmas[:-1], alphas[:-1], alphas[1:], strict=True)):
-        alpha, following = alpha.float(), following.float()
         scaled = x / alpha.sqrt()
-        clean, unedited = _predict_twice(model, scaled, sigma, extra_args)
+        clean, unedited = _predict_both(model, scaled, sigma, extra_args)
         if callback is not None:
             callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
         estimate = (x - alpha.sqrt() * unedited) / (1 - alpha).sqrt()
         fresh = noise_like(x, _step_seed(extra_args, step)) if eta > 0 else None
         x = ddim_update(clean, estimate, alpha, following, eta, fresh)
     # The published run ends at the first alpha, and its latent goes to the decoder as it is.
-    return x if sigmas[-1] <= sampling.sigma_min * 1.001 else x / alphas[-1].sqrt().float()
+    return x if float(sigmas[-1]) <= float(sampling.sigma_min) * 1.001 else x / alphas[-1].sqrt()
 
 
-def _predict_twice(model, x, sigma, extra_args):
+def _predict_both(model, x, sigma, extra_args):
     """Predict, and give (what nodes made of the prediction, the prediction itself)."""
     options = {**(extra_args or {}).get("model_options", {})}
     kept = {"x0": None}
