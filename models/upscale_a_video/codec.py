@@ -70,8 +70,8 @@ def decode_clip(
 ) -> torch.Tensor:
     """Decode (1, 4, t, h, w), already divided by the scaling factor, to frames (t, H, W, 3) float32 in 0..1.
 
-    `lr` (1, 3, t, h, w) in -1..1 guides a decoder that has a place for it; without, that place is skipped. tiles are in latent cells. Raises
-    a ValueError where a result is not finite, which half precision can cause.
+    `lr` (1, 3, t, h, w) in -1..1 guides a decoder that has a place for it; without, that place is skipped. tiles
+    are in latent cells. Raises a ValueError where a result is not finite, which half precision can cause.
     """
     output = torch.zeros(size.frames, size.height, size.width, 3)
     for span, fade, tile in _pieces(chunks, tiles, progress, check_cancelled):

@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import CheckpointError, State, load_state, save_state
+from ..motion.raft import is_raft, raft_state
 from .release import ARCHITECTURE, LICENCE, VAE_PREFIXES, Release, open_folder, open_state
 
+_RAFT_LICENCE = "RAFT: BSD 3-Clause License."
 _VOCABULARY = 49408  # tokens of CLIP's own vocabulary, which every host has: it is not stored again
 
 
 def convert(
     source: Path, target: Path, half: bool = False, say: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Read a released folder or the UNet's file, pickles without executing anything, and write `target`.
+    """Read a released folder, the UNet's file or RAFT, pickles without executing anything, and write `target`.
 
     half stores UNet and text encoder as float16, in which the published program runs them; VAEs stay as they are.
     """
@@ -25,19 +27,30 @@ def convert(
         raise CheckpointError(
             f"the result must be named *.safetensors; got {target.name}. Change the last argument."
         )
+    tensors, metadata = _read(source, half, say)
+    save_state(target, tensors, metadata)
+    say(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e9:.2f} GB. {metadata['licence']}")
+
+
+def _read(source: Path, half: bool, say: Callable[[str], None]) -> tuple[State, dict[str, str]]:
     if source.is_dir():
-        release = open_folder(source)
-    else:
-        state, metadata = load_state(source)
-        release = open_state(state, metadata, source)
+        if (source / "propagator").is_dir():
+            say(
+                "propagator: left out; Load Flow Model reads it from the folder, or convert its file by itself"
+            )
+        return collect(open_folder(source), half, say)
+    state, metadata = load_state(source)
+    flow = raft_state(state)
+    if is_raft(flow):
+        names = {"architecture": "raft", "source": source.name, "licence": _RAFT_LICENCE}
+        return {key: value.clone() for key, value in flow.items()}, names
+    release = open_state(state, metadata, source)
     if release is None:
         raise CheckpointError(
-            f"the source must be the released folder of Upscale-A-Video or its UNet; got {source.name}. "
+            f"the source must be the released folder of Upscale-A-Video, its UNet, or RAFT; got {source.name}. "
             "Choose the folder that holds unet/, vae/ and text_encoder/."
         )
-    tensors, metadata = collect(release, half, say)
-    save_state(target, tensors, metadata)
-    say(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e9:.2f} GB. {LICENCE}")
+    return collect(release, half, say)
 
 
 def collect(release: Release, half: bool = False, say=lambda text: None) -> tuple[State, dict[str, str]]:

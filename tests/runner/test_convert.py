@@ -22,6 +22,17 @@ def test_a_released_folder_becomes_one_file(tmp_path, capsys):
     assert all(torch.equal(state[f"unet.{key}"], value) for key, value in unet.items())
 
 
+def test_the_flow_network_becomes_a_file_that_is_still_one(tmp_path, capsys):
+    from cascadevsr.models.motion.raft import RAFT, is_raft, raft_state
+
+    state = {f"module.{key}": value for key, value in RAFT().state_dict().items()}
+    torch.save(state, tmp_path / "raft-things.pth")
+    assert _run(tmp_path / "raft-things.pth", tmp_path / "raft.safetensors") == 0
+    converted, metadata = load_state(tmp_path / "raft.safetensors")
+    assert is_raft(raft_state(converted)) and metadata["architecture"] == "raft"
+    assert "BSD" in capsys.readouterr().out
+
+
 def test_what_cannot_be_converted_is_explained(tmp_path):
     save_state(tmp_path / "other.safetensors", {"a": torch.zeros(2)})
     for source, target, words in (
