@@ -77,13 +77,13 @@ def decode_clip(
     for span, fade, tile in _pieces(chunks, tiles, progress, check_cancelled):
         z = latent[:, :, span][tile.region].to(device, dtype)
         guide = None if lr is None else lr[:, :, span][tile.region].to(device, dtype)
-        clip = vae.decode(z, guide, 0.0 if lr is None else lr_weight).float().clamp_(-1, 1)
-        frames = ((clip[0].permute(1, 2, 3, 0) + 1) / 2).cpu()
-        if not torch.isfinite(frames).all():
+        clip = vae.decode(z, guide, 0.0 if lr is None else lr_weight).float()
+        if not torch.isfinite(clip).all():
             raise ValueError(
                 f"VAE: frames must be finite numbers; got NaN or infinity in {dtype}. Set precision to fp32 in "
                 "Load Video Restorer; if it is fp32, the latent is broken: use sampler ddim or euler."
             )
+        frames = ((clip.clamp_(-1, 1)[0].permute(1, 2, 3, 0) + 1) / 2).cpu()
         _add_frames(output[span], frames, fade, tile, tiles)
     return output
 

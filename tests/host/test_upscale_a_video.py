@@ -394,6 +394,15 @@ def test_lr_frames_guide_the_conditioned_decoder_only(loaded, steady, noise):
         assert torch.allclose(full, zero, atol=1e-6) != matters
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_picture_is_an_error_and_not_black(loaded, noise, monkeypatch, value):
+    latent = {"samples": loaded.vae.encode(noise(2, 16, 16))}
+    network = loaded.vae.first_stage_model
+    monkeypatch.setattr(network, "decode", lambda z, *rest: torch.full((1, 3, z.shape[2], 16, 16), value))
+    with pytest.raises(ValueError, match="VAE: frames must be finite numbers; got NaN or infinity"):
+        _decode(latent, loaded.vae)
+
+
 # Progress and interruption
 
 
