@@ -8,6 +8,9 @@ REFERENCES_KEY = "vsr_references"
 # In a LATENT of Cascade Input
 KIND_KEY = "vsr_kind"  # what "samples" are, where that is no latent
 LR_FRAMES = "lr frames"  # a kind: frames in -1..1 at the grid of the latent, for networks that take pixels
+LR_START = "lr start"  # a kind: encoded LR frames that sampling starts from, too
+DEVIATION_KEY = "vsr_lr_deviation"  # spread of the encoder's answer, where the LR latent is to be drawn from it
+WORK_KEY = "vsr_work_size"  # (height, width) px the latent's picture has where a small one was enlarged
 ALPHAS_KEY = "vsr_lr_alphas"  # (steps,) float32 shares of signal power of the schedule that noises LR frames
 
 # In model options, and as an attribute of our VAEs
@@ -16,4 +19,7 @@ DEFAULT, REFERENCE = "default", "reference"
 PRESETS = (DEFAULT, REFERENCE)
 
 # In transformer options
+# (functions (x, log variance, sigma, sigmas) -> x): act on a freshly sampled latent, in the network's own scale
+AFTER_STEP_KEY = "vsr_after_step"
+STEPPING_KEY = "vsr_stepping"  # True where the running sampler calls those functions itself
 UNEDITED_KEY = "vsr_unedited"  # {"x0": tensor or None}: what the network predicted, before a node edited it
