@@ -1,7 +1,7 @@
 """Sampling schedules as pure functions.
 
 Flow matching: sigma runs from 1 (noise) to 0 (clean); shift moves steps towards the noisy end.
-Diffusion: alphas_cumprod is the share of signal power at each trained time; DDIM steps down it.
+Diffusion: alphas_cumprod is the share of signal power at each trained time; DDIM and ancestral DDPM step down it.
 """
 
 import math
@@ -189,3 +189,76 @@ class DDIM:
     def _clip(self, clean: torch.Tensor) -> torch.Tensor:
         limit = self.settings.clip_sample_range
         return clean.clamp(-limit, limit) if self.settings.clip_sample else clean
+
+
+# Ancestral DDPM on part of the trained times, as MGLD-VSR samples
+
+_SMALLEST_VARIANCE = 1e-20  # the last step's variance is 0, and its logarithm is asked for
+
+
+def ddpm_timesteps(steps: int, trained: int = 1000) -> list[int]:
+    """Give the descending times of `steps` steps, evenly from the last trained time to 0.
+
+    The stride is summed up in double precision and halves are rounded to even, as published.
+    """
+    if not 2 <= steps <= trained:
+        raise ValueError(
+            f"Ancestral DDPM: needs 2 to {trained} steps; got {steps}. 50 is the published number."
+        )
+    times, reached = [], 0.0
+    for _ in range(steps):
+        times.append(round(reached))
+        reached += (trained - 1) / (steps - 1)
+    return times[::-1]
+
+
+def ddpm_posterior(
+    alpha: torch.Tensor, alpha_next: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Give (share of the clean sample, share of x, log variance) of a step from alpha to alpha_next.
+
+    The variance is that of the posterior, beta~ in Ho et al. 2020; log(1e-20) where it is 0, at alpha_next 1.
+    """
+    beta = 1 - alpha / alpha_next
+    left = (1 - alpha_next) / (1 - alpha)
+    log_variance = (beta * left).clamp_min(_SMALLEST_VARIANCE).log()
+    return beta * alpha_next.sqrt() / (1 - alpha), left * (1 - beta).sqrt(), log_variance
+
+
+def ddpm_update(x, clean, fresh, alpha: torch.Tensor, alpha_next: torch.Tensor):
+    """Step from x to alpha_next with a clean sample and `fresh` noise, which a step to alpha_next 1 leaves out."""
+    of_clean, of_x, log_variance = ddpm_posterior(alpha, alpha_next)
+    mean = of_clean * clean + of_x * x
+    return mean if float(alpha_next) == 1 else mean + (log_variance / 2).exp() * fresh
+
+
+class SpacedDDPM:
+    """An ancestral run of `steps` steps; step k goes from timesteps[k], which the network receives, to the next.
+
+    Coefficients are float64 scalars on the CPU; results keep the dtype and device of x.
+    """
+
+    def __init__(self, settings: DiffusionSettings, steps: int):
+        self.settings = settings
+        self.timesteps = ddpm_timesteps(steps, settings.num_train_timesteps)
+        powers = betas(
+            settings.beta_schedule, settings.beta_start, settings.beta_end, settings.num_train_timesteps
+        )
+        self.trained_alphas = alphas_cumprod(powers.double())
+        self.alphas = torch.cat((self.trained_alphas[self.timesteps], self.trained_alphas.new_ones(1)))
+
+    def noised(self, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Give the noisy sample that the first step starts from: `clean` still shows through."""
+        return self.alphas[0].sqrt() * clean + (1 - self.alphas[0]).sqrt() * noise
+
+    def predict_clean(self, x: torch.Tensor, output: torch.Tensor, step: int) -> torch.Tensor:
+        """Give the clean sample that the network's output means at a step."""
+        return predict_clean(x, output, self.alphas[step], self.settings.prediction_type)
+
+    def log_variance(self, step: int) -> float:
+        """Give the logarithm of the variance of the noise that a step adds."""
+        return float(ddpm_posterior(self.alphas[step], self.alphas[step + 1])[2])
+
+    def next(self, x: torch.Tensor, clean: torch.Tensor, fresh: torch.Tensor, step: int) -> torch.Tensor:
+        """Give the sample after a step."""
+        return ddpm_update(x, clean, fresh, self.alphas[step], self.alphas[step + 1])

@@ -1,0 +1,155 @@
+"""Motion guidance (MGLD-VSR): how far the frames of a latent clip disagree along the motion, and the way downhill.
+
+A clip is (b, c, t, h, w). Forward flow i leads from frame i to i + 1, backward flow i from i + 1 to i, both
+(b or 1, 2, t - 1, h, w) in cells, (dx, dy). Gradients are taken on the latent alone, two frames at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .propagation import DIRECTIONS
+from .warp import occlusion, warp
+
+DEFAULT, PUBLISHED = "default", "published"
+FORMS = (DEFAULT, PUBLISHED)
+SEGMENT = 5  # frames that the published program samples, and guides, by themselves
+PUBLISHED_STRENGTH = 10.0  # of its inference scripts
+
+
+class Flows(NamedTuple):
+    """Hold the flows of a clip, and (b or 1, 1, t - 1, h, w) what is seen again along them: 1, or 0 where hidden.
+
+    Without `seen` it is worked out from the flows, pair by pair.
+    """
+
+    forward: torch.Tensor
+    backward: torch.Tensor
+    forward_seen: torch.Tensor | None = None
+    backward_seen: torch.Tensor | None = None
+
+
+class _Term(NamedTuple):
+    """One summand: frame `target` against frame `source`, or against zeros, seen along a flow."""
+
+    target: int
+    source: int | None
+    ahead: bool  # the source is the next frame, else the one before
+    flow_pair: int
+    seen_pair: int
+
+
+def motion_gradient(
+    x: torch.Tensor,
+    flows: Flows,
+    *,
+    form: str = DEFAULT,
+    direction: str = "both",
+    cuts: Sequence[int] = (),
+    segment: int | None = None,
+    knee: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the loss and its gradient, float32: over all pairs, the mean |warped neighbour - frame| where seen.
+
+    direction "backward" compares frames with the next one, "forward" with the one before. Nothing is compared
+    across `cuts`, frames that start a new scene, nor across segments of `segment` frames. Differences below
+    `knee` count by their square (Huber's loss, slope 1 beyond it).
+    """
+    _check(x, flows, form, direction)
+    loss = torch.zeros((), device=x.device)
+    gradient = torch.zeros_like(x, dtype=torch.float32)
+    for start, stop in spans(x.shape[2], cuts, segment):
+        for term in _terms(start, stop, form, direction):
+            flow, seen = _along(term, flows, x)
+            target = x[:, :, term.target]
+            source = None if term.source is None else x[:, :, term.source]
+            part, of_target, of_source = _term_gradient(target, source, flow, seen, knee)
+            loss += part
+            gradient[:, :, term.target] += of_target
+            if of_source is not None:
+                gradient[:, :, term.source] += of_source
+    return loss, gradient
+
+
+def published_update(x: torch.Tensor, gradient: torch.Tensor, log_variance: float, strength: float):
+    """Move a noisy latent, after the noise of a step was added: x + strength log(variance) gradient."""
+    return x + strength * log_variance * gradient.to(x.dtype)
+
+
+def spans(frames: int, cuts: Sequence[int] = (), segment: int | None = None) -> list[tuple[int, int]]:
+    """Give the (start, stop) of the scenes of a clip, each cut into segments."""
+    starts = {0, *(cut for cut in cuts if 0 < cut < frames)}
+    if segment is not None:
+        starts |= set(range(0, frames, segment))
+    edges = [*sorted(starts), frames]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def _terms(start: int, stop: int, form: str, direction: str) -> Iterator[_Term]:
+    """Give the summands of one span, in the published order.
+
+    The published program warps with the flow of the pair that its loop met before: the first frame of each
+    direction meets zeros instead of its neighbour, the others a neighbour moved by the wrong pair's flow.
+    """
+    published = form == PUBLISHED
+    if direction != "forward":
+        for i in reversed(range(start, stop - 1)):
+            first = published and i == stop - 2
+            yield _Term(i, None if first else i + 1, True, min(i + published, stop - 2), i)
+    if direction != "backward":
+        for i in range(start + 1, stop):
+            first = published and i == start + 1
+            yield _Term(i, None if first else i - 1, False, max(i - 1 - published, start), i - 1)
+
+
+def _along(term: _Term, flows: Flows, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the flow and the weights of a term, on the device of x."""
+    flow, opposite = (flows.forward, flows.backward) if term.ahead else (flows.backward, flows.forward)
+    seen = flows.forward_seen if term.ahead else flows.backward_seen
+
+    def frame(stack: torch.Tensor, pair: int) -> torch.Tensor:
+        chosen = stack[:, :, pair].to(x.device, torch.float32)
+        return chosen.expand(x.shape[0], -1, -1, -1)
+
+    if seen is None:
+        weight = 1 - occlusion(frame(flow, term.seen_pair), frame(opposite, term.seen_pair))
+    else:
+        weight = frame(seen, term.seen_pair)
+    return frame(flow, term.flow_pair), weight
+
+
+def _term_gradient(target, source, flow, seen, knee):
+    """Give (loss, its gradient at the target, at the source or None)."""
+    # Hosts run inside inference mode, where nothing can be differentiated; copies made outside of it can.
+    with torch.inference_mode(False), torch.enable_grad():
+        target, flow, seen = (each.detach().clone().float() for each in (target, flow, seen))
+        latents = [target.requires_grad_()]
+        warped = torch.zeros_like(target)
+        if source is not None:
+            latents.append(source.detach().clone().float().requires_grad_())
+            warped = warp(latents[1], flow, padding="zeros")
+        size = (seen * (warped - target)).abs()
+        if knee > 0:
+            size = torch.where(size < knee, size.square() / (2 * knee), size - knee / 2)
+        loss = size.mean()
+        gradients = torch.autograd.grad(loss, latents)
+    return loss.detach(), gradients[0], gradients[1] if source is not None else None
+
+
+def _check(x: torch.Tensor, flows: Flows, form: str, direction: str) -> None:
+    if form not in FORMS or direction not in DIRECTIONS:
+        raise ValueError(
+            f"Motion Guidance: form must be one of {', '.join(FORMS)} and direction one of "
+            f"{', '.join(DIRECTIONS)}; got {form!r} and {direction!r}. Correct it."
+        )
+    shapes = [tuple(flow.shape) for flow in flows[:2]]
+    fits = x.ndim == 5 and all(
+        len(shape) == 5 and shape[0] in (1, x.shape[0]) and shape[1:] == (2, x.shape[2] - 1, *x.shape[3:])
+        for shape in shapes
+    )
+    if not fits:
+        raise ValueError(
+            "Motion Guidance: a clip (b, c, t, h, w) needs flows (b, 2, t - 1, h, w) on its own grid; got "
+            f"{tuple(x.shape)}, {shapes[0]} and {shapes[1]}. Estimate the motion of this clip, with all its frames."
+        )
