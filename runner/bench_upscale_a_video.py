@@ -54,6 +54,7 @@ def _measure(unet, vae, frames: int, size: tuple[int, int], steps: int, device: 
     import torch
 
     sampling, codec = load("models.upscale_a_video.sampling"), load("models.upscale_a_video.codec")
+    pieces = load("models.layout.pieces")
     geometry, tiles = load("models.layout.geometry"), load("models.layout.tiles")
     width, height = size
     rows, columns = height // 4, width // 4
@@ -69,7 +70,7 @@ def _measure(unet, vae, frames: int, size: tuple[int, int], steps: int, device: 
         return sampling.denoise(unet, x, lr, text, negative, steps=count, guidance=_GUIDANCE, level=_LEVEL)
 
     def decode() -> torch.Tensor:
-        chunks = codec.blended_chunks(frames, min(_CHUNK, frames), _CHUNK_OVERLAP)
+        chunks = pieces.blended_chunks(frames, min(_CHUNK, frames), _CHUNK_OVERLAP)
         whole = geometry.ClipSize(frames, 4 * rows, 4 * columns)
         plan = tiles.plan_tiles(rows, columns, rows, columns, 0)
         dtype = next(vae.parameters()).dtype

@@ -350,7 +350,7 @@ def test_few_memory_means_short_chunks_then_tiles(loaded, noise, monkeypatch):
     network, seen = loaded.vae.first_stage_model, []
     real = network.decode
     monkeypatch.setattr(network, "decode", lambda z, *rest: seen.append(tuple(z.shape[2:])) or real(z, *rest))
-    frame = 32 * 288 * loaded.vae._decode_bytes
+    frame = 32 * 288 * loaded.vae.decode_bytes
     for free, shapes in ((99, {(8, 8, 72)}), (5.5, {(5, 8, 72)}), (2.9, {(3, 8, 64)})):
         monkeypatch.setattr(host, "free_bytes", lambda device, free=free: free * frame)
         seen.clear()
