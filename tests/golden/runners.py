@@ -9,7 +9,7 @@ from cascadevsr.models.layout.windows import plan_windows
 from cascadevsr.models.motion.warp import occlusion, resize_flow, warp
 from cascadevsr.models.pixels.color import adain, low_frequencies, wavelet
 
-from . import mgld_sampling, uav_motion, uav_networks, uav_sampling
+from . import mgld_networks, mgld_sampling, uav_motion, uav_networks, uav_sampling
 from .cases import Case, Tensors
 
 
@@ -111,6 +111,7 @@ RUNNERS = {
     ("mgld_vsr", "occlusion"): mgld_occlusion,
     ("mgld_vsr", "pixel_tiles"): mgld_pixel_tiles,
     ("upscale_a_video", "colour"): uav_colour,
+    **mgld_networks.RUNNERS,
     **mgld_sampling.RUNNERS,
     **uav_motion.RUNNERS,
     **uav_networks.RUNNERS,

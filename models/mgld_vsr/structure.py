@@ -1,0 +1,97 @@
+"""The MGLD-VSR structure encoder (spec section 3.2): what SPADE takes from the LR latent, at every resolution.
+
+It sees the clean LR latent and the time step, and runs again at every step. Frames are taken one by one.
+Module names are those of the published weights.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .blocks import Attention, Downsample, ResBlock, embed_time, fold, time_layers, unfold
+from .config import GROUPS, StructureConfig
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the cells of each frame, with residual."""
+
+    def __init__(self, width: int, heads: int, ops: ModuleType, attention: Attention):
+        super().__init__()
+        self.heads = heads
+        self.norm = ops.GroupNorm(GROUPS, width)
+        self.qkv = ops.Conv1d(width, 3 * width, 1)
+        self.proj_out = ops.Conv1d(width, width, 1)
+        self.attention = attention
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.qkv(self.norm(x).flatten(2))
+        # Channels are split by head first; each head's share is [q | k | v].
+        q, k, v = tokens.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).unbind(2)
+        y = self.attention(q, k, v).transpose(-1, -2).flatten(1, 2)
+        return x + self.proj_out(y).view(x.shape)
+
+
+class StructureEncoder(nn.Module):
+    """Gives one map for each level of the UNet."""
+
+    def __init__(
+        self,
+        config: StructureConfig,
+        ops: ModuleType = nn,
+        attention: Attention = F.scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.config = config
+        time_width = 4 * config.model_channels
+        widths = [config.model_channels * mult for mult in config.channel_mult]
+
+        self.time_embed = time_layers(config.model_channels, ops)
+        first = ops.Conv2d(config.in_channels, config.model_channels, 3, padding=1)
+        self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
+        width_in = config.model_channels
+        for level, width in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                block = nn.ModuleList([ResBlock(width_in, width, time_width, ops)])
+                if 2**level in config.attention_resolutions:
+                    block.append(AttentionBlock(width, config.num_heads, ops, attention))
+                self.input_blocks.append(block)
+                width_in = width
+            if level + 1 < len(widths):
+                self.input_blocks.append(nn.ModuleList([Downsample(width, ops)]))
+        self.middle_block = nn.ModuleList(
+            [
+                ResBlock(width_in, width_in, time_width, ops),
+                AttentionBlock(width_in, config.num_heads, ops, attention),
+                ResBlock(width_in, width_in, time_width, ops),
+            ]
+        )
+        self.fea_tran = nn.ModuleList(
+            ResBlock(width, config.out_channels, time_width, ops) for width in widths
+        )
+
+    def forward(self, lr_latent: torch.Tensor, timestep: torch.Tensor | float) -> list[torch.Tensor]:
+        """Give the maps [(b, out_channels, t, h / 2^k, w / 2^k)] for the latent (b, 4, t, h, w), k from 0.
+
+        `lr_latent` is that of the clean LR clip, scaled; `timestep` as for the UNet. Odd sides are halved rounding up.
+        """
+        if lr_latent.ndim != 5 or lr_latent.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"MGLD-VSR structure encoder: the LR latent must be (b, {self.config.in_channels}, t, h, w); "
+                f"got {tuple(lr_latent.shape)}. Take it from a VSR Conditioning node."
+            )
+        emb = embed_time(self.time_embed, timestep, lr_latent, self.config.model_channels)
+        x, maps = fold(lr_latent), []
+        for block in self.input_blocks:
+            for layer in block:
+                if isinstance(layer, Downsample):
+                    maps.append(x)
+                x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        x = self.middle_block[0](x, emb)
+        x = self.middle_block[1](x)
+        maps.append(self.middle_block[2](x, emb))
+        batch = lr_latent.shape[0]
+        return [unfold(layer(each, emb), batch) for layer, each in zip(self.fea_tran, maps, strict=True)]

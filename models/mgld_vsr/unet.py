@@ -1,0 +1,282 @@
+"""The MGLD-VSR UNet (spec section 3.3): Stable Diffusion 2.1 with SPADE, and three layers over time in the middle.
+
+It predicts the noise in the latents of a clip, steered by the maps of the structure encoder; the text is always the
+empty prompt. Module names are those of the published weights. Inside, frames are folded into the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .blocks import (
+    Attention,
+    Downsample,
+    ResBlock,
+    TemporalAttention,
+    TemporalConv,
+    embed_time,
+    fold,
+    silu,
+    time_layers,
+    unfold,
+)
+from .config import GROUPS, UNetConfig
+
+TOKENS_AT_ONCE = 1 << 15  # the feed-forward's inner layer is 12 times as wide as its input: bounds its memory
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to a context, which may be the tokens themselves."""
+
+    def __init__(self, width: int, context_width: int, heads: int, ops: ModuleType, attention: Attention):
+        super().__init__()
+        self.heads = heads
+        self.to_q = ops.Linear(width, width, bias=False)
+        self.to_k = ops.Linear(context_width, width, bias=False)
+        self.to_v = ops.Linear(context_width, width, bias=False)
+        self.to_out = nn.ModuleList([ops.Linear(width, width)])
+        self.attention = attention
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x (B, n, c), context (B, m, d) -> (B, n, c)."""
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
+        return self.to_out[0](self.attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedLinear(nn.Module):
+    """A linear layer whose output is half value, half gate."""
+
+    def __init__(self, width_in: int, width: int, ops: ModuleType):
+        super().__init__()
+        self.proj = ops.Linear(width_in, 2 * width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward of four times the width."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        # The middle of the published list is a dropout, which has no weights.
+        self.net = nn.ModuleList(
+            [GatedLinear(width, 4 * width, ops), nn.Identity(), ops.Linear(4 * width, width)]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [self.net[2](self.net[0](part)) for part in x.flatten(0, -2).split(TOKENS_AT_ONCE)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
+
+
+class TransformerBlock(nn.Module):
+    """Attention within each frame, attention to the text, feed-forward."""
+
+    def __init__(self, width: int, heads: int, text_width: int, ops: ModuleType, attention: Attention):
+        super().__init__()
+        self.attn1 = CrossAttention(width, width, heads, ops, attention)
+        self.norm1 = ops.LayerNorm(width)
+        self.attn2 = CrossAttention(width, text_width, heads, ops, attention)
+        self.norm2 = ops.LayerNorm(width)
+        self.ff = FeedForward(width, ops)
+        self.norm3 = ops.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Tokens x (b*t, n, c), text (b, L, d)."""
+        y = self.norm1(x)
+        x = x + self.attn1(y, y)
+        # All frames share their clip's text and tokens do not see each other: one sequence serves all frames.
+        y = self.norm2(x).view(text.shape[0], -1, x.shape[-1])
+        x = x + self.attn2(y, text).view(x.shape)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """One transformer block over the cells of each frame, with residual."""
+
+    def __init__(self, width: int, heads: int, text_width: int, ops: ModuleType, attention: Attention):
+        super().__init__()
+        self.norm = ops.GroupNorm(GROUPS, width, eps=1e-6)
+        self.proj_in = ops.Linear(width, width)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(width, heads, text_width, ops, attention)])
+        self.proj_out = ops.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Frames x (b*t, c, h, w), text (b, L, d)."""
+        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        tokens = self.proj_out(self.transformer_blocks[0](tokens, text))
+        return x + tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repetition, then smoothes by a convolution."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.conv = ops.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        # Halving rounds up, so the double of a side may be one cell too many.
+        return self.conv(F.interpolate(x, scale_factor=2.0)[..., :height, :width])
+
+
+class MGLDUNet(nn.Module):
+    """Predicts the noise in latents from time step, structure maps and text."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        ops: ModuleType = nn,
+        attention: Attention = F.scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.config = config
+        time_width = 4 * config.model_channels
+        widths = [config.model_channels * mult for mult in config.channel_mult]
+        levels = list(enumerate(widths))
+
+        def residual(width_in: int, width: int) -> ResBlock:
+            return ResBlock(width_in, width, time_width, ops, config.semb_channels)
+
+        def transformer(width: int) -> Transformer:
+            return Transformer(width, _heads(width, config), config.context_dim, ops, attention)
+
+        def block(level: int, width_in: int, width: int) -> nn.ModuleList:
+            layers = [residual(width_in, width)]
+            if 2**level in config.attention_resolutions:
+                layers.append(transformer(width))
+            return nn.ModuleList(layers)
+
+        self.time_embed = time_layers(config.model_channels, ops)
+        first = ops.Conv2d(config.in_channels, config.model_channels, 3, padding=1)
+        self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
+        width_in, skips = config.model_channels, [config.model_channels]
+        for level, width in levels:
+            for _ in range(config.num_res_blocks):
+                self.input_blocks.append(block(level, width_in, width))
+                width_in = width
+                skips.append(width)
+            if level + 1 < len(levels):
+                self.input_blocks.append(nn.ModuleList([Downsample(width, ops)]))
+                skips.append(width)
+
+        self.middle_block = nn.ModuleList(
+            [
+                residual(width_in, width_in),
+                TemporalConv(width_in, ops),
+                transformer(width_in),
+                TemporalAttention(width_in, _heads(width_in, config), ops),
+                residual(width_in, width_in),
+                TemporalConv(width_in, ops),
+            ]
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(levels):
+            for _ in range(config.num_res_blocks + 1):
+                self.output_blocks.append(block(level, width_in + skips.pop(), width))
+                width_in = width
+            if level > 0:
+                self.output_blocks[-1].append(Upsample(width, ops))
+        self.out = nn.ModuleList(
+            [
+                ops.GroupNorm(GROUPS, width_in),
+                nn.Identity(),
+                ops.Conv2d(width_in, config.out_channels, 3, padding=1),
+            ]
+        )
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor | float,
+        structure: Sequence[torch.Tensor],
+        text: torch.Tensor,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> torch.Tensor:
+        """Return the noise, shaped like the latents x (b, 4, t, h, w).
+
+        timestep: of the 1000 trained ones; one number, one a clip (b,) or one a frame (b*t,). structure: the maps that
+        the structure encoder gives, finest first. text: (b or 1, L, context_dim).
+        `progress(done, total)` is called after every block.
+        """
+        self._check(x, structure, text)
+        batch = x.shape[0]
+        emb = embed_time(self.time_embed, timestep, x, self.config.model_channels)
+        text = text.to(x).expand(batch, -1, -1)
+        maps = [fold(each.to(x)) for each in structure]
+        total = len(self.input_blocks) + 1 + len(self.output_blocks)
+        report = progress or (lambda done, total: None)
+
+        x, skips, level = fold(x), [], 0
+        for number, block in enumerate(self.input_blocks, 1):
+            for layer in block:
+                x = _run(layer, x, emb, maps[level], text)
+                level += isinstance(layer, Downsample)
+            skips.append(x)
+            report(number, total)
+
+        first, mix_first, transformer, attend, second, mix_second = self.middle_block
+        x = mix_first(first(x, emb, maps[level]), batch)
+        x = attend(transformer(x, text), batch)
+        x = mix_second(second(x, emb, maps[level]), batch)
+        report(len(self.input_blocks) + 1, total)
+
+        for number, block in enumerate(self.output_blocks, len(self.input_blocks) + 2):
+            x = torch.cat((x, skips.pop()), 1)
+            for layer in block:
+                if isinstance(layer, Upsample):
+                    x = layer(x, *skips[-1].shape[-2:])
+                    level -= 1
+                else:
+                    x = _run(layer, x, emb, maps[level], text)
+            report(number, total)
+
+        return unfold(self.out[2](silu(self.out[0](x))), batch)
+
+    def _check(self, x: torch.Tensor, structure: Sequence[torch.Tensor], text: torch.Tensor) -> None:
+        config = self.config
+        if x.ndim != 5 or x.shape[1] != config.in_channels:
+            raise ValueError(
+                f"MGLD-VSR UNet: latents must be (b, {config.in_channels}, t, h, w); got {tuple(x.shape)}. "
+                "Take them from a VSR Conditioning node."
+            )
+        if text.ndim != 3 or text.shape[0] not in (1, x.shape[0]) or text.shape[2] != config.context_dim:
+            raise ValueError(
+                f"MGLD-VSR UNet: text must be ({x.shape[0]} or 1, tokens, {config.context_dim}); got "
+                f"{tuple(text.shape)}. Use the empty prompt of this model's text encoder."
+            )
+        batch, _, frames, height, width = x.shape
+        wanted = [
+            (batch, config.semb_channels, frames, -(-height // 2**k), -(-width // 2**k))
+            for k in range(len(config.channel_mult))
+        ]
+        got = [tuple(each.shape) for each in structure]
+        if got != wanted:
+            raise ValueError(
+                f"MGLD-VSR UNet: structure maps must be {wanted}; got {got}. Make them of an LR latent of that size."
+            )
+
+
+def _run(
+    layer: nn.Module, x: torch.Tensor, emb: torch.Tensor, structure: torch.Tensor, text: torch.Tensor
+) -> torch.Tensor:
+    """Hand a layer of the way down or up what its kind takes."""
+    if isinstance(layer, ResBlock):
+        return layer(x, emb, structure)
+    return layer(x, text) if isinstance(layer, Transformer) else layer(x)
+
+
+def _heads(width: int, config: UNetConfig) -> int:
+    if width % config.num_head_channels:
+        raise ValueError(
+            f"MGLD-VSR UNet: {config.num_head_channels} channels a head must divide the width; got {width}."
+        )
+    return width // config.num_head_channels

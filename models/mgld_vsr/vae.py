@@ -1,0 +1,242 @@
+"""The MGLD-VSR first stage (spec section 3.5): the autoencoder of Stable Diffusion, which encodes the LR clip.
+
+Its blocks serve the sequence decoder too. Module names are those of the published weights; `down` and `up` are
+numbered by level, 0 the finest. Every frame is taken by itself: frames are (n, c, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .blocks import Attention, fold, in_turn, silu, unfold
+from .config import GROUPS, VAEConfig
+
+EPS = 1e-6  # of every norm here
+
+
+class ResnetBlock(nn.Module):
+    """Residual block; `shortcut` is the published name of the convolution where the width changes."""
+
+    def __init__(self, width_in: int, width: int, ops: ModuleType, shortcut: str = "nin_shortcut"):
+        super().__init__()
+        self.norm1 = ops.GroupNorm(GROUPS, width_in, eps=EPS)
+        self.conv1 = ops.Conv2d(width_in, width, 3, padding=1)
+        self.norm2 = ops.GroupNorm(GROUPS, width, eps=EPS)
+        self.conv2 = ops.Conv2d(width, width, 3, padding=1)
+        self.shortcut = shortcut if width_in != width else None
+        if self.shortcut:
+            self.add_module(shortcut, ops.Conv2d(width_in, width, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv1(silu(self.norm1(x)))
+        y = silu(self.norm2(y))  # a line of its own: what entered the norm is free before the convolution
+        y = self.conv2(y)
+        y += self.get_submodule(self.shortcut)(x) if self.shortcut else x
+        return y
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over the cells of each frame, with residual."""
+
+    def __init__(self, width: int, ops: ModuleType, attention: Attention):
+        super().__init__()
+        self.norm = ops.GroupNorm(GROUPS, width, eps=EPS)
+        self.q = ops.Conv2d(width, width, 1)
+        self.k = ops.Conv2d(width, width, 1)
+        self.v = ops.Conv2d(width, width, 1)
+        self.proj_out = ops.Conv2d(width, width, 1)
+        self.attention = attention
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        q, k, v = (layer(y).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        y = self.attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + self.proj_out(y)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the smallest resolution."""
+
+    def __init__(self, width: int, ops: ModuleType, attention: Attention):
+        super().__init__()
+        self.block_1 = ResnetBlock(width, width, ops)
+        self.attn_1 = AttnBlock(width, ops, attention)
+        self.block_2 = ResnetBlock(width, width, ops)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Halve(nn.Module):
+    """Stride-2 convolution; zeros stand right and below only."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.conv = ops.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Double(nn.Module):
+    """Twice the height and width, then a convolution."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.conv = ops.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0))
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, then the way to the next one where there is any."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        count: int,
+        ops: ModuleType,
+        down: Halve | None = None,
+        up: Double | None = None,
+    ):
+        super().__init__()
+        widths_in = [width_in] + [width] * (count - 1)
+        self.block = nn.ModuleList(ResnetBlock(each, width, ops) for each in widths_in)
+        self.downsample = down
+        self.upsample = up
+
+
+def up_levels(config: VAEConfig, ops: ModuleType) -> nn.ModuleList:
+    """Make the levels of a decoder, numbered from the finest; the deepest runs first."""
+    widths, count = config.widths, config.num_res_blocks + 1
+    deeper = [*widths[1:], widths[-1]]
+    return nn.ModuleList(
+        Level(deeper[i], width, count, ops, up=Double(width, ops) if i else None)
+        for i, width in enumerate(widths)
+    )
+
+
+class Encoder(nn.Module):
+    """Frames -> moments of the latent."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType, attention: Attention):
+        super().__init__()
+        widths, last = config.widths, len(config.widths) - 1
+        finer = [config.ch, *widths]
+        self.conv_in = ops.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.down = nn.ModuleList(
+            Level(finer[i], width, config.num_res_blocks, ops, down=Halve(width, ops) if i < last else None)
+            for i, width in enumerate(widths)
+        )
+        self.mid = Middle(widths[-1], ops, attention)
+        self.norm_out = ops.GroupNorm(GROUPS, widths[-1], eps=EPS)
+        self.conv_out = ops.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
+
+    def levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the features of every level before they are halved; only what is asked for is computed."""
+        x = self.conv_in(x)
+        for level in self.down:
+            for block in level.block:
+                x = block(x)
+            yield x
+            if level.downsample is not None:
+                x = level.downsample(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for each in self.levels(x):
+            x = each
+        return self.conv_out(silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latent -> frames eight times as large."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType, attention: Attention):
+        super().__init__()
+        widths = config.widths
+        self.conv_in = ops.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], ops, attention)
+        self.up = up_levels(config, ops)
+        self.norm_out = ops.GroupNorm(GROUPS, widths[0], eps=EPS)
+        self.conv_out = ops.Conv2d(widths[0], config.out_ch, 3, padding=1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            for block in level.block:
+                x = block(x)
+            if level.upsample is not None:
+                x = level.upsample(x)
+        return self.conv_out(silu(self.norm_out(x)))
+
+
+def encode(
+    encoder: Encoder, quant_conv: nn.Module, clip: torch.Tensor, config: VAEConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip (b, 3, t, H, W) in -1..1 -> mean and log-variance (b, 4, t, H/8, W/8), unscaled; the mean is the mode."""
+    check_clip(clip, config)
+    moments = in_turn(
+        lambda frames: quant_conv(encoder(frames)), fold(clip), growth=config.ch / config.in_channels
+    )
+    mean, logvar = unfold(moments, clip.shape[0]).chunk(2, 1)
+    return mean, logvar.clamp(-30, 20)
+
+
+def check_clip(clip: torch.Tensor, config: VAEConfig) -> None:
+    """Refuse anything but a clip whose sides the levels halve without a rest."""
+    space = 2 ** (len(config.ch_mult) - 1)
+    if (
+        clip.ndim != 5
+        or clip.shape[1] != config.in_channels
+        or clip.shape[3] % space
+        or clip.shape[4] % space
+    ):
+        raise ValueError(
+            f"MGLD-VSR VAE: a clip must be (b, {config.in_channels}, t, h, w) with sides that {space} divides; "
+            f"got {tuple(clip.shape)}. Pad or resize the frames."
+        )
+
+
+def check_latent(z: torch.Tensor, config: VAEConfig) -> None:
+    """Refuse anything but latents of this autoencoder."""
+    if z.ndim != 5 or z.shape[1] != config.z_channels:
+        raise ValueError(
+            f"MGLD-VSR VAE: a latent must be (b, {config.z_channels}, t, h, w); got {tuple(z.shape)}. "
+            "Decode latents of the MGLD-VSR model."
+        )
+
+
+class FirstStage(nn.Module):
+    """Encoder and decoder; latents here are unscaled: the sampler's latents divided by LATENT_SCALE."""
+
+    def __init__(
+        self,
+        config: VAEConfig,
+        ops: ModuleType = nn,
+        attention: Attention = F.scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, ops, attention)
+        self.decoder = Decoder(config, ops, attention)
+        self.quant_conv = ops.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
+        self.post_quant_conv = ops.Conv2d(config.z_channels, config.z_channels, 1)
+
+    def encode(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip (b, 3, t, H, W) in -1..1 -> mean and log-variance (b, 4, t, H/8, W/8); the mean is the mode."""
+        return encode(self.encoder, self.quant_conv, clip, self.config)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Latent (b, 4, t, h, w) -> clip (b, 3, t, 8h, 8w), unclamped; restoring takes the sequence decoder instead."""
+        check_latent(z, self.config)
+        space = 2 ** (len(self.config.ch_mult) - 1)
+        growth = space**2 * self.config.widths[min(1, len(self.config.widths) - 1)] / self.config.z_channels
+        frames = in_turn(lambda part: self.decoder(self.post_quant_conv(part)), fold(z), growth=growth)
+        return unfold(frames, z.shape[0])
