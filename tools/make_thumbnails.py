@@ -20,6 +20,9 @@ from cascadevsr.tools.editor import host_here, shipped  # noqa: E402
 HOST = host_here()  # first of all: what follows needs the environment's packages
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from cascadevsr.models.motion.estimation import BlockFlow, estimate_pairs  # noqa: E402
+from cascadevsr.models.motion.picture import flow_picture  # noqa: E402
 from cascadevsr.runner.binding import Target, bind_input, bind_target  # noqa: E402
 from cascadevsr.runner.demo import comparison  # noqa: E402
 from cascadevsr.runner.encode import write_video  # noqa: E402
@@ -37,6 +40,9 @@ def main() -> int:
     """Run every shipped workflow on the sample clip and store the pictures."""
     sample = make_sample()
     for file in shipped():
+        if file.stem == "Restore-with-Upscale-A-Video":  # its weights are not ours to ship: show what needs none
+            save_jpeg(file.with_suffix(".jpg"), split(sample, motion(sample), "its motion"), THUMBNAIL_BYTES)
+            continue
         frames = run(file.stem, sample)
         picture = inset(sample, frames) if file.stem.startswith("Cascade") else split(sample, frames)
         save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
@@ -56,6 +62,12 @@ def run(name: str, sample: Sample) -> np.ndarray:
         return np.array(job.run(workflow).frames[:, :height, :width])
 
 
+def motion(sample: Sample) -> np.ndarray:
+    """Return the flow pictures (n, h, w, 3) that Estimate Motion makes of the sample."""
+    motion = estimate_pairs(torch.from_numpy(np.array(sample.low)).float() / 255, BlockFlow())
+    return (flow_picture(motion.forward).clamp(0, 1) * 255).round().byte().numpy()
+
+
 def square(frame: np.ndarray) -> Image.Image:
     """Cut the middle square out of a frame and show its pixels as they are."""
     height, width = frame.shape[:2]
@@ -63,15 +75,15 @@ def square(frame: np.ndarray) -> Image.Image:
     return Image.fromarray(frame[:side, left : left + side]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def split(sample: Sample, frames: np.ndarray) -> Image.Image:
-    """Show the middle frame, the source on the left half and the result on the right one."""
+def split(sample: Sample, frames: np.ndarray, what: str = "result") -> Image.Image:
+    """Show the middle frame, the source on the left half and `what` came of it on the right one."""
     middle = len(frames) // 2
     picture, source = square(frames[middle]), square(sample.low[middle])
     picture.paste(source.crop((0, 0, SIDE // 2, SIDE)), (0, 0))
     draw = ImageDraw.Draw(picture)
     draw.line((SIDE // 2, 0, SIDE // 2, SIDE), "white", 3)
     label(draw, (10, SIDE - 34), "source")
-    label(draw, (SIDE - 10, SIDE - 34), "result", right=True)
+    label(draw, (SIDE - 10, SIDE - 34), what, right=True)
     return picture
 
 
