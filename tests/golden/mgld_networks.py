@@ -18,6 +18,7 @@ from cascadevsr.models.mgld_vsr.blocks import (
 )
 from cascadevsr.models.mgld_vsr.decoder import FuseBlock, SequenceVAE
 from cascadevsr.models.mgld_vsr.structure import StructureEncoder
+from cascadevsr.models.mgld_vsr.text import OpenCLIPText
 from cascadevsr.models.mgld_vsr.unet import MGLDUNet, Transformer
 from cascadevsr.models.mgld_vsr.vae import FirstStage
 
@@ -30,12 +31,6 @@ def filled(weights: Tensors, build) -> nn.Module:
         network = build()
     network.load_state_dict(weights, assign=True)
     return network.eval()
-
-
-def first_stage_of(case: Case, borrowed: str | None = None) -> FirstStage:
-    """Build the first stage a case records."""
-    settings = mgld.from_options(mgld.VAEConfig, case.meta["config"])
-    return filled(case.weights(borrowed), lambda: FirstStage(settings))
 
 
 def timestep_embedding(case: Case) -> Tensors:
@@ -113,7 +108,8 @@ def unet(case: Case) -> Tensors:
 def first_stage(case: Case) -> Tensors:
     """Encode, sample the posterior, decode its mean."""
     given = case.group("in")
-    network = first_stage_of(case)
+    settings = mgld.from_options(mgld.VAEConfig, case.meta["config"])
+    network = filled(case.weights(), lambda: FirstStage(settings))
     mean, logvar = network.encode(unfold(given["x"], 1))
     std = (logvar / 2).exp()
     return {
@@ -144,6 +140,15 @@ def video_vae(case: Case) -> Tensors:
     return produced | {"moments": fold(torch.cat(network.encode(x), 1))}
 
 
+def text_encoder(case: Case) -> Tensors:
+    """Encode tokens; the scale, which nothing reads, is recorded as a vector of one."""
+    weights = case.weights()
+    weights["logit_scale"] = weights["logit_scale"].reshape(())
+    sizes = dict(case.meta["config"], projection=weights["text_projection"].shape[1])
+    network = filled(weights, lambda: OpenCLIPText(mgld.from_options(mgld.TextConfig, sizes)))
+    return {"z": network(case.group("in")["tokens"])}
+
+
 def _under(weights: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
@@ -156,6 +161,7 @@ RUNNERS = {
     ("mgld_vsr", "spatial_transformer"): spatial_transformer,
     ("mgld_vsr", "structcond"): structcond,
     ("mgld_vsr", "temporal_blocks"): temporal_blocks,
+    ("mgld_vsr", "text_encoder"): text_encoder,
     ("mgld_vsr", "timestep_embedding"): timestep_embedding,
     ("mgld_vsr", "unet"): unet,
     ("mgld_vsr", "video_vae"): video_vae,
