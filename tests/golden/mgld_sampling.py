@@ -1,6 +1,12 @@
 """Runners for the recorded cases of MGLD-VSR's schedule, motion guidance, flow and sampling."""
 
 import torch
+from cascadevsr.models.mgld_vsr import preparation, sampling
+from cascadevsr.models.mgld_vsr.config import StructureConfig, UNetConfig, VAEConfig, from_options
+from cascadevsr.models.mgld_vsr.decoder import SequenceVAE
+from cascadevsr.models.mgld_vsr.structure import StructureEncoder
+from cascadevsr.models.mgld_vsr.unet import MGLDUNet
+from cascadevsr.models.mgld_vsr.vae import FirstStage
 from cascadevsr.models.motion.guidance import (
     PUBLISHED,
     PUBLISHED_STRENGTH,
@@ -8,12 +14,11 @@ from cascadevsr.models.motion.guidance import (
     motion_gradient,
     published_update,
 )
+from cascadevsr.models.motion.raft import RAFT, raft_state
 from cascadevsr.models.motion.spynet import SpyNet, spynet_state
-from cascadevsr.models.schedules import DiffusionSettings, SpacedDDPM, ddpm_posterior
+from cascadevsr.models.schedules import SpacedDDPM, ddpm_posterior
 
-from .cases import Case, Tensors
-
-SETTINGS = DiffusionSettings(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False)
+from .cases import Case, Tensors, read_case
 
 
 def _schedule_arrays(alphas: torch.Tensor) -> Tensors:
@@ -39,7 +44,7 @@ def schedule(case: Case) -> Tensors:
     """The trained schedule and its re-spacings."""
     produced = {}
     for steps in case.meta["steps"]:
-        run = SpacedDDPM(SETTINGS, steps)
+        run = SpacedDDPM(sampling.SCHEDULE, steps)
         produced[f"steps{steps}.timesteps"] = torch.tensor(run.timesteps[::-1])
         for name, values in {
             "base1000": run.trained_alphas,
@@ -88,8 +93,142 @@ def spynet(case: Case) -> Tensors:
     return {"flow": network(given["ref"], given["supp"])}
 
 
+def raft(case: Case) -> Tensors:
+    """Flow of two images by RAFT as this system feeds it, after ten refinements and fewer."""
+    network, given = _raft(case), case.group("in")
+    runs = {"flow": case.meta["config"]["iters"], "flow_iters1": 1, "flow_iters3": 3}
+    return {
+        name: preparation.raft_flow(network, given["ref"], given["sup"], iterations)
+        for name, iterations in runs.items()
+    }
+
+
+def _raft(case: Case) -> RAFT:
+    network = RAFT().eval()
+    network.load_state_dict(raft_state(case.weights()))
+    return network
+
+
+def preprocess_flow(case: Case) -> Tensors:
+    """From 8-bit LR frames to flows and masks on the grid of the latents."""
+    network = _raft(case)
+    frames = case.group("in")["frames_u8"].transpose(0, 1)[None].float() / 127.5 - 1
+    large = preparation.enlarge(frames, case.meta["upsample_scale"])
+    padded = preparation.pad(large)
+    assert list(large.shape[-2:]) == case.meta["upscaled"] and list(padded.shape[-2:]) == case.meta["padded"]
+    seen = preparation.flow_frames(padded)
+    flows = preparation.estimate_flows(padded, lambda *pair: preparation.raft_flow(network, *pair))
+    forward, backward, forward_seen, backward_seen = (part.transpose(1, 2) for part in flows)
+    return {
+        "flow_input_first": seen[:, :, 0],
+        "flow_raw_fwd_prop_first": preparation.raft_flow(network, seen[:, :, 1], seen[:, :, 0]),
+        "flow_fwd_prop": backward,
+        "flow_bwd_prop": forward,
+        "fwd_occ": 1 - forward_seen,
+        "bwd_occ": 1 - backward_seen,
+        "padded_crop_rows": padded[0, :, 0, -40:, -40:],
+    }
+
+
+def gaussian_weights(case: Case) -> Tensors:
+    """Weights of latent tiles."""
+    sides = {name: [int(part[1:]) for part in name.split("_")] for name in case.group("out")}
+    return {
+        name: sampling.tile_weights(height, width).expand(1, 4, height, width)
+        for name, (width, height) in sides.items()
+    }
+
+
+_KINDS = {
+    "unet": (UNetConfig, MGLDUNet, {}),
+    "structcond": (StructureConfig, StructureEncoder, {}),
+    "first_stage": (VAEConfig, FirstStage, {}),
+    "video_vae": (VAEConfig, SequenceVAE, {"sequence": True}),
+}
+
+
+def networks(case: Case) -> sampling.Networks:
+    """Load the tiny networks a case borrows from others."""
+    loaded = {}
+    for name, file in case.meta["weights_from"].items():
+        settings, kind, more = _KINDS[name]
+        source = read_case(case.path.with_name(file).with_suffix(".json"))
+        loaded[name] = kind(from_options(settings, source.meta["config"], **more)).eval()
+        loaded[name].load_state_dict(source.weights())
+    return sampling.Networks(
+        loaded["unet"],
+        loaded["structcond"],
+        case.group("in")["context"],
+        loaded.get("first_stage"),
+        loaded.get("video_vae"),
+    )
+
+
+def _run(case: Case, guided: bool) -> dict:
+    """Give the options of sample() that a case states."""
+    config = case.meta["config"]
+    return {
+        "steps": config["steps"],
+        "flows": _flows(case.group("in")) if guided else None,
+        "strength": -config["guidance_scale"],
+        "tile": config["tile_size"],
+        "overlap": config["tile_overlap"],
+    }
+
+
+def sampling_loop(case: Case) -> Tensors:
+    """Whole sampling runs, guided and not, in tiles and not."""
+    given = {name: case.group("in")[name] for name in ("lr_latent", "noise_T", "step_noise")}
+    frames, states = case.meta["config"]["num_frames"], []
+    x0 = sampling.sample(
+        networks(case),
+        _clips(given["lr_latent"], frames),
+        _clips(given["noise_T"], frames),
+        [_clips(noise, frames) for noise in given["step_noise"]],
+        on_step=lambda step, x: states.append(_folded(x)),
+        **_run(case, case.meta["config"]["motion_guidance"]),
+    )
+    run = SpacedDDPM(sampling.SCHEDULE, case.meta["config"]["steps"])
+    assert run.timesteps[::-1] == case.meta["config"]["ori_timesteps"]
+    return {
+        "x_T": run.noised(given["lr_latent"], given["noise_T"]),
+        "x_per_step": torch.stack(states),
+        "x0": _folded(x0),
+    }
+
+
+def segment_pipeline(case: Case) -> Tensors:
+    """One segment from frames to 8-bit pictures."""
+    given, config = case.group("in"), case.meta["config"]
+    frames, nets = config["num_frames"], networks(case)
+    clip = _clips(given["frames"], frames)
+    lr = sampling.encode(nets, clip, _clips(given["posterior_noise"], frames))
+    noise = _clips(given["noise_T"], frames)
+    steps = [_clips(each, frames) for each in given["step_noise"]]
+    x0 = sampling.sample(nets, lr, noise, steps, **_run(case, True))
+    decoded = sampling.decode(nets, x0, clip, config["dec_w"])
+    coloured = {name: sampling.match_colour(decoded, clip, name) for name in ("adain", "wavelet")}
+    return {
+        "lr_latent": _folded(lr),
+        "x_T": _folded(SpacedDDPM(sampling.SCHEDULE, config["steps"]).noised(lr, noise)),
+        "x0": _folded(x0),
+        "decoded": _folded(decoded),
+        "adain": _folded(coloured["adain"]),
+        **{f"u8_{name}": sampling.to_bytes(value) for name, value in coloured.items()},
+    }
+
+
 RUNNERS = {
+    ("mgld_vsr", "flownet_raft"): raft,
     ("mgld_vsr", "flownet_spynet"): spynet,
+    ("mgld_vsr", "gaussian_weights"): gaussian_weights,
     ("mgld_vsr", "motion_loss"): motion_loss,
+    ("mgld_vsr", "preprocess_flow"): preprocess_flow,
     ("mgld_vsr", "schedule"): schedule,
+    ("mgld_vsr", "segment_pipeline"): segment_pipeline,
+    **{
+        ("mgld_vsr", f"sampling_{tiles}_{guided}"): sampling_loop
+        for tiles in ("canvas", "full")
+        for guided in ("guided", "unguided")
+    },
 }
