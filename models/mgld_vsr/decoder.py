@@ -8,6 +8,7 @@ Frames are folded into the batch; where they are large, what sees one frame take
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -91,8 +92,8 @@ class SequenceDecoder(nn.Module):
                     enlarge = None
                 x = mix(x, batch)
             if i in features:
-                fuse = self.get_submodule(f"fusion_layer_{i}")
-                x = in_turn(lambda *both, fuse=fuse: fuse(*both, weight), features[i], x, growth=2)
+                fuse = partial(self.get_submodule(f"fusion_layer_{i}"), weight=weight)
+                x = in_turn(fuse, features[i], x, growth=2)
             enlarge = level.upsample
         return in_turn(lambda part: self.conv_out(silu(self.norm_out(part))), x)
 
