@@ -3,6 +3,7 @@
 import torch
 
 from ..models.layout.geometry import ClipSize
+from .keys import WORK_KEY
 
 SIZE_KEY = "vsr_size"  # in a LATENT: the exact frames, height and width the padded latent stands for
 _CHECK_FRAMES = 16  # frames looked at together; bounds the scratch memory of the NaN test
@@ -87,7 +88,8 @@ def latent_target(title: str, latent: dict, space: int, time: int) -> ClipSize:
     if SIZE_KEY not in latent:
         return whole
     size = ClipSize(**latent[SIZE_KEY])
-    slack = (whole.frames - size.frames, whole.height - size.height, whole.width - size.width)
+    work = work_size(latent, size)
+    slack = (whole.frames - work.frames, whole.height - work.height, whole.width - work.width)
     if min(slack) < 0 or slack[0] >= time or max(slack[1:]) >= space:
         raise ValueError(
             f"{title}: the latent must have the grid of its target size {size.frames} x "
@@ -96,3 +98,8 @@ def latent_target(title: str, latent: dict, space: int, time: int) -> ClipSize:
             "A node cut or resized the latent on its way: do that before Cascade Input."
         )
     return size
+
+
+def work_size(latent: dict, size: ClipSize) -> ClipSize:
+    """Read the size that the picture in a LATENT has: `size`, unless a small picture was enlarged."""
+    return ClipSize(size.frames, *latent[WORK_KEY]) if WORK_KEY in latent else size

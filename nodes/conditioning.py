@@ -7,11 +7,21 @@ from ..models.layout.geometry import ClipSize, pad_clip, padded_size, resize_cli
 from ..models.upscale_a_video.config import LATENT_CHANNELS, MAX_NOISE_LEVEL
 from ..models.upscale_a_video.sampling import add_lr_noise
 from . import checks, host
-from .keys import ALPHAS_KEY, KIND_KEY, LEVEL_KEY, LR_FRAMES, LR_KEY, REFERENCES_KEY
+from .keys import (
+    ALPHAS_KEY,
+    DEVIATION_KEY,
+    KIND_KEY,
+    LEVEL_KEY,
+    LR_FRAMES,
+    LR_KEY,
+    LR_START,
+    REFERENCES_KEY,
+)
 from .sampling import AddressedNoise
 
 References = io.Custom("VSR_REFERENCES")  # a tuple of latents (1, 16, T, h, w); one frame = an identity image
 _TITLE = "VSR Conditioning"
+_LR_ENTRIES = (KIND_KEY, ALPHAS_KEY, DEVIATION_KEY)  # of a LATENT; what is sampled is no LR clip any more
 _LEVELS = 1000  # steps of the schedule that noises LR frames
 _NOISE_STREAM = 0x5A5A_1F2E_9D3C_7B41  # xor with the seed: the LR noise must not repeat the sampler's noise
 
@@ -44,7 +54,8 @@ class VSRConditioning(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     tooltip="Noise mixed into the low-resolution clip: 0 stays faithful, 0.2 to 0.6 invents more "
-                    "detail. Upscale-A-Video: 0.12 is the published choice, 0 to 0.2 usual, 0.35 the most.",
+                    "detail. Upscale-A-Video: 0.12 is the published choice, 0 to 0.2 usual, 0.35 the most. "
+                    "MGLD-VSR: 0.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -52,7 +63,8 @@ class VSRConditioning(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of that noise; without effect at noise level 0.",
+                    tooltip="Seed of that noise; without effect at noise level 0, except for MGLD-VSR's reference "
+                    "preset, which draws the latent from what the encoder finds.",
                 ),
                 io.Conditioning.Input("positive", optional=True, tooltip="Prompt; leave open for none."),
                 io.Conditioning.Input(
@@ -73,7 +85,9 @@ class VSRConditioning(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
                 io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
                 io.Latent.Output(
-                    display_name="samples", tooltip="Empty latent of the right size for the sampler."
+                    display_name="samples",
+                    tooltip="Latent of the right size for the sampler: empty, or for MGLD-VSR the clip's, which it "
+                    "starts from.",
                 ),
             ],
         )
@@ -84,10 +98,12 @@ class VSRConditioning(io.ComfyNode):
         lr = checks.check_latent(_TITLE, "lr_latent", lr_latent)
         references = tuple(references or ())
         source = AddressedNoise(seed ^ _NOISE_STREAM) if noise is None else noise
-        empty = torch.zeros_like(lr)
-        if lr_latent.get(KIND_KEY) == LR_FRAMES:
+        kind, start = lr_latent.get(KIND_KEY), torch.zeros_like(lr)
+        if kind == LR_FRAMES:
             lr = _noise_frames(lr, noise_level, source, lr_latent[ALPHAS_KEY], references)
-            empty = empty.new_zeros(lr.shape[0], LATENT_CHANNELS, *lr.shape[2:])
+            start = start.new_zeros(lr.shape[0], LATENT_CHANNELS, *lr.shape[2:])
+        elif kind == LR_START:
+            lr = start = _draw_latent(lr, noise_level, source, lr_latent.get(DEVIATION_KEY), references)
         else:
             _check_references(references, lr)
             if noise_level > 0:
@@ -97,22 +113,37 @@ class VSRConditioning(io.ComfyNode):
         positive, negative = (
             [[text, {**extra, **values}] for text, extra in given or null] for given in (positive, negative)
         )
-        kept = {key: value for key, value in lr_latent.items() if key not in (KIND_KEY, ALPHAS_KEY)}
-        return io.NodeOutput(positive, negative, {**kept, "samples": empty})
+        kept = {key: value for key, value in lr_latent.items() if key not in _LR_ENTRIES}
+        return io.NodeOutput(positive, negative, {**kept, "samples": start})
 
 
 def _noise_frames(lr, noise_level: float, source, alphas, references) -> torch.Tensor:
     """Noise LR frames by the model's own schedule; the level counts thousandths of it."""
-    if references:
-        raise ValueError(
-            f"{_TITLE}: Upscale-A-Video takes no references; got {len(references)}. Unlink Reference Set."
-        )
+    _refuse_references("Upscale-A-Video", references)
     if noise_level > MAX_NOISE_LEVEL / _LEVELS:
         raise ValueError(
             f"{_TITLE}: noise_level must be at most {MAX_NOISE_LEVEL / _LEVELS} for Upscale-A-Video; got "
             f"{noise_level:g}. Use 0.12, the published choice."
         )
     return add_lr_noise(lr, _draw(source, lr), round(_LEVELS * noise_level), alphas.to(lr.device))
+
+
+def _draw_latent(lr, noise_level: float, source, deviation, references) -> torch.Tensor:
+    """Draw the LR latent from the encoder's answer where its deviation is given, as MGLD-VSR does."""
+    _refuse_references("MGLD-VSR", references)
+    if noise_level > 0:
+        raise ValueError(
+            f"{_TITLE}: MGLD-VSR has no noise level of the low-resolution clip; got {noise_level:g}. Set it to 0; "
+            "Temporal Decode's lr_weight says how closely the clip is followed."
+        )
+    return lr if deviation is None else lr + deviation.to(lr) * _draw(source, lr)
+
+
+def _refuse_references(model: str, references) -> None:
+    if references:
+        raise ValueError(
+            f"{_TITLE}: {model} takes no references; got {len(references)}. Unlink Reference Set."
+        )
 
 
 def _draw(source, lr: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..models.layout.geometry import ClipSize, resize_clip
 from . import checks, host
 from .native_vae import NativeVAE
 from .video_vae import CHUNK
@@ -33,12 +34,12 @@ class TemporalDecode(io.ComfyNode):
                 io.Float.Input(
                     "lr_weight", default=1.0, min=0.0, max=1.0, step=0.05,
                     tooltip="How much the low-resolution frames guide: 1 fully, 0 only the decoder's own "
-                    "guess.",
+                    "guess; the dec_w of MGLD-VSR.",
                 ),
                 io.Int.Input(
                     "chunk", default=CHUNK, min=4, max=1024, step=4, advanced=True,
-                    tooltip="Frames decoded together; fewer need less memory. Upscale-A-Video takes 8 at most and "
-                    "blends them.",
+                    tooltip="Frames decoded together; fewer need less memory. Upscale-A-Video takes 8 at most, "
+                    "MGLD-VSR 5, and blends them.",
                 ),
                 io.Int.Input(
                     "tile", default=0, min=0, max=8192, step=64, advanced=True,
@@ -59,11 +60,12 @@ class TemporalDecode(io.ComfyNode):
         latent = checks.check_latent(_TITLE, "samples", samples, vae.latent_channels)
         space, time = vae.spacial_compression_decode(), vae.temporal_compression_decode() or 1
         size = checks.latent_target(_TITLE, samples, space, time)
+        work = checks.work_size(samples, size)
         if lr_frames is not None:
             lr_frames = checks.check_frames(_TITLE, "lr_frames", lr_frames)
             checks.check_count(_TITLE, "lr_frames", lr_frames.shape[0], size.frames)
         if isinstance(vae, NativeVAE):
-            options = {"lr": lr_frames, "lr_weight": lr_weight, "size": size, "chunk": chunk, "tile": tile}
+            options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk, "tile": tile}
             frames = vae.decode(latent, vae_options=options)
         elif lr_frames is not None:
             raise ValueError(
@@ -72,7 +74,14 @@ class TemporalDecode(io.ComfyNode):
             )
         else:
             frames = _decode_foreign(vae, latent, tile, space, chunk, time)
-        return io.NodeOutput(frames[:, : size.frames, : size.height, : size.width].flatten(0, 1))
+        frames = frames[:, : work.frames, : work.height, : work.width].flatten(0, 1)
+        return io.NodeOutput(frames if work == size else _reduced(frames, size))
+
+
+def _reduced(frames, size: ClipSize):
+    """Bring frames to the asked size, where the model worked on a larger picture."""
+    clip = frames.movedim(-1, 0).unsqueeze(0)
+    return resize_clip(clip, size.height, size.width, "bicubic").clamp_(0, 1)[0].movedim(0, -1)
 
 
 def _decode_foreign(vae, latent, tile: int, space: int, chunk: int, time: int):

@@ -21,6 +21,7 @@ BUILT_IN = "built-in"
 CATEGORY = "video/upscaling/Cascade VSR"
 BUILT_IN_FILE = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
 _EXTENSIONS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
+_MGLD_FILES = ("mgldvsr_unet", "video_vae_cfw")  # the two that lie in one folder
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "low_res_scheduler", "scheduler", "propagator")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -65,8 +66,13 @@ def restorer_names() -> list[str]:
     }
     folders = inside["unet"] & inside["vae"]  # "." where the folder itself is the release
     hidden = {folder / part for folder in folders for part in _PARTS}
-    others = [str(file) for file in files if file.parent not in hidden]
-    return [BUILT_IN, *sorted(str(folder) for folder in folders), *others]
+    pairs = {file.parent for file in files if file.stem == _MGLD_FILES[0]} - {PurePath()}
+    others = [
+        str(file)
+        for file in files
+        if file.parent not in hidden and not (file.parent in pairs and file.stem in _MGLD_FILES)
+    ]
+    return [BUILT_IN, *sorted(str(folder) for folder in folders | pairs), *others]
 
 
 def restorer_path(name: str) -> Path:
@@ -80,7 +86,7 @@ def restorer_path(name: str) -> Path:
             f"{BUILT_IN!r}."
         )
     for root in folder_paths.get_folder_paths(RESTORER_FOLDER):
-        if (Path(root) / name / "unet").is_dir():
+        if (Path(root) / name).is_dir():
             return Path(root) / name
     return Path(folder_paths.get_full_path_or_raise(RESTORER_FOLDER, name))
 
@@ -89,7 +95,7 @@ def newest_change(path: Path) -> int | str:
     """Give the time in ns of the last change to a file, or to any file of a released folder."""
     if not path.exists():
         return "missing"
-    parts = (path / part for part in _PARTS if (path / part).is_dir())
+    parts = [path / part for part in _PARTS if (path / part).is_dir()] or [path] * path.is_dir()
     return max(
         (file.stat().st_mtime_ns for part in parts for file in part.iterdir()),
         default=path.stat().st_mtime_ns,

@@ -9,7 +9,7 @@ REFERENCES_KEY = "vsr_references"
 KIND_KEY = "vsr_kind"  # what "samples" are, where that is no latent
 LR_FRAMES = "lr frames"  # a kind: frames in -1..1 at the grid of the latent, for networks that take pixels
 LR_START = "lr start"  # a kind: encoded LR frames that sampling starts from, too
-DEVIATION_KEY = "vsr_lr_deviation"  # spread of the encoder's answer, where the LR latent is to be drawn from it
+DEVIATION_KEY = "vsr_lr_deviation"  # spread of what the encoder finds, where the LR latent is drawn from it
 WORK_KEY = "vsr_work_size"  # (height, width) px the latent's picture has where a small one was enlarged
 ALPHAS_KEY = "vsr_lr_alphas"  # (steps,) float32 shares of signal power of the schedule that noises LR frames
 

@@ -2,7 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..models.upscale_a_video.release import DECODERS, LICENCE
+from ..models.mgld_vsr.release import LICENCE as MGLD_LICENCE
+from ..models.released import DECODERS
+from ..models.upscale_a_video.release import LICENCE as UPSCALE_A_VIDEO_LICENCE
 from . import host
 from .keys import DEFAULT, PRESETS
 from .restorers import load_restorer
@@ -19,13 +21,16 @@ class LoadVideoRestorer(io.ComfyNode):
             display_name="Load Video Restorer",
             category=host.CATEGORY,
             description="Loads a video super-resolution network, its video VAE and its text encoder. The "
-            "built-in one needs no download and runs on a CPU. Upscale-A-Video is read from its released folder, "
-            f"or a file converted from it. {LICENCE}",
+            "built-in one needs no download and runs on a CPU. Upscale-A-Video and MGLD-VSR are read from the "
+            "folder of their published files, or a file converted from it. "
+            f"{UPSCALE_A_VIDEO_LICENCE} {MGLD_LICENCE}",
             search_aliases=[
                 "video upscale model",
                 "super resolution",
                 "unimmvsr",
                 "upscale-a-video",
+                "mgld",
+                "mgld-vsr",
                 "load upscaler",
                 "vsr",
             ],
@@ -42,7 +47,7 @@ class LoadVideoRestorer(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="auto: fp32 on a CPU, what the GPU does best for the network elsewhere. The VAE of "
-                    "the built-in model stays in fp32, that of Upscale-A-Video uses bf16 where it can.",
+                    "the built-in model stays in fp32, those of Upscale-A-Video and MGLD-VSR use bf16 where they can.",
                 ),
                 io.Combo.Input(
                     "decoder",
@@ -50,7 +55,8 @@ class LoadVideoRestorer(io.ComfyNode):
                     default=DECODERS[0],
                     optional=True,
                     tooltip="Which VAE of Upscale-A-Video: plain (vae_3d) or lr-conditioned (vae_video), which "
-                    "is steadier and suits animation. auto: plain, if it is there.",
+                    "is steadier and suits animation; auto: plain, if it is there. MGLD-VSR: lr-conditioned is its "
+                    "sequence decoder, plain that of Stable Diffusion; auto: the sequence decoder.",
                 ),
                 io.Combo.Input(
                     "preset",
@@ -58,8 +64,8 @@ class LoadVideoRestorer(io.ComfyNode):
                     default=DEFAULT,
                     optional=True,
                     advanced=True,
-                    tooltip="reference repeats the published program of Upscale-A-Video number by number; "
-                    "default blends windows and decoding chunks smoothly and decodes in bf16 where it can.",
+                    tooltip="reference repeats the published programs of Upscale-A-Video and MGLD-VSR number by "
+                    "number; default blends windows and decoding chunks smoothly and decodes in bf16 where it can.",
                 ),
             ],
             outputs=[

@@ -11,10 +11,11 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..models.checkpoints import CheckpointError, load_state
-from ..models.motion.estimation import BlockFlow, Motion, RaftFlow, estimate_pairs
+from ..models.motion.estimation import BlockFlow, Motion, RaftFlow, SpyFlow, estimate_pairs
 from ..models.motion.picture import flow_picture
 from ..models.motion.propagation import DIRECTIONS, propagate
 from ..models.motion.raft import RAFT, is_raft, raft_state
+from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from . import host, run_state
 from .checks import check_frames
 from .recognise import recognise
@@ -39,6 +40,9 @@ class FlowModel:
         if self.patcher is None:
             return BlockFlow()
         cells = max(16, -(-height // 8)) * max(16, -(-width // 8))
+        if isinstance(self.patcher.model, SpyNet):
+            host.load_network(self.patcher, 4 * 64 * 250 * cells)  # features of a few layers at full size
+            return SpyFlow(self.patcher.model)
         host.load_network(self.patcher, 4 * (2 * cells**2 + 6000 * cells))  # all-pairs correlation, features
         return RaftFlow(self.patcher.model)
 
@@ -54,15 +58,15 @@ class LoadFlowModel(io.ComfyNode):
             display_name="Load Flow Model",
             category=host.CATEGORY,
             description="Loads what estimates the motion between frames: the built-in estimator, which needs no "
-            "download and works at any size, or RAFT from models/optical_flow.",
-            search_aliases=["optical flow", "raft", "motion", "flow loader", "propagator"],
+            "download and works at any size, or RAFT or SpyNet from models/optical_flow.",
+            search_aliases=["optical flow", "raft", "spynet", "motion", "flow loader", "propagator"],
             inputs=[
                 io.Combo.Input(
                     "flow_model",
                     options=host.flow_names(),
                     default=host.BUILT_IN,
-                    tooltip="built-in: no weights; otherwise RAFT (raft-things.pth, raft_large) from the folder "
-                    "models/optical_flow or of a released Upscale-A-Video folder.",
+                    tooltip="built-in: no weights; otherwise RAFT (raft-things.pth, raft_large) or SpyNet from the "
+                    "folder models/optical_flow or of a released Upscale-A-Video folder.",
                 ),
             ],
             outputs=[FlowModelType.Output(display_name="flow_model", tooltip="For Estimate Motion.")],
@@ -82,27 +86,30 @@ class LoadFlowModel(io.ComfyNode):
 
 
 def load_flow_model(path: Path) -> FlowModel:
-    """Read RAFT; every other file is a CheckpointError that says what it is."""
+    """Read RAFT or SpyNet; every other file is a CheckpointError that says what it is."""
     try:
         state = load_state(path)[0]
     except CheckpointError as error:
         raise CheckpointError(f"Load Flow Model: {error}") from error
-    weights = raft_state(state)
-    network = RAFT(host.layers(comfy.ops.disable_weight_init, torch.float32, None)).eval()
-    if not is_raft(weights):
+    if is_raft(weights := raft_state(state)):
+        kind, what = RAFT, "the large RAFT"
+    elif is_spynet(weights := spynet_state(state)):
+        kind, what = SpyNet, "SpyNet"
+    else:
         raise CheckpointError(
-            "Load Flow Model: the file must hold the large RAFT (raft-things.pth, or torchvision's raft_large); "
-            f"got {path.name}, {_what(state)}. Choose another file, or {host.BUILT_IN!r}."
+            "Load Flow Model: the file must hold the large RAFT (raft-things.pth, or torchvision's raft_large) or "
+            f"SpyNet; got {path.name}, {_what(state)}. Choose another file, or {host.BUILT_IN!r}."
         )
+    network = kind(host.layers(comfy.ops.disable_weight_init, torch.float32, None)).eval()
     expected = {key: value.shape for key, value in network.state_dict().items() if "num_batches" not in key}
     wrong = [key for key, shape in expected.items() if key not in weights or weights[key].shape != shape]
     if wrong:
         raise CheckpointError(
-            f"Load Flow Model: the entries must be those of the large RAFT; got {path.name} with "
+            f"Load Flow Model: the entries must be those of {what}; got {path.name} with "
             f"{len(wrong)} missing or of another shape, such as {wrong[0]}. Download it again."
         )
     network.load_state_dict({key: weights[key] for key in expected}, strict=False)
-    logging.getLogger(__name__).info("Loaded %s (RAFT)", path.name)
+    logging.getLogger(__name__).info("Loaded %s (%s)", path.name, kind.__name__)
     return FlowModel(path.name, host.wrap_network(network))
 
 
@@ -111,7 +118,7 @@ def _what(state: dict[str, torch.Tensor]) -> str:
     if "fnet.conv1.weight" in keys:
         return "which is the small RAFT or a relative of it"
     if any(key.startswith("basic_module.") for key in keys):
-        return "which is the optical flow network SpyNet"
+        return "which is a part or a relative of the optical flow network SpyNet"
     found = recognise(state)
     return (
         f"which is {found[0]}" if found else f"with {len(keys)} entries such as {', '.join(sorted(keys)[:2])}"
@@ -136,7 +143,7 @@ class EstimateMotion(io.ComfyNode):
                 FlowModelType.Input("flow_model", tooltip="What estimates, from Load Flow Model."),
             ],
             outputs=[
-                MotionType.Output(display_name="motion", tooltip="For Latent Propagation."),
+                MotionType.Output(display_name="motion", tooltip="For Latent Propagation and Motion Guidance."),
                 io.Image.Output(
                     display_name="flow_picture",
                     tooltip="The motion to the next frame: the hue is its direction, the depth its speed, white "
@@ -276,7 +283,7 @@ class _Propagation:
             float(timestep.flatten()[0]), model_options["transformer_options"]["sample_sigmas"]
         ):
             return executor(x, timestep, model_options, seed)
-        shape = _clip_shape(x)
+        shape = clip_shape("Latent Propagation", x)
         time = self._time if x.ndim == 5 else 1
         if self._grid != shape:  # before the network runs: motion of another clip is an error at once
             self._flows = self._motion.on_grid(*shape, time)
@@ -289,28 +296,31 @@ class _Propagation:
         return clip if clean.ndim == 5 else clip[0].transpose(0, 1)
 
 
-def _clip_shape(x: torch.Tensor) -> tuple[int, int, int]:
+def clip_shape(who: str, x: torch.Tensor) -> tuple[int, int, int]:
     """Give (frames, height, width); picture models have their frames in the batch."""
     if x.ndim not in (4, 5):
         raise ValueError(
-            "Latent Propagation: the latent must be that of a video or picture model (5 or 4 dimensions); got "
+            f"{who}: the latent must be that of a video or picture model (5 or 4 dimensions); got "
             f"{tuple(x.shape)}, which packs sound or other data. Use a model without."
         )
     return (x.shape[2] if x.ndim == 5 else x.shape[0], *x.shape[-2:])
 
 
+def percent_range(who: str, model, start: float, end: float):
+    """Make the rule (sigma, all sigmas of the run) -> whether it lies in a part of the denoising."""
+    if start >= end:
+        raise ValueError(
+            f"{who}: start_percent must lie below end_percent; got {start} and {end}. Take 0 and 1 for all steps."
+        )
+    sampling = model.get_model_object("model_sampling")
+    first, last = sampling.percent_to_sigma(start), sampling.percent_to_sigma(end)
+    return lambda sigma, sigmas: last / _SAME <= sigma <= first * _SAME
+
+
 def _choose_steps(model, steps: dict):
     """Make the rule (sigma, all sigmas of the run) -> whether to propagate."""
     if steps["steps"] == "percent range":
-        start, end = steps["start_percent"], steps["end_percent"]
-        if start >= end:
-            raise ValueError(
-                "Latent Propagation: start_percent must lie below end_percent; got "
-                f"{start} and {end}. Take 0 and 1 for all steps."
-            )
-        sampling = model.get_model_object("model_sampling")
-        first, last = sampling.percent_to_sigma(start), sampling.percent_to_sigma(end)
-        return lambda sigma, sigmas: last / _SAME <= sigma <= first * _SAME
+        return percent_range("Latent Propagation", model, steps["start_percent"], steps["end_percent"])
     if steps["steps"] != "step list":
         raise ValueError(
             f"Latent Propagation: steps must be percent range or step list; got {steps['steps']!r}. "

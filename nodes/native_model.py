@@ -1,10 +1,54 @@
 """Puts one of our networks, built through the host's own classes, behind a patcher: a native MODEL."""
 
+import logging
+from collections.abc import Mapping
+
 import comfy.model_management as management
 import comfy.model_patcher
 import torch
 
 from . import host, run_state
+from .keys import LR_KEY
+
+_SAMPLER = "KSampler / SamplerCustomAdvanced"
+_licences_said: set[str] = set()
+
+
+def say_licence(text: str) -> None:
+    """Log the licence of weights, once."""
+    if text not in _licences_said:
+        _licences_said.add(text)
+        logging.getLogger(__name__).info(text)
+
+
+def lr_condition(values: Mapping, model: str, channels: int, what: str) -> torch.Tensor:
+    """Take the LR clip out of what concat_cond is given: it must be there, of `channels`, on the latent's grid."""
+    noise, lr = values["noise"], values.get(LR_KEY)
+    if lr is None:
+        raise ValueError(
+            f"{_SAMPLER}: a restorer needs the low-resolution clip in positive and negative; got a "
+            "conditioning without it. Take both from the VSR Conditioning node."
+        )
+    if lr.shape[1] != channels:
+        raise ValueError(
+            f"{_SAMPLER}: {model} needs {what} ({channels} channels) in its conditioning; got a latent of "
+            f"{lr.shape[1]} channels. Give Cascade Input the VAE of the same Load Video Restorer."
+        )
+    if lr.shape[2:] != noise.shape[2:]:
+        raise ValueError(
+            f"{_SAMPLER}: the sampled latent must have the grid of the {what} {tuple(lr.shape[2:])}; got "
+            f"{tuple(noise.shape[2:])}. Sample the latent that VSR Conditioning gives."
+        )
+    return lr.to(values["device"])
+
+
+def check_text_width(conds: Mapping, width: int, remedy: str) -> None:
+    """Raise where a text among the model's conditions is not as wide as the network takes it."""
+    text = conds.get("c_crossattn")
+    if text is not None and text.cond.shape[-1] != width:
+        raise ValueError(
+            f"{_SAMPLER}: text must be {width} numbers wide for this model; got {text.cond.shape[-1]}. {remedy}."
+        )
 
 
 def load_native(settings, state: dict[str, torch.Tensor], precision: str, disable_dynamic: bool = False):

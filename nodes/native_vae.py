@@ -87,6 +87,7 @@ class PieceVAE(NativeVAE):
     """
 
     chunks: tuple[int, ...]  # frames together: the most that fit; fewer before tiles are used at all
+    encode_overlap = _CHUNK_OVERLAP
     reference_chunk: int  # frames that the published program decodes together
     preset: str
     encode_bytes: float
@@ -100,8 +101,8 @@ class PieceVAE(NativeVAE):
         )
         self.memory_used_encode = lambda shape, dtype: shape[-2] * shape[-1] * self.encode_bytes * least
 
-    def encode_clip(self, frames: torch.Tensor, **pieces) -> torch.Tensor:
-        """Encode frames (t, H, W, 3) in 0..1 to a latent (1, c, t, h, w) in the given pieces."""
+    def encode_clip(self, read, size: ClipSize, **pieces) -> torch.Tensor:
+        """Encode a clip, of which `read(span)` gives frames (1, 3, n, H, W) in 0..1, to (1, c, t, h, w)."""
         raise NotImplementedError
 
     def decode_clip(self, latent: torch.Tensor, lr, size: ClipSize, **pieces) -> torch.Tensor:
@@ -145,14 +146,22 @@ class PieceVAE(NativeVAE):
     def _encode(self, pixels, chunk=None, sides=None, overlap=_TILE_OVERLAP):
         clips = pixels if pixels.ndim == 5 else pixels.unsqueeze(0)
         clips = [checks.check_frames("VAE Encode", "pixels", clip) for clip in clips]
-        frames, height, width = clips[0].shape[:3]
-        grid = (-(-height // self.space), -(-width // self.space))
+        size = ClipSize(*clips[0].shape[:3])
+        parts = [self.encode_pieces_of(_reader(clip), size, chunk, sides, overlap) for clip in clips]
+        return torch.cat(parts)
+
+    def encode_pieces_of(
+        self, read, size: ClipSize, chunk=None, sides=None, overlap=_TILE_OVERLAP, **options
+    ) -> torch.Tensor:
+        """Encode what `read` gives, a clip of `size`, in the largest pieces that fit; `options` of encode_clip."""
+        grid = (-(-size.height // self.space), -(-size.width // self.space))
 
         def work(chunks, tiles):
-            settings = {"chunks": chunks, "tiles": tiles, **self._settings()}
-            return torch.cat([self.encode_clip(clip, **settings) for clip in clips])
+            settings = {"chunks": chunks, "tiles": tiles, **self._settings(), **options}
+            return self.encode_clip(read, size, **settings)
 
-        return self._in_pieces(work, frames, grid, chunk, sides, overlap, self.encode_bytes)
+        many = (size.frames, grid, chunk, sides, overlap, self.encode_bytes, self.encode_overlap)
+        return self._in_pieces(work, *many)
 
     def _decode(
         self, samples, lr=None, lr_weight=1.0, size=None, chunk=None, sides=None, overlap=_TILE_OVERLAP
@@ -169,7 +178,17 @@ class PieceVAE(NativeVAE):
         grid = (samples.shape[3], samples.shape[4])
         return self._in_pieces(work, samples.shape[2], grid, chunk, sides, overlap, self.decode_bytes)
 
-    def _in_pieces(self, work, frames: int, grid, most: int | None, sides, overlap: int, pixel_bytes: float):
+    def _in_pieces(
+        self,
+        work,
+        frames: int,
+        grid,
+        most: int | None,
+        sides,
+        overlap: int,
+        pixel_bytes: float,
+        shared=_CHUNK_OVERLAP,
+    ):
         """Run `work(chunks, tiles)` on the longest chunks and largest tiles that fit; out of memory, halve once.
 
         Chunks give way first: over a tile the group norms see only a part of the picture.
@@ -182,13 +201,17 @@ class PieceVAE(NativeVAE):
             chunks = plain_chunks(frames, self.reference_chunk)
         else:
             length = next((n for n in lengths if whole * cell_bytes * n < free), lengths[-1])
-            chunks = blended_chunks(frames, length, _CHUNK_OVERLAP)
+            chunks = blended_chunks(frames, length, shared)
         cell_bytes *= max(window.length for window in chunks)
         ladder = [sides] if sides else [grid, *((side, side) for side in _TILES if side < max(grid))]
         sizes = [(min(rows, grid[0]), min(columns, grid[1])) for rows, columns in ladder]
         side = next((size for size in sizes if size[0] * size[1] * cell_bytes < free), sizes[-1])
         halved = (-(-side[0] // 2), -(-side[1] // 2))
         return host.to_output(self._run(partial(work, chunks), grid, [side, halved], overlap))
+
+
+def _reader(frames: torch.Tensor):
+    return lambda span: frames[span, ..., :3].permute(3, 0, 1, 2).unsqueeze(0)
 
 
 def pick_vae_dtype(precision: str, preset: str, device: torch.device) -> torch.dtype:

@@ -5,6 +5,10 @@ from pathlib import PurePath
 
 from ..models.checkpoints import CheckpointError
 
+_RESTORERS = (
+    "UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the UNet, a converted file, or the released folder; "
+    "MGLD-VSR: mgldvsr_unet.ckpt, a converted file, or the folder of both checkpoints"
+)
 _KNOWN = (  # (what an entry contains or begins with, what the file is, what to do)
     (("fnet.conv1.", "module.fnet."), "the optical flow network RAFT", "choose it in Load Flow Model"),
     (
@@ -34,6 +38,12 @@ _KNOWN = (  # (what an entry contains or begins with, what the file is, what to 
         "a diffusers UNet without the temporal layers of Upscale-A-Video",
         "download the video UNet",
     ),
+    (
+        ("transformer.resblocks.",),
+        "an OpenCLIP text encoder",
+        "MGLD-VSR's is inside mgldvsr_unet.ckpt",
+    ),
+    (("basic_module.",), "the optical flow network SpyNet", "choose it in Load Flow Model"),
     (("patch_embedding.", "blocks.0.self_attn"), "a video diffusion transformer", "use Load Diffusion Model"),
 )
 
@@ -52,11 +62,9 @@ def refuse(path: str | PurePath, state: Mapping | Iterable[str]) -> CheckpointEr
     keys, name = sorted(state), PurePath(path).name
     if found := recognise(keys):
         return CheckpointError(
-            "the file must hold a video restorer (UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the "
-            f"UNet, a converted file, or the released folder); got {name}, which is {found[0]}: {found[1]}."
+            f"the file must hold a video restorer ({_RESTORERS}); got {name}, which is {found[0]}: {found[1]}."
         )
     return CheckpointError(
-        "the file must hold a video restorer (UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the UNet, a "
-        f"converted file, or the released folder); got {name} with {len(keys)} entries such as "
+        f"the file must hold a video restorer ({_RESTORERS}); got {name} with {len(keys)} entries such as "
         f"{', '.join(keys[:2]) or 'none'}. Choose another file."
     )

@@ -4,10 +4,13 @@ import logging
 from pathlib import Path
 
 from ..models.checkpoints import CheckpointError, load_state
+from ..models.mgld_vsr import release as mgld
+from ..models.released import DECODERS
 from ..models.unimmvsr.config import is_unimmvsr
-from ..models.upscale_a_video.release import DECODERS, Release, open_folder, open_state
+from ..models.upscale_a_video import release as upscale_a_video
 from . import recognise
 from .keys import DEFAULT, PRESETS
+from .mgld_vsr_host import load_mgld_vsr
 from .unimmvsr_host import load_unimmvsr
 from .upscale_a_video_host import load_upscale_a_video
 
@@ -26,16 +29,21 @@ def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], 
             )
     path = Path(path)
     try:
+        if mgld.is_release_folder(path):
+            return load_mgld_vsr(mgld.open_folder(path), path, precision, decoder, preset)
         if path.is_dir():
-            return load_upscale_a_video(open_folder(path), path, precision, decoder, preset)
+            return load_upscale_a_video(upscale_a_video.open_folder(path), path, precision, decoder, preset)
         state, metadata = load_state(path)
         if is_unimmvsr(state):
             logging.getLogger(__name__).info("Loaded %s (unimmvsr)", path.name)
             return *load_unimmvsr(state, path, precision), None
-        release: Release | None = open_state(state, metadata, path)
-        if release is None:
-            raise recognise.refuse(path, state)
-        del state
-        return load_upscale_a_video(release, path, precision, decoder, preset)
+        for open_state, load in (
+            (mgld.open_state, load_mgld_vsr),
+            (upscale_a_video.open_state, load_upscale_a_video),
+        ):
+            if (release := open_state(state, metadata, path)) is not None:
+                del state
+                return load(release, path, precision, decoder, preset)
+        raise recognise.refuse(path, state)
     except CheckpointError as error:
         raise CheckpointError(f"{_TITLE}: {error}") from error

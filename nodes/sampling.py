@@ -1,7 +1,5 @@
 """Noise, sampler and sigmas of the published method, as the host's own NOISE, SAMPLER and SIGMAS."""
 
-from dataclasses import replace
-
 import comfy.model_sampling
 import torch
 from comfy.samplers import KSAMPLER
@@ -9,9 +7,9 @@ from comfy_api.latest import io
 
 from ..models.layout.geometry import ClipSize
 from ..models.layout.noise import addressed_noise
-from ..models.schedules import ddim_timesteps, ddim_update, flow_sigmas, unshift_sigma
+from ..models.schedules import ddim_update, ddpm_posterior, ddpm_update, flow_sigmas, unshift_sigma
 from . import host
-from .keys import UNEDITED_KEY
+from .keys import AFTER_STEP_KEY, STEPPING_KEY, UNEDITED_KEY
 
 # Adams-Bashforth weights, newest first: the pseudo linear multistep method of PNDM (Liu et al. 2022), on v.
 _MULTISTEP = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -122,14 +120,8 @@ def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disab
     Where a node edits the prediction, the noise estimate still comes from the unedited one. Works on the
     published latent, which is the host's x over sqrt(1 + sigma^2) and starts as pure noise at any sigma.
     """
-    sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
-    if isinstance(sampling, comfy.model_sampling.CONST):
-        raise ValueError(
-            "Restorer Sampler: ddim needs a model that predicts v or noise, as Upscale-A-Video does; got a flow "
-            "model. Choose euler or plms."
-        )
-    # Numbers on the CPU: not every GPU has doubles.
-    alphas = (1 / (1 + sigmas.cpu().double().square())).float()
+    sampling, alphas = _diffusion(model, sigmas, "ddim")
+    alphas = alphas.float()
     start = getattr(model, "latent_image", None)
     empty = start is None or torch.count_nonzero(start) == 0
     x = model.noise if empty and hasattr(model, "noise") else x * alphas[0].sqrt()
@@ -139,10 +131,45 @@ def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disab
         if callback is not None:
             callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
         estimate = (x - alpha.sqrt() * unedited) / (1 - alpha).sqrt()
-        fresh = noise_like(x, _step_seed(extra_args, step)) if eta > 0 else None
+        fresh = _fresh_noise(x, extra_args, step) if eta > 0 else None
         x = ddim_update(clean, estimate, alpha, following, eta, fresh)
     # The published run ends at the first alpha, and its latent goes to the decoder as it is.
     return x if float(sigmas[-1]) <= float(sampling.sigma_min) * 1.001 else x / alphas[-1].sqrt()
+
+
+@torch.no_grad()
+def sample_restorer_ddpm(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Step with the ancestral DDPM of MGLD-VSR: every step but the last adds fresh noise.
+
+    What nodes put among the AFTER_STEP functions then acts on the sample itself, as published. Works on the
+    published latent, which is the host's x over sqrt(1 + sigma^2).
+    """
+    _, alphas = _diffusion(model, sigmas, "ddpm")
+    options = {**(extra_args or {}).get("model_options", {})}
+    inner = options["transformer_options"] = {**options.get("transformer_options", {}), STEPPING_KEY: True}
+    extra_args = {**(extra_args or {}), "model_options": options}
+    x = x * alphas[0].sqrt().to(x.dtype)
+    for step, (sigma, alpha, following) in enumerate(zip(sigmas[:-1], alphas[:-1], alphas[1:], strict=True)):
+        scaled = x / alpha.sqrt().to(x.dtype)
+        clean = _predict(model, scaled, sigma, extra_args)
+        if callback is not None:
+            callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
+        x = ddpm_update(x, clean, _fresh_noise(x, extra_args, step), alpha, following)
+        log_variance = float(ddpm_posterior(alpha, following)[2])
+        for change in inner.get(AFTER_STEP_KEY, ()):
+            x = change(x, log_variance, float(sigma), sigmas)
+    return x / alphas[-1].sqrt().to(x.dtype)
+
+
+def _diffusion(model, sigmas, name: str):
+    """Give (the model's sampling, the share of signal power at every sigma as doubles on the CPU)."""
+    sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        raise ValueError(
+            f"Restorer Sampler: {name} needs a model that predicts v or noise, as Upscale-A-Video and MGLD-VSR "
+            "do; got a flow model. Choose euler or plms."
+        )
+    return sampling, 1 / (1 + sigmas.cpu().double().square())  # not every GPU has doubles
 
 
 def _predict_both(model, x, sigma, extra_args):
@@ -154,9 +181,10 @@ def _predict_both(model, x, sigma, extra_args):
     return clean, clean if kept["x0"] is None else kept["x0"]
 
 
-def _step_seed(extra_args, step: int) -> int:
+def _fresh_noise(x, extra_args, step: int) -> torch.Tensor:
+    """Draw the noise of one step by its address, unlike that of the start."""
     seed = (extra_args or {}).get("seed") or 0
-    return (seed ^ _STEP_STREAM) + step & 2**64 - 1
+    return noise_like(x, (seed ^ _STEP_STREAM) + step & 2**64 - 1)
 
 
 def _predict(model, x, sigma, extra_args):
@@ -164,7 +192,12 @@ def _predict(model, x, sigma, extra_args):
     return model(x, sigma * x.new_ones(x.shape[0]), **(extra_args or {}))
 
 
-_SAMPLERS = {"euler": sample_restorer_euler, "plms": sample_restorer_plms, "ddim": sample_restorer_ddim}
+_SAMPLERS = {
+    "euler": sample_restorer_euler,
+    "plms": sample_restorer_plms,
+    "ddim": sample_restorer_ddim,
+    "ddpm": sample_restorer_ddpm,
+}
 _STEP_STREAM = (
     0x1D0C_77E3_A4B2_596F  # xor with the seed: noise between steps must not repeat the start's noise
 )
@@ -181,15 +214,16 @@ class RestorerSampler(io.ComfyNode):
             display_name="Restorer Sampler",
             category=host.CATEGORY,
             description="Samplers for restorers. euler suits one step (fidelity); plms reuses past predictions "
-            "and suits many steps, as in the UniMMVSR paper; ddim is that of Upscale-A-Video.",
-            search_aliases=["sampler", "plms", "pndm", "euler", "ddim", "vsr sampler"],
+            "and suits many steps, as in the UniMMVSR paper; ddim is that of Upscale-A-Video, ddpm that of MGLD-VSR.",
+            search_aliases=["sampler", "plms", "pndm", "euler", "ddim", "ddpm", "ancestral", "vsr sampler"],
             inputs=[
                 io.Combo.Input(
                     "sampler",
                     options=list(_SAMPLERS),
                     default="euler",
                     tooltip="euler: straight steps, exact at one step; plms: multistep, for 8 steps and "
-                    "more; ddim: for Upscale-A-Video, exact together with Latent Propagation.",
+                    "more; ddim: for Upscale-A-Video, exact together with Latent Propagation; ddpm: ancestral, "
+                    "for MGLD-VSR, exact together with Motion Guidance.",
                 ),
                 io.Float.Input(
                     "eta", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
@@ -225,9 +259,9 @@ class RefineSigmas(io.ComfyNode):
             display_name="Refine Sigmas",
             category=host.CATEGORY,
             description="Sigmas from a start sigma you choose. On flow models with a large shift KSampler's "
-            "denoise 0.3 starts near sigma 0.8; here 0.3 means 0.3. For Upscale-A-Video it gives the steps of "
-            "the published program.",
-            search_aliases=["sigmas", "scheduler", "denoise", "sdedit", "start sigma", "ddim"],
+            "denoise 0.3 starts near sigma 0.8; here 0.3 means 0.3. For Upscale-A-Video and MGLD-VSR it gives "
+            "the steps of the published programs.",
+            search_aliases=["sigmas", "scheduler", "denoise", "sdedit", "start sigma", "ddim", "ddpm"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model that will be sampled; it gives the kind of sigmas."
@@ -247,7 +281,7 @@ class RefineSigmas(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip="Number of steps; 1 is the faithful mode of the built-in model, 30 the published "
-                    "choice of Upscale-A-Video.",
+                    "choice of Upscale-A-Video, 50 that of MGLD-VSR.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -274,10 +308,9 @@ class RefineSigmas(io.ComfyNode):
         if isinstance(sampling, comfy.model_sampling.CONST):
             denoise = unshift_sigma(start_sigma, getattr(sampling, "shift", 1.0))
             return io.NodeOutput(flow_sigmas(steps, start_sigma, shift), round(float(denoise), 6))
-        schedule = getattr(sampling, "vsr_schedule", None)
-        if schedule is None:
+        if not hasattr(sampling, "vsr_times"):
             raise ValueError(
-                "Refine Sigmas: the model must be a flow model or Upscale-A-Video; got "
+                "Refine Sigmas: the model must be a flow model, Upscale-A-Video or MGLD-VSR; got "
                 f"{type(model.model).__name__}. Use the host's BasicScheduler for it."
             )
         if shift != 1:
@@ -285,16 +318,16 @@ class RefineSigmas(io.ComfyNode):
                 f"Refine Sigmas: only flow models have a shift; got {shift} for {type(model.model).__name__}. "
                 "Set it to 1."
             )
-        return io.NodeOutput(*_leading_sigmas(sampling, schedule, start_sigma, steps))
+        return io.NodeOutput(*_published_sigmas(sampling, start_sigma, steps))
 
 
-def _leading_sigmas(sampling, schedule, start_sigma: float, steps: int) -> tuple[torch.Tensor, float]:
-    """Give (steps + 1 sigmas with the published "leading" spacing, the KSampler denoise of their start).
+def _published_sigmas(sampling, start_sigma: float, steps: int) -> tuple[torch.Tensor, float]:
+    """Give (steps + 1 sigmas with the published spacing, the KSampler denoise of their start).
 
     A start below 1 spaces the steps over the times at which sigma / (1 + sigma), the share of noise, is lower.
     """
     share = sampling.sigmas / (1 + sampling.sigmas)
     times = len(share) if start_sigma == 1 else int((share <= start_sigma).sum())
-    indices = ddim_timesteps(steps, replace(schedule, num_train_timesteps=max(times, 1)))
-    last = sampling.sigmas.new_zeros(1) if schedule.set_alpha_to_one else sampling.sigmas[:1]
+    indices = sampling.vsr_times(steps, times)
+    last = sampling.sigmas.new_zeros(1) if sampling.vsr_ends_clean else sampling.sigmas[:1]
     return torch.cat((sampling.sigmas[torch.tensor(indices)], last)).cpu(), round(times / len(share), 6)

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.context_windows as context_windows
@@ -98,7 +99,11 @@ class SpatialTiles(io.ComfyNode):
             )  # refuses an overlap that does not fit, before the run
         elif kind != "auto":
             raise ValueError(f"Spatial Tiles: tiling must be auto, manual or off; got {kind!r}. Choose auto.")
-        _wrap(patched, WrappersMP.PREPARE_SAMPLING, _prepare_tiles(size, space))
+        own = None
+        if model.model_options.get(PRESET_KEY) == REFERENCE:
+            own = getattr(_latent_format("Spatial Tiles", model), "vsr_reference_tiles", None)
+            size = size or getattr(_latent_format("Spatial Tiles", model), "vsr_reference_tile", None)
+        _wrap(patched, WrappersMP.PREPARE_SAMPLING, _prepare_tiles(size, space, own))
         _wrap(patched, WrappersMP.CALC_COND_BATCH, _tiled_batch)
         return io.NodeOutput(patched)
 
@@ -199,11 +204,17 @@ class TileChoice:
     height: int
     width: int
     overlap: int
+    own: Callable | None = None  # gives (tiles, weights) where the published ones are wanted
     halved: bool = False
 
-    def plan(self, shape: torch.Size) -> tuple[Tile, ...]:
-        """Plan the tiles of a latent."""
-        return plan_tiles(*shape[-2:], self.height, self.width, self.overlap)
+    def plan(self, shape: torch.Size) -> tuple[tuple[Tile, ...], tuple[torch.Tensor, ...] | None]:
+        """Plan the tiles of a latent, and their weights where not the smooth ones."""
+        rows, columns = (
+            min(side, full) for side, full in zip((self.height, self.width), shape[-2:], strict=True)
+        )
+        if self.own is not None and (rows, columns) != tuple(shape[-2:]):
+            return self.own(*shape[-2:], self.height, self.width, self.overlap)
+        return plan_tiles(*shape[-2:], self.height, self.width, self.overlap), None
 
     def halve(self, shape: torch.Size) -> None:
         """Take half the sides, from no more than the latent's, and keep the overlap as far as it fits."""
@@ -215,14 +226,14 @@ class TileChoice:
         self.halved = True
 
 
-def _prepare_tiles(size: tuple[int, int, int] | None, space: int):
+def _prepare_tiles(size: tuple[int, int, int] | None, space: int, own: Callable | None = None):
     """Make the wrapper that settles the tile of a run and tells the memory estimate about it."""
 
     def wrapper(executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
         tile = size
         if len(noise_shape) == 5:
             tile = tile or _auto_tile(model, noise_shape, space)
-            model_options.setdefault("transformer_options", {})[_KEY] = TileChoice(*tile)
+            model_options.setdefault("transformer_options", {})[_KEY] = TileChoice(*tile, own)
             noise_shape = [*noise_shape[:3], min(noise_shape[3], tile[0]), min(noise_shape[4], tile[1])]
         return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
 
@@ -268,10 +279,11 @@ def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
 
 def _predict_tiles(executor, plan, model, conds, x_in, timestep, model_options):
     """Predict tile by tile and fuse; one tile that covers all is the plain call."""
+    plan, weights = plan
     if len(plan) <= 1:
         return executor(model, conds, x_in, timestep, model_options)
     _refuse_regions(conds)
-    fusers = [TileFuser(plan) for _ in conds]
+    fusers = [TileFuser(plan, weights) for _ in conds]
     for index, tile in enumerate(plan):
         host.check_cancelled()
         part = [_crop_conds(group, tile, x_in.shape) for group in conds]

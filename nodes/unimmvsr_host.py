@@ -18,8 +18,8 @@ from ..models.checkpoints import CheckpointError, load_state, strip_prefix
 from ..models.unimmvsr.config import SPACE, TIME, DiTConfig, dit_config, vae_config
 from ..models.unimmvsr.dit import UniMMVSRDiT
 from . import host, run_state
-from .keys import LEVEL_KEY, LR_KEY, REFERENCES_KEY
-from .native_model import load_native
+from .keys import LEVEL_KEY, REFERENCES_KEY
+from .native_model import load_native, lr_condition
 from .video_vae import RestorerVAE, preview_factors
 
 
@@ -86,21 +86,8 @@ class UniMMVSRModel(comfy.model_base.BaseModel):
 
     def concat_cond(self, **kwargs):
         """Give the LR latent (b, 16, T, h, w) that joins the noisy one on the channels."""
-        noise, lr = kwargs["noise"], kwargs.get(LR_KEY)
-        if lr is None:
-            raise ValueError(
-                "KSampler / SamplerCustomAdvanced: a restorer needs the low-resolution clip in positive "
-                "and negative; "
-                "got a conditioning without it. Take both from the VSR Conditioning node."
-            )
-        if lr.shape[1:] != noise.shape[1:]:
-            raise ValueError(
-                "KSampler / SamplerCustomAdvanced: the sampled latent must have the grid of the "
-                "low-resolution latent "
-                f"{tuple(lr.shape[1:])}; got {tuple(noise.shape[1:])}. Sample the latent that VSR "
-                "Conditioning gives."
-            )
-        return self.process_latent_in(lr).to(kwargs["device"])
+        lr = lr_condition(kwargs, "UniMMVSR", self.latent_format.latent_channels, "low-resolution latent")
+        return self.process_latent_in(lr)
 
     def extra_conds(self, **kwargs):
         """Add the noise level and the references; text goes in only where the weights have a place for it."""

@@ -5,6 +5,8 @@ network's input is the published one again. LR frames join as pixels, already no
 """
 
 import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import comfy.conds
@@ -17,14 +19,14 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ..models.checkpoints import CheckpointError, load_state
 from ..models.layout.windows import Window
-from ..models.schedules import DiffusionSettings
+from ..models.schedules import DiffusionSettings, ddim_timesteps
 from ..models.upscale_a_video import config as uav
 from ..models.upscale_a_video.release import LICENCE, Release, open_folder, open_state
 from ..models.upscale_a_video.sampling import reference_window_weights, reference_windows
 from ..models.upscale_a_video.unet import VideoUNet
 from . import host, run_state
-from .keys import LEVEL_KEY, LR_KEY, PRESET_KEY
-from .native_model import load_native
+from .keys import LEVEL_KEY, PRESET_KEY
+from .native_model import check_text_width, load_native, lr_condition, say_licence
 from .upscale_a_video_text import load_clip
 from .upscale_a_video_vae import UpscaleAVideoVAE
 
@@ -117,49 +119,30 @@ class UpscaleAVideoModel(comfy.model_base.BaseModel):
         super().__init__(model_config, kind, device=device, unet_model=HostUNet)
         alphas = schedule.alphas_cumprod()
         self.model_sampling.set_sigmas(((1 - alphas) / alphas).sqrt())
-        self.model_sampling.vsr_schedule = schedule
+        self.model_sampling.vsr_times = partial(_spaced, schedule)
+        self.model_sampling.vsr_ends_clean = schedule.set_alpha_to_one
 
     def concat_cond(self, **kwargs):
         """Give the noised LR frames (b, 3, t, h, w) that join the latents on the channels."""
-        noise, lr = kwargs["noise"], kwargs.get(LR_KEY)
-        if lr is None:
-            raise ValueError(
-                f"{_SAMPLER}: a restorer needs the low-resolution clip in positive and negative; got a "
-                "conditioning without it. Take both from the VSR Conditioning node."
-            )
-        if lr.shape[1] != 3:
-            raise ValueError(
-                f"{_SAMPLER}: Upscale-A-Video needs LR frames (3 channels) in its conditioning; got a latent of "
-                f"{lr.shape[1]} channels. Give Cascade Input the VAE of the same Load Video Restorer."
-            )
-        if lr.shape[2:] != noise.shape[2:]:
-            raise ValueError(
-                f"{_SAMPLER}: the sampled latent must have the grid of the low-resolution frames "
-                f"{tuple(lr.shape[2:])}; got {tuple(noise.shape[2:])}. Sample the latent that VSR "
-                "Conditioning gives."
-            )
-        return lr.to(kwargs["device"])
+        return lr_condition(kwargs, "Upscale-A-Video", 3, "low-resolution frames")
 
     def extra_conds(self, **kwargs):
         """Add the noise level as the class label of the network; text must be of its width."""
         out = super().extra_conds(**kwargs)
-        text, width = out.get("c_crossattn"), self.diffusion_model.config.cross_attention_dim
-        if text is not None and text.cond.shape[-1] != width:
-            raise ValueError(
-                f"{_SAMPLER}: text must be {width} numbers wide for this model; got {text.cond.shape[-1]}. Use "
-                "the CLIP output of the same Load Video Restorer in CLIP Text Encode."
-            )
+        remedy = "Use the CLIP output of the same Load Video Restorer in CLIP Text Encode"
+        check_text_width(out, self.diffusion_model.config.cross_attention_dim, remedy)
         label = round(_LEVELS * float(kwargs.get(LEVEL_KEY, 0.0)))
         out["noise_level"] = comfy.conds.CONDRegular(torch.tensor([label]))
         return out
 
 
-_licence_said = False
+def _spaced(schedule: DiffusionSettings, steps: int, times: int) -> list[int]:
+    """Space steps over the first `times` of the schedule as published."""
+    return ddim_timesteps(steps, replace(schedule, num_train_timesteps=max(times, 1)))
 
 
 def load_upscale_a_video(release: Release, path: Path, precision: str, decoder: str, preset: str):
     """Build (MODEL, VAE or None, CLIP or None) from a release; parts that do not fit are a CheckpointError."""
-    global _licence_said
     part, vae = release.decoder(decoder), None
     try:
         if part is not None:
@@ -187,9 +170,7 @@ def load_upscale_a_video(release: Release, path: Path, precision: str, decoder: 
         preset,
         f"; it has no {' and no '.join(missing)}" if missing else "",
     )
-    if not _licence_said:
-        _licence_said = True
-        log.info(LICENCE)
+    say_licence(LICENCE)
     return model, vae, clip
 
 

@@ -5,7 +5,8 @@ import comfy.ops
 import torch
 
 from ..models.layout.geometry import ClipSize
-from ..models.upscale_a_video.codec import decode_clip, encode_clip, lr_grid
+from ..models.layout.pieces import encode_pieces
+from ..models.upscale_a_video.codec import decode_clip, lr_grid
 from ..models.upscale_a_video.config import DECODE_CHUNK, SCALE, VAEConfig
 from ..models.upscale_a_video.vae import UpscaleVAE
 from . import host
@@ -53,9 +54,9 @@ class UpscaleAVideoVAE(PieceVAE):
         """Bring LR frames to the latent's grid, for a decoder that takes them."""
         return lr_grid(lr, size) if self.takes_lr_frames else None
 
-    def encode_clip(self, frames: torch.Tensor, **pieces) -> torch.Tensor:
-        """Encode frames in pieces."""
-        return encode_clip(self.first_stage_model, frames, **pieces)
+    def encode_clip(self, read, size: ClipSize, **pieces) -> torch.Tensor:
+        """Encode a clip in pieces."""
+        return encode_pieces(lambda clip: self.first_stage_model.encode(clip)[0], read, size, SCALE, **pieces)
 
     def decode_clip(self, latent: torch.Tensor, lr, size: ClipSize, **pieces) -> torch.Tensor:
         """Decode a latent in pieces."""

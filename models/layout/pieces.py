@@ -59,7 +59,8 @@ def decode_pieces(
 @torch.no_grad()
 def encode_pieces(
     encode: Callable[[torch.Tensor], torch.Tensor],
-    frames: torch.Tensor,
+    read: Callable[[slice], torch.Tensor],
+    size: ClipSize,
     space: int,
     *,
     chunks: Sequence[Window],
@@ -69,19 +70,19 @@ def encode_pieces(
     progress: Progress | None = None,
     check_cancelled: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """Fuse what `encode(clip)` gives for clips (1, 3, n, H, W) in -1..1 of frames in 0..1; sides are padded.
+    """Fuse what `encode(clip)` gives for clips (1, 3, n, H, W) in -1..1 to (1, c, t, h, w) float32 on the CPU.
 
-    The result is (1, c, t, h, w) float32 on the CPU.
+    `read(frames)` gives (1, 3, n, H, W) in 0..1 of a clip of `size`; sides are padded to whole cells.
     """
-    count, height, width = frames.shape[:3]
-    padded = (space * -(-height // space), space * -(-width // space))
-    latent = None
+    padded = (space * -(-size.height // space), space * -(-size.width // space))
+    latent, held, clip = None, None, None
     for span, fade, tile in _pieces(chunks, tiles, progress, check_cancelled):
-        clip = frames[span, ..., :3].to(device, torch.float32).permute(3, 0, 1, 2).unsqueeze(0) * 2 - 1
-        clip = pad_clip(clip, ClipSize(clip.shape[2], *padded))[in_pixels(tile, space).region].to(dtype)
-        part = encode(clip).float().cpu()
+        if held != span:  # the tiles of one chunk come one after the other
+            held, clip = span, pad_clip(read(span), ClipSize(span.stop - span.start, *padded))
+        part = clip[in_pixels(tile, space).region].to(device, torch.float32) * 2 - 1
+        part = encode(part.to(dtype)).float().cpu()
         if latent is None:
-            latent = part.new_zeros(1, part.shape[1], count, *(side // space for side in padded))
+            latent = part.new_zeros(1, part.shape[1], size.frames, *(side // space for side in padded))
         weight = tile_weight(tile, tiles) if len(tiles) > 1 else 1.0
         latent[:, :, span][tile.region] += part * fade.view(-1, 1, 1) * weight
     return latent

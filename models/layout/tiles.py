@@ -43,9 +43,11 @@ def tile_weight(tile: Tile, plan: Sequence[Tile]) -> torch.Tensor:
 class TileFuser:
     """Fuse per-tile results (..., h, w); a single tile that covers everything comes back bit for bit."""
 
-    def __init__(self, plan: Sequence[Tile]):
+    def __init__(self, plan: Sequence[Tile], weights: Sequence[torch.Tensor] | None = None):
+        """Take the tiles, and their (h, w) weights where not the smooth ones: they sum to one over the plan."""
         self._plan = tuple(plan)
-        self._rows, self._columns = _axis_weights(self._plan)
+        smooth = (tile_weight(tile, self._plan) for tile in self._plan)
+        self._weights = dict(zip(self._plan, weights or smooth, strict=True))
         self._height = max(tile.top + tile.height for tile in self._plan)
         self._width = max(tile.left + tile.width for tile in self._plan)
         self._missing = set(self._plan)
@@ -69,8 +71,7 @@ class TileFuser:
             shape = (*value.shape[:-2], self._height, self._width)
             self._sum = value.new_zeros(shape, dtype=torch.promote_types(value.dtype, torch.float32))
             self._dtype = value.dtype
-        weight = (self._rows[tile.top][:, None] * self._columns[tile.left][None, :]).to(self._sum)
-        self._sum[tile.region].addcmul_(value.to(self._sum), weight)
+        self._sum[tile.region].addcmul_(value.to(self._sum), self._weights[tile].to(self._sum))
 
     def result(self) -> torch.Tensor:
         """Give the fused tensor in the dtype of the parts; refuses to answer with a tile missing."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..layout.geometry import ClipSize, pad_clip, resize_clip
-from ..layout.pieces import decode_pieces, encode_pieces, plain_chunks
+from ..layout.pieces import decode_pieces, plain_chunks
 from ..layout.tiles import Tile
 from ..layout.windows import Window
 from .config import DECODE_CHUNK, SCALE
@@ -68,8 +68,3 @@ def decode_clip(
         return vae.decode(z, guide, 0.0 if lr is None else lr_weight)
 
     return decode_pieces(decode, size, SCALE, **pieces)
-
-
-def encode_clip(vae, frames: torch.Tensor, **pieces) -> torch.Tensor:
-    """Encode frames (t, H, W, 3) in 0..1 to the mean (1, c, t, h, w) float32, not scaled; sides are padded."""
-    return encode_pieces(lambda clip: vae.encode(clip)[0], frames, SCALE, **pieces)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..checkpoints import CheckpointError, State, load_state, strip_prefix
+from ..released import CONDITIONED, PLAIN, WEIGHT_SUFFIXES, find_weights, no_such_decoder
 from .config import is_unet, is_vae, vae_config_from_state
 
 ARCHITECTURE = "upscale_a_video"
@@ -18,9 +19,10 @@ LICENCE = (
     "Upscale-A-Video weights: S-Lab License 1.0, non-commercial use only; commercial use needs the authors' "
     "consent."
 )
-PLAIN, CONDITIONED = "plain", "lr-conditioned"  # vae_3d (the published default) and vae_video
-DECODERS = ("auto", PLAIN, CONDITIONED)
-VAE_PREFIXES = {PLAIN: "vae.", CONDITIONED: "vae_video."}  # in a converted file
+VAE_PREFIXES = {
+    PLAIN: "vae.",
+    CONDITIONED: "vae_video.",
+}  # in a converted file; vae_3d is the published default
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 # What the x4 upscaler that the model was made from states; used only where the json is missing.
@@ -37,7 +39,6 @@ _DDIM = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")  # the first that is there is taken
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,15 @@ class Release:
         if wanted == "auto":
             return next((self.vaes[kind] for kind in (PLAIN, CONDITIONED) if kind in self.vaes), None)
         if wanted not in self.vaes:
-            raise CheckpointError(
-                f"the decoder must be one that {self.name} has ({', '.join(self.vaes) or 'none'}); got "
-                f"{wanted}. Choose auto, or add the file of that VAE to the folder vae."
-            )
+            remedy = "add the file of that VAE to the folder vae"
+            raise no_such_decoder(self.name, list(self.vaes), wanted, remedy)
         return self.vaes[wanted]
 
 
 def is_release_folder(path: Path) -> bool:
     """Tell whether a folder has the released layout: unet/ and vae/ with weights in them."""
     return all(
-        (path / part).is_dir() and any(f.suffix in _WEIGHTS for f in (path / part).iterdir())
+        (path / part).is_dir() and any(f.suffix in WEIGHT_SUFFIXES for f in (path / part).iterdir())
         for part in ("unet", "vae")
     )
 
@@ -149,8 +148,7 @@ def _find(folder: Path, stems: tuple[str, ...], configs: tuple[str, ...]) -> Par
     """Find weights by their published names, and the json beside them."""
     if not folder.is_dir():
         return None
-    files = (folder / f"{stem}{suffix}" for suffix in _WEIGHTS for stem in stems)
-    weights = next((file for file in files if file.is_file()), None)
+    weights = find_weights(folder, *stems)
     if weights is None:
         return None
     config = next((json for name in configs if (json := _json(folder / f"{name}.json")) is not None), None)

@@ -544,9 +544,9 @@ def test_the_list_shows_the_folder_and_not_its_parts(core, folder):
 
 
 def test_the_licence_is_logged_once(core, folder, caplog, monkeypatch):
-    from cascadevsr.nodes import upscale_a_video_host
+    from cascadevsr.nodes import native_model
 
-    monkeypatch.setattr(upscale_a_video_host, "_licence_said", False)
+    monkeypatch.setattr(native_model, "_licences_said", set())
     with caplog.at_level(logging.INFO):
         _load(folder, "auto")
         _load(folder, "auto")
@@ -573,7 +573,7 @@ def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample):
     with pytest.raises(ValueError, match="text must be 40 numbers wide for this model; got 768"):
         ksample(loaded.model, _prepare(loaded, frames, prompts=(wide, wide)))
     other = _prepare(SimpleNamespace(vae=vae, clip=loaded.clip), frames)
-    with pytest.raises(ValueError, match=r"needs LR frames \(3 channels\) .* got a latent of 16 channels"):
+    with pytest.raises(ValueError, match=r"needs low-resolution frames \(3 channels\) .* got a latent of 16 channels"):
         ksample(loaded.model, other)
     clip.samples = {"samples": torch.zeros(1, 4, 3, 8, 8)}
     with pytest.raises(ValueError, match="must have the grid of the low-resolution frames"):
