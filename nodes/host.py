@@ -149,7 +149,7 @@ def pick_vae_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def layers(operations, dtype: torch.dtype | None, device: torch.device | None) -> SimpleNamespace:
     """Bind dtype and device to the host's layers, as the core builds layers without either."""
-    names = ("Linear", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
+    names = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
     return SimpleNamespace(
         **{name: partial(getattr(operations, name), dtype=dtype, device=device) for name in names}
     )
