@@ -22,6 +22,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .loaders import LoadVideoRestorer
         from .measure import CompareMeasure
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
+        from .motion_guidance import MotionGuidance
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .tiling import SpatialTiles, TemporalWindows
 
@@ -36,6 +37,7 @@ class CascadeVSRExtension(ComfyExtension):
             LoadFlowModel,
             EstimateMotion,
             LatentPropagation,
+            MotionGuidance,
             SpatialTiles,
             TemporalWindows,
             TemporalDecode,

@@ -10,9 +10,10 @@ from .blockflow import BlockFlow
 from .cuts import is_cut
 from .field import Motion
 from .raft import RAFT, SMALLEST, STRIDE
+from .spynet import SpyNet
 from .warp import resize_flow
 
-__all__ = ["BlockFlow", "FlowEstimator", "Motion", "RaftFlow", "estimate_pairs"]
+__all__ = ["BlockFlow", "FlowEstimator", "Motion", "RaftFlow", "SpyFlow", "estimate_pairs"]
 
 
 class FlowEstimator(Protocol):
@@ -40,6 +41,19 @@ class RaftFlow:
         # One at a time: the correlations of a pair fill gigabytes from 720p up.
         flow = torch.cat([self._raft(*pair, self._iterations) for pair in pairs])
         return resize_flow(flow, height, width)
+
+
+class SpyFlow:
+    """SpyNet, pair by pair."""
+
+    def __init__(self, spynet: SpyNet):
+        self._spynet = spynet.eval()
+
+    @torch.no_grad()
+    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Estimate on the frames as they are."""
+        pairs = zip(first.float().split(1), second.float().split(1), strict=True)
+        return torch.cat([self._spynet(*pair) for pair in pairs])
 
 
 def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

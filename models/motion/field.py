@@ -25,13 +25,20 @@ class Motion:
     width: int
 
     def on_grid(
-        self, latents: int, height: int, width: int, time: int = 1, device: torch.device | None = None
+        self,
+        latents: int,
+        height: int,
+        width: int,
+        time: int = 1,
+        device: torch.device | None = None,
+        who: str = "Latent Propagation",
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give (forward, backward), each (1, 2, latents-1, height, width) float32 in cells of the grid.
 
-        A latent holds `time` frames and stands for the last of them: latent k for frame k * time.
+        A latent holds `time` frames and stands for the last of them: latent k for frame k * time. `who` asks, in
+        errors.
         """
-        self._check(latents, time)
+        self._check(latents, time, who)
         there = [self._between(k * time, (k + 1) * time, device) for k in range(latents - 1)]
         back = [self._between((k + 1) * time, k * time, device) for k in range(latents - 1)]
         return tuple(_stack(flows, height, width, device) for flows in (there, back))
@@ -51,11 +58,11 @@ class Motion:
                 flow = compose(flow, one.to(flow))
         return flow
 
-    def _check(self, latents: int, time: int) -> None:
+    def _check(self, latents: int, time: int, who: str) -> None:
         expected = latent_frames(self.frames, time)
         if latents != expected:
             raise ValueError(
-                f"Latent Propagation: the motion must be that of the sampled clip; got motion of "
+                f"{who}: the motion must be that of the sampled clip; got motion of "
                 f"{self.frames} frames, which is {expected} latent frames, and a latent with {latents}. "
                 "Estimate Motion from the lr frames of the same Cascade Input."
             )

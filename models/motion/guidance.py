@@ -17,6 +17,9 @@ FORMS = (DEFAULT, PUBLISHED)
 SEGMENT = 5  # frames that the published program samples, and guides, by themselves
 PUBLISHED_STRENGTH = 10.0  # of its inference scripts
 
+# A frame is in four summands and an alternating one doubles that: steps of an eighth never overshoot.
+_ROUNDS, _STEP = 8, 1 / 8
+
 
 class Flows(NamedTuple):
     """Hold the flows of a clip, and (b or 1, 1, t - 1, h, w) what is seen again along them: 1, or 0 where hidden.
@@ -48,13 +51,13 @@ def motion_gradient(
     direction: str = "both",
     cuts: Sequence[int] = (),
     segment: int | None = None,
-    knee: float = 0.0,
+    knee: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give the loss and its gradient, float32: over all pairs, the mean |warped neighbour - frame| where seen.
 
     direction "backward" compares frames with the next one, "forward" with the one before. Nothing is compared
     across `cuts`, frames that start a new scene, nor across segments of `segment` frames. Differences below
-    `knee` count by their square (Huber's loss, slope 1 beyond it).
+    `knee`, which broadcasts to (b, c, h, w), count by their square (Huber's loss, slope 1 beyond it).
     """
     _check(x, flows, form, direction)
     loss = torch.zeros((), device=x.device)
@@ -70,6 +73,46 @@ def motion_gradient(
             if of_source is not None:
                 gradient[:, :, term.source] += of_source
     return loss, gradient
+
+
+@torch.no_grad()
+def guide_clean(
+    x: torch.Tensor,
+    flows: Flows,
+    strength: float = 1.0,
+    *,
+    form: str = DEFAULT,
+    direction: str = "both",
+    cuts: Sequence[int] = (),
+    segment: int | None = None,
+) -> torch.Tensor:
+    """Move a clean latent down the motion loss: a few short steps whose length does not depend on the size.
+
+    Differences are measured in deviations of their channel; those up to one count by their square, so that frames
+    close in on each other instead of jumping past. `strength` 1 takes most of the way, 2 is the most that is stable.
+    """
+    if x.shape[2] < 2 or strength == 0:
+        return x
+    on_device = Flows(*(part.to(x.device) for part in with_seen(flows)))
+    moved = x.float()
+    knee = moved.std((0, 2, 3, 4), keepdim=True)[:, :, 0].clamp_min(1e-6)
+    length = strength * _STEP * knee[:, :, None] * moved[:, :, 0].numel()  # of a mean's gradient
+    for _ in range(_ROUNDS):
+        options = {"form": form, "direction": direction, "cuts": cuts, "segment": segment, "knee": knee}
+        moved = moved - length * motion_gradient(moved, on_device, **options)[1]
+    return moved.to(x.dtype)
+
+
+def with_seen(flows: Flows) -> Flows:
+    """Work out what is seen again along flows that come without it."""
+    if flows.forward_seen is not None and flows.backward_seen is not None:
+        return flows
+    pairs = range(flows.forward.shape[2])
+    if not pairs:
+        return Flows(flows.forward, flows.backward, flows.forward[:, :1], flows.backward[:, :1])
+    ahead = [1 - occlusion(flows.forward[:, :, i], flows.backward[:, :, i]) for i in pairs]
+    behind = [1 - occlusion(flows.backward[:, :, i], flows.forward[:, :, i]) for i in pairs]
+    return Flows(flows.forward, flows.backward, *(torch.stack(seen, 2) for seen in (ahead, behind)))
 
 
 def published_update(x: torch.Tensor, gradient: torch.Tensor, log_variance: float, strength: float):
@@ -124,13 +167,14 @@ def _term_gradient(target, source, flow, seen, knee):
     # Hosts run inside inference mode, where nothing can be differentiated; copies made outside of it can.
     with torch.inference_mode(False), torch.enable_grad():
         target, flow, seen = (each.detach().clone().float() for each in (target, flow, seen))
+        knee = None if knee is None else knee.detach().clone()
         latents = [target.requires_grad_()]
         warped = torch.zeros_like(target)
         if source is not None:
             latents.append(source.detach().clone().float().requires_grad_())
             warped = warp(latents[1], flow, padding="zeros")
         size = (seen * (warped - target)).abs()
-        if knee > 0:
+        if knee is not None:
             size = torch.where(size < knee, size.square() / (2 * knee), size - knee / 2)
         loss = size.mean()
         gradients = torch.autograd.grad(loss, latents)

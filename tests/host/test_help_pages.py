@@ -6,7 +6,7 @@ import pytest
 
 NODES = (
     "VSRLoadVideoRestorer VSRCascadeInput VSRReferenceSet VSRConditioning VSRSeededNoise VSRRestorerSampler "
-    "VSRRefineSigmas VSRLoadFlowModel VSREstimateMotion VSRLatentPropagation VSRSpatialTiles "
+    "VSRRefineSigmas VSRLoadFlowModel VSREstimateMotion VSRLatentPropagation VSRMotionGuidance VSRSpatialTiles "
     "VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo VSRCompareMeasure"
 ).split()
 

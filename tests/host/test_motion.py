@@ -126,6 +126,20 @@ def test_raft_is_loaded_from_the_hosts_folder(core, flow_folder, estimate, movin
     assert picture.shape == (2, 32, 40, 3)
 
 
+def test_spynet_is_loaded_from_the_published_form(core, flow_folder, estimate, moving):
+    from cascadevsr.models.motion.spynet import SpyNet
+
+    torch.manual_seed(0)
+    network = SpyNet().eval()
+    constants = {"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}
+    torch.save({"params": {**network.state_dict(), **constants}}, flow_folder / "spynet.pth")
+    frames = moving(3, 20, 40)
+    motion = estimate(frames, load("spynet.pth"))[0]
+    images = frames.movedim(-1, 1)
+    expected = network(images[:-1], images[1:])
+    assert torch.allclose(motion.forward.float(), expected, atol=0.01 * float(expected.abs().max()))
+
+
 def test_a_wrong_file_says_what_it_is_and_what_was_expected(core, flow_folder, tiny_file):
     from cascadevsr.models.checkpoints import CheckpointError, save_state
     from cascadevsr.models.motion.raft import RAFT
@@ -142,7 +156,7 @@ def test_a_wrong_file_says_what_it_is_and_what_was_expected(core, flow_folder, t
         "tiny": r"must hold the large RAFT .*; got tiny.safetensors, with \d+ entries such as dit",
         "cut": "must be complete and readable",
         "small": "which is the small RAFT",
-        "spy": "which is the optical flow network SpyNet",
+        "spy": "which is a part or a relative of the optical flow network SpyNet",
         "lora": "which is a LoRA",
         "part": "missing or of another shape, such as update_block.mask.2",
     }.items():
