@@ -82,21 +82,13 @@ def _clip(recorded_frames):
 
 
 def _guided(model, given):
-    """Guide along the recorded flows in the published form."""
-    from cascadevsr.models.motion.guidance import PUBLISHED, Flows, motion_gradient, published_update
-    from cascadevsr.nodes.keys import AFTER_STEP_KEY
+    """Guide along the recorded flows by the node, in the published form."""
+    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.nodes.motion_guidance import MotionGuidance
 
-    names = ("flow_fwd_prop", "flow_bwd_prop", "fwd_occ", "bwd_occ")
-    backward, forward, hidden, hidden_back = (given[name].transpose(1, 2) for name in names)
-    flows = Flows(forward, backward, 1 - hidden, 1 - hidden_back)
-
-    def guide(x, log_variance, sigma, sigmas):
-        gradient = motion_gradient(x, flows, form=PUBLISHED)[1]
-        return published_update(x, gradient, log_variance, 10.0)
-
-    model = model.clone()
-    model.model_options["transformer_options"][AFTER_STEP_KEY] = (guide,)
-    return model
+    backward, forward = (given[name][0] for name in ("flow_fwd_prop", "flow_bwd_prop"))
+    motion = Motion(forward, backward, (), len(forward) + 1, *forward.shape[2:])
+    return MotionGuidance.execute(model, motion, 1.0, 0.0, 1.0, "both", "published").args[0]
 
 
 def _recorded_noise(monkeypatch, given):
