@@ -95,7 +95,7 @@ def guide_clean(
         return x
     on_device = Flows(*(part.to(x.device) for part in with_seen(flows)))
     moved = x.float()
-    knee = moved.std((0, 2, 3, 4), keepdim=True)[:, :, 0].clamp_min(1e-6)
+    knee = moved.std((0, 2, 3, 4), correction=0, keepdim=True)[:, :, 0].clamp_min(1e-6)
     length = strength * _STEP * knee[:, :, None] * moved[:, :, 0].numel()  # of a mean's gradient
     for _ in range(_ROUNDS):
         options = {"form": form, "direction": direction, "cuts": cuts, "segment": segment, "knee": knee}

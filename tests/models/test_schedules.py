@@ -1,13 +1,16 @@
-"""Flow schedules: ends exact, strictly descending, shift and its inverse. DDIM: its two halves, its settings."""
+"""Schedules: flow sigmas and their shift; the two halves and the settings of DDIM; ancestral DDPM."""
 
 import pytest
 import torch
 from cascadevsr.models.schedules import (
     DDIM,
     DiffusionSettings,
+    SpacedDDPM,
     betas,
     ddim_timesteps,
     ddim_update,
+    ddpm_posterior,
+    ddpm_timesteps,
     flow_sigmas,
     predict_clean,
     predict_noise,
@@ -168,3 +171,75 @@ def test_without_edits_it_is_the_well_known_ddim(prediction, clip, to_one, eta, 
         expected = theirs.step(output, t, x, **options).prev_sample
         x = ours.next(x, output, ours.predict_clean(x, output, t), t, eta, fresh)
         assert torch.allclose(x, expected, rtol=1e-4, atol=1e-5)
+
+
+# Ancestral DDPM
+
+MGLD = DiffusionSettings(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="epsilon",
+    clip_sample=False,
+)
+
+
+def test_ancestral_times_are_the_published_ones():
+    assert ddpm_timesteps(7)[::-1] == [0, 166, 333, 500, 666, 832, 999]
+    twenty_one = [
+        0,
+        50,
+        100,
+        150,
+        200,
+        250,
+        300,
+        350,
+        400,
+        450,
+        499,
+        549,
+        599,
+        649,
+        699,
+        749,
+        799,
+        849,
+        899,
+        949,
+        999,
+    ]
+    assert ddpm_timesteps(21)[::-1] == twenty_one
+    assert ddpm_timesteps(1000) == list(range(999, -1, -1)) and ddpm_timesteps(2) == [999, 0]
+    assert ddpm_timesteps(50)[::-1][:5] == [0, 20, 41, 61, 82]
+    for steps in (1, 1001):
+        with pytest.raises(ValueError, match=f"Ancestral DDPM: needs 2 to 1000 steps; got {steps}"):
+            ddpm_timesteps(steps)
+
+
+@given(st.integers(2, 60))
+def test_an_ancestral_step_keeps_the_share_of_signal_and_noise(steps):
+    """With the true clean sample and noise, the result has the mean and variance of the next noise level."""
+    run = SpacedDDPM(MGLD, steps)
+    for alpha, following in zip(run.alphas[:-1], run.alphas[1:], strict=True):
+        of_clean, of_x, log_variance = ddpm_posterior(alpha, following)
+        assert float(of_clean + of_x * alpha.sqrt()) == pytest.approx(float(following.sqrt()), abs=1e-9)
+        variance = float(of_x**2 * (1 - alpha) + log_variance.exp())
+        assert variance == pytest.approx(float(1 - following), abs=1e-9)
+
+
+def test_the_last_ancestral_step_is_the_prediction_without_noise():
+    run = SpacedDDPM(MGLD, 5)
+    x, output, fresh = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    clean = run.predict_clean(x, output, 4)
+    assert torch.allclose(run.next(x, clean, fresh * float("nan"), 4), clean)
+    assert run.log_variance(4) == pytest.approx(-46.0517, abs=1e-4)
+    assert not torch.allclose(run.next(x, clean, fresh, 3), run.next(x, clean, 0 * fresh, 3))
+    assert run.next(x.half(), clean.half(), fresh.half(), 3).dtype == torch.float16
+
+
+def test_the_start_still_shows_the_clean_sample():
+    run = SpacedDDPM(MGLD, 50)
+    clean, noise = torch.ones(3), torch.zeros(3)
+    assert run.noised(clean, noise)[0] == pytest.approx(0.0682649, abs=1e-6)
+    assert run.noised(noise, clean)[0] == pytest.approx(0.9976673, abs=1e-6)
