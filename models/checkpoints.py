@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,22 @@ State = dict[str, torch.Tensor]
 
 _ZIP, _PICKLE = b"PK", b"\x80"  # first bytes of torch files: the zip form, and the one before torch 1.6
 _NESTED = ("state_dict", "params_ema", "params", "model")  # where training frameworks put the weights
+# Where the classes come from that training frameworks pickle beside weights (callbacks, settings). They are read as
+# _Bookkeeping, which does nothing: nothing of these packages, or of any other, is imported or run.
+_FRAMEWORKS = ("lightning", "lightning_fabric", "omegaconf", "pytorch_lightning", "torchmetrics")
+_PLAIN_TYPES = ("builtins.dict", "builtins.int", "builtins.list", "collections.defaultdict", "typing.Any")
 # What torch.load and pickle raise on files cut short or scrambled.
 _DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
+
+
+class _Bookkeeping:
+    """Stands for an object of a training framework: takes anything, keeps nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
 
 
 class CheckpointError(ValueError):
@@ -89,7 +104,8 @@ def _load_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 
 def _load_torch(path: Path) -> State:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_bookkeeping_in(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None and "Unsupported" not in str(error):
@@ -107,6 +123,27 @@ def _load_torch(path: Path) -> State:
             f"{type(content).__name__} and no tensor. Choose another file."
         )
     return state
+
+
+def _bookkeeping_in(path: Path) -> list[tuple]:
+    """List what to read as _Bookkeeping; nothing where the file names any class of another origin."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (*_DAMAGE, pickle.UnpicklingError):  # older torch files, and damaged ones: torch.load says why
+        return []
+    known = all(name.split(".")[0] in _FRAMEWORKS or name in _PLAIN_TYPES for name in names)
+    return [(_stand_in(name), name) for name in names] if known else []
+
+
+def _stand_in(name: str):
+    """Choose what is read in place of a class: torch fills nothing but its own kinds of dicts with items."""
+    if name == "collections.defaultdict":
+        return _empty_dict
+    return OrderedDict if name.endswith("Dict") else _Bookkeeping
+
+
+def _empty_dict(*_):
+    return OrderedDict()
 
 
 def _find_tensors(content) -> State:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .checkpoints import CheckpointError
+from .checkpoints import CheckpointError, State, save_state
 
 PLAIN, CONDITIONED = "plain", "lr-conditioned"
 DECODERS = ("auto", PLAIN, CONDITIONED)
@@ -23,3 +24,19 @@ def no_such_decoder(name: str, has: list[str], wanted: str, remedy: str) -> Chec
         f"the decoder must be one that {name} has ({', '.join(has) or 'none'}); got {wanted}. Choose auto, or "
         f"{remedy}."
     )
+
+
+def check_target(target: Path) -> None:
+    """Refuse a name for a converted file before the work begins."""
+    if target.suffix != ".safetensors":
+        raise CheckpointError(
+            f"the result must be named *.safetensors; got {target.name}. Change the last argument."
+        )
+
+
+def write_converted(
+    target: Path, tensors: State, metadata: Mapping[str, str], say: Callable[[str], None]
+) -> None:
+    """Write a converted release as safetensors, and say how large it is and under which licence."""
+    save_state(target, tensors, metadata)
+    say(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e9:.2f} GB. {metadata['licence']}")

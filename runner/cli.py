@@ -92,12 +92,14 @@ def parser() -> argparse.ArgumentParser:
         "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="see: run.py train --help"
     )
 
-    convert = add(
-        "convert", "write published weights of Upscale-A-Video as one safetensors file with metadata"
+    convert = add("convert", "write published weights of Upscale-A-Video or MGLD-VSR as one safetensors file")
+    convert.add_argument(
+        "input", metavar="IN", help="the released folder, or its UNet file (for MGLD-VSR mgldvsr_unet.ckpt)"
     )
-    convert.add_argument("input", metavar="IN", help="the released folder, or its UNet file")
     convert.add_argument("output", metavar="OUT.safetensors", help="the file to write")
-    convert.add_argument("--half", action="store_true", help="store UNet and text encoder in half precision")
+    convert.add_argument(
+        "--half", action="store_true", help="store the networks that sample in half precision"
+    )
 
     setup = add("setup", "only set up the environment and ComfyUI, and say where they are")
     setup.add_argument("--tests", action="store_true", help="with what the tests need")

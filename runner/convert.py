@@ -1,4 +1,4 @@
-"""`run.py convert`: published weights of Upscale-A-Video -> one safetensors file with metadata."""
+"""`run.py convert`: published weights of Upscale-A-Video or MGLD-VSR -> one safetensors file with metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def main(options, host: Host) -> int:
     if not source.exists():
         raise RunnerError(f"the source must exist; got {source}. Check the path.")
     try:
-        load("models.upscale_a_video.convert").convert(source, target, options.half, print)
+        if not load("models.mgld_vsr.convert").convert(source, target, options.half, print):
+            load("models.upscale_a_video.convert").convert(source, target, options.half, print)
     except errors as error:
         raise RunnerError(str(error)) from error
     return 0

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from ..checkpoints import State, strip_prefix
+from ..checkpoints import State, load_state, strip_prefix
+from ..released import check_target, write_converted
 from .config import text_config_from_state
-from .release import ARCHITECTURE, EMPTY_PROMPT, LICENCE, PARTS, SEQUENCE_VAE, TEXT, Release
+from .release import (
+    ARCHITECTURE,
+    EMPTY_PROMPT,
+    LICENCE,
+    PARTS,
+    SEQUENCE_VAE,
+    TEXT,
+    Release,
+    is_release_folder,
+    open_folder,
+    open_state,
+)
 from .text import OpenCLIPText
+
+
+def convert(
+    source: Path, target: Path, half: bool = False, say: Callable[[str], None] = lambda text: None
+) -> bool:
+    """Read the folder of the two checkpoints, or the UNet's one, and write `target`; False for anything else.
+
+    half stores UNet and structure encoder as float16; autoencoders stay as they are.
+    """
+    check_target(target)
+    if source.is_dir():
+        release = open_folder(source) if is_release_folder(source) else None
+    else:
+        release = open_state(*load_state(source), source)
+    if release is None:
+        return False
+    write_converted(target, *collect(release, half, say), say)
+    return True
 
 
 def empty_prompt(state: State, heads: int = 16) -> torch.Tensor:

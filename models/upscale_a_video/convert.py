@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import CheckpointError, State, load_state, save_state
+from ..checkpoints import CheckpointError, State, load_state
 from ..motion.raft import is_raft, raft_state
+from ..released import check_target, write_converted
 from .release import ARCHITECTURE, LICENCE, VAE_PREFIXES, Release, open_folder, open_state
 
 _RAFT_LICENCE = "RAFT: BSD 3-Clause License."
@@ -23,13 +24,9 @@ def convert(
 
     half stores UNet and text encoder as float16, in which the published program runs them; VAEs stay as they are.
     """
-    if target.suffix != ".safetensors":
-        raise CheckpointError(
-            f"the result must be named *.safetensors; got {target.name}. Change the last argument."
-        )
+    check_target(target)
     tensors, metadata = _read(source, half, say)
-    save_state(target, tensors, metadata)
-    say(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e9:.2f} GB. {metadata['licence']}")
+    write_converted(target, tensors, metadata, say)
 
 
 def _read(source: Path, half: bool, say: Callable[[str], None]) -> tuple[State, dict[str, str]]:
@@ -47,8 +44,9 @@ def _read(source: Path, half: bool, say: Callable[[str], None]) -> tuple[State, 
     release = open_state(state, metadata, source)
     if release is None:
         raise CheckpointError(
-            f"the source must be the released folder of Upscale-A-Video, its UNet, or RAFT; got {source.name}. "
-            "Choose the folder that holds unet/, vae/ and text_encoder/."
+            "the source must be the released folder of Upscale-A-Video, its UNet, the folder of MGLD-VSR's two "
+            f"checkpoints, or RAFT; got {source.name}. Choose the folder that holds unet/, vae/ and text_encoder/, "
+            "or mgldvsr_unet.ckpt."
         )
     return collect(release, half, say)
 

@@ -3,6 +3,8 @@
 import collections
 import os
 import pickle
+import sys
+import types
 
 import pytest
 import torch
@@ -118,6 +120,37 @@ def test_files_that_are_no_checkpoints(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="a list and no tensor"):
         load_state(tmp_path / "list.pt")
+
+
+def test_bookkeeping_of_a_training_framework_is_skipped_and_never_imported(tmp_path, monkeypatch):
+    names = ["pytorch_lightning", "pytorch_lightning.callbacks"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    kinds = {"ModelCheckpoint": object, "AttributeDict": dict}
+    kinds = {name: type(name, (base,), {"__module__": names[1]}) for name, base in kinds.items()}
+    for name, kind in kinds.items():
+        setattr(sys.modules[names[1]], name, kind)
+    callback = kinds["ModelCheckpoint"]()
+    callback.best = "a"
+    content = {
+        "state_dict": tensors(),
+        "callbacks": {kinds["ModelCheckpoint"]: callback},
+        "hyper_parameters": kinds["AttributeDict"](rate=collections.defaultdict(list, a=[1])),
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    assert_same(load_state(tmp_path / "a.ckpt")[0], tensors())
+    assert not [name for name in sys.modules if name in names]
+
+
+def test_code_beside_bookkeeping_is_still_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+    kind = type("DictConfig", (), {"__module__": "omegaconf"})
+    sys.modules["omegaconf"].DictConfig = kind
+    torch.save({"a": kind(), "b": os.system, "w": torch.ones(1)}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="pickled code"):
+        load_state(tmp_path / "a.ckpt")
 
 
 def test_helpers():
