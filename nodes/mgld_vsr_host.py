@@ -45,7 +45,7 @@ from ..models.schedules import ddpm_timesteps
 from . import host, run_state
 from .keys import PRESET_KEY, REFERENCE
 from .mgld_vsr_vae import MGLDVAE
-from .native_model import check_text_width, load_native, lr_condition, say_licence
+from .native_model import check_text_width, does_not_fit, load_native, lr_condition, say_licence
 
 _FIRST_STAGE = "first_stage."
 _FIRST_DECODER = (f"{_FIRST_STAGE}decoder.", f"{_FIRST_STAGE}post_quant_conv.")
@@ -187,10 +187,7 @@ def load_mgld_vsr(release: Release, path: Path, precision: str, decoder: str, pr
     except (KeyError, IndexError, RuntimeError, ZeroDivisionError, ValueError) as error:
         if management.is_oom(error):
             raise
-        raise CheckpointError(
-            f"the entries must fit the MGLD-VSR architecture; got {release.name}: "
-            f"{str(error).splitlines()[0][:300]}. The file is damaged or of another version: download it again."
-        ) from error
+        raise does_not_fit("MGLD-VSR", release.name, error) from error
     log = logging.getLogger(__name__)
     log.info("Loaded %s (mgld_vsr, preset %s)", release.name, preset)
     if release.sequence is None:

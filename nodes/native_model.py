@@ -7,6 +7,7 @@ import comfy.model_management as management
 import comfy.model_patcher
 import torch
 
+from ..models.checkpoints import CheckpointError
 from . import host, run_state
 from .keys import LR_KEY
 
@@ -19,6 +20,15 @@ def say_licence(text: str) -> None:
     if text not in _licences_said:
         _licences_said.add(text)
         logging.getLogger(__name__).info(text)
+
+
+def does_not_fit(model: str, name: str, error: Exception) -> CheckpointError:
+    """Make the error for entries that the networks of `model` do not take."""
+    reason = " ".join(str(error).split())[:300].rstrip(".")
+    return CheckpointError(
+        f"the entries must fit the {model} architecture; got {name}: {reason}. The file is damaged or of another "
+        "version: download it again."
+    )
 
 
 def lr_condition(values: Mapping, model: str, channels: int, what: str) -> torch.Tensor:

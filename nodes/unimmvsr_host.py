@@ -14,12 +14,12 @@ import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ..models.checkpoints import CheckpointError, load_state, strip_prefix
+from ..models.checkpoints import load_state, strip_prefix
 from ..models.unimmvsr.config import SPACE, TIME, DiTConfig, dit_config, vae_config
 from ..models.unimmvsr.dit import UniMMVSRDiT
 from . import host, run_state
 from .keys import LEVEL_KEY, REFERENCES_KEY
-from .native_model import load_native, lr_condition
+from .native_model import does_not_fit, load_native, lr_condition
 from .video_vae import RestorerVAE, preview_factors
 
 
@@ -123,11 +123,7 @@ def load_unimmvsr(state: dict[str, torch.Tensor], path: Path, precision: str):
     ) as error:  # load_state_dict raises RuntimeError
         if management.is_oom(error):
             raise
-        raise CheckpointError(
-            f"the entries must fit the UniMMVSR architecture; got {path.name}: "
-            f"{str(error).splitlines()[0][:300]}. The file is damaged or of another version: download it "
-            "again."
-        ) from error
+        raise does_not_fit("UniMMVSR", path.name, error) from error
     model.model.latent_format.latent_rgb_factors = factors
     model.model.latent_format.latent_rgb_factors_bias = bias
     model.cached_patcher_init = (_reload_model, (path, precision))

@@ -26,7 +26,7 @@ from ..models.upscale_a_video.sampling import reference_window_weights, referenc
 from ..models.upscale_a_video.unet import VideoUNet
 from . import host, run_state
 from .keys import LEVEL_KEY, PRESET_KEY
-from .native_model import check_text_width, load_native, lr_condition, say_licence
+from .native_model import check_text_width, does_not_fit, load_native, lr_condition, say_licence
 from .upscale_a_video_text import load_clip
 from .upscale_a_video_vae import UpscaleAVideoVAE
 
@@ -158,10 +158,7 @@ def load_upscale_a_video(release: Release, path: Path, precision: str, decoder: 
     except (KeyError, IndexError, RuntimeError, ZeroDivisionError, ValueError) as error:
         if management.is_oom(error):
             raise
-        raise CheckpointError(
-            f"the entries must fit the Upscale-A-Video architecture; got {release.name}: "
-            f"{str(error).splitlines()[0][:300]}. The file is damaged or of another version: download it again."
-        ) from error
+        raise does_not_fit("Upscale-A-Video", release.name, error) from error
     log = logging.getLogger(__name__)
     missing = [name for name, value in (("VAE", vae), ("CLIP", clip)) if value is None]
     log.info(

@@ -9,12 +9,11 @@ from cascadevsr.models.checkpoints import save_state
 from cascadevsr.models.mgld_vsr.config import StructureConfig, TextConfig, UNetConfig, VAEConfig
 from cascadevsr.tests.golden.cases import Case, find_cases
 
-LEVELS = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (1,)}
-UNET = UNetConfig(**LEVELS, num_head_channels=32, context_dim=32, semb_channels=32)
-STRUCTURE = StructureConfig(**LEVELS, out_channels=32, num_heads=2)
+LEVELS = {"model_channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (1,)}
+UNET = UNetConfig(**LEVELS, context_dim=32, semb_channels=32)
+STRUCTURE = StructureConfig(**LEVELS, out_channels=32)
 VAE = VAEConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1)
-TEXT = TextConfig(vocab_size=49408, width=32, heads=2, layers=2, projection=32)
-OPTIONS = {"num_head_channels": 32, "num_heads": 2, "text_heads": 2}
+TEXT = TextConfig(vocab_size=49408, width=32, layers=2, projection=32)
 _PUBLISHED = {
     "unet.": "model.diffusion_model.",
     "structure.": "structcond_stage_model.",
