@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import bench_upscale_a_video, quality
+from . import bench_restorers, quality
 from .binding import Target, bind_input, bind_target, parse_size
 from .encode import write_video
 from .errors import RunnerError
@@ -162,5 +162,6 @@ BENCHMARKS = {
     "import": (bench_import, True),
     "memory": (bench_memory, False),
     "quality": (bench_quality, False),
-    "upscale_a_video": (bench_upscale_a_video.run, False),
+    "upscale_a_video": (bench_restorers.upscale_a_video, False),
+    "mgld_vsr": (bench_restorers.mgld_vsr, False),
 }

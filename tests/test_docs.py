@@ -51,7 +51,11 @@ def test_template(file):
     for _, source, output, target, slot, _ in graph["links"]:
         assert nodes[source]["outputs"][output]["links"] and nodes[target]["inputs"][slot]["link"]
     types = [node["type"] for node in nodes.values()]
-    own = "VSRLatentPropagation" if "Upscale-A-Video" in file.stem else "VSRReferenceSet"
+    published = {
+        "Restore-with-Upscale-A-Video": "VSRLatentPropagation",
+        "Restore-with-MGLD-VSR": "VSRMotionGuidance",
+    }
+    own = published.get(file.stem, "VSRReferenceSet")
     for only in ("LoadVideo", "VSRCascadeInput", own, "VSRTemporalDecode", "CreateVideo", "SaveVideo"):
         assert types.count(only) == 1, f"run.py looks for one {only}"
     titles = {node["type"]: node.get("title") for node in nodes.values()}

@@ -40,8 +40,9 @@ def main() -> int:
     """Run every shipped workflow on the sample clip and store the pictures."""
     sample = make_sample()
     for file in shipped():
-        if file.stem == "Restore-with-Upscale-A-Video":  # its weights are not ours to ship: show what needs none
-            save_jpeg(file.with_suffix(".jpg"), split(sample, motion(sample), "its motion"), THUMBNAIL_BYTES)
+        if file.stem.startswith("Restore-with"):  # these weights are not ours to ship: show what needs none
+            picture = split(sample, motion(sample, "MGLD" in file.stem), "its motion")
+            save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
             continue
         frames = run(file.stem, sample)
         picture = inset(sample, frames) if file.stem.startswith("Cascade") else split(sample, frames)
@@ -62,10 +63,11 @@ def run(name: str, sample: Sample) -> np.ndarray:
         return np.array(job.run(workflow).frames[:, :height, :width])
 
 
-def motion(sample: Sample) -> np.ndarray:
+def motion(sample: Sample, backward: bool) -> np.ndarray:
     """Return the flow pictures (n, h, w, 3) that Estimate Motion makes of the sample."""
     motion = estimate_pairs(torch.from_numpy(np.array(sample.low)).float() / 255, BlockFlow())
-    return (flow_picture(motion.forward).clamp(0, 1) * 255).round().byte().numpy()
+    flow = motion.backward if backward else motion.forward
+    return (flow_picture(flow).clamp(0, 1) * 255).round().byte().numpy()
 
 
 def square(frame: np.ndarray) -> Image.Image:
