@@ -51,9 +51,9 @@ class MotionGuidance(io.ComfyNode):
                 io.Model.Input("model", tooltip="The video model to sample with guidance."),
                 MotionType.Input("motion", tooltip="The motion of this clip, from Estimate Motion."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=2.0, step=0.05,
-                    tooltip="How far frames are moved towards each other: 0 changes nothing, 1 most of the way; with "
-                    "form published and sampler ddpm, 1 is the published strength.",
+                    "strength", default=1.0, min=0.0, max=10.0, step=0.05,
+                    tooltip="How large a difference between frames may be to vanish: 0 changes nothing, 1 takes "
+                    "flicker, 10 content too; with form published and sampler ddpm, 1 is the published strength.",
                 ),
                 *part,
                 io.Combo.Input(

@@ -17,8 +17,11 @@ FORMS = (DEFAULT, PUBLISHED)
 SEGMENT = 5  # frames that the published program samples, and guides, by themselves
 PUBLISHED_STRENGTH = 10.0  # of its inference scripts
 
-# A frame is in four summands and an alternating one doubles that: steps of an eighth never overshoot.
+# Of the clean latent: a frame is in four summands and an alternating one doubles that, so that steps of an eighth never
+# overshoot. The knee, in deviations of a channel, was chosen on the built-in model decoded without its LR frames: up
+# to here PSNR holds within 0.1 dB, from twice as much on steadiness is bought with detail.
 _ROUNDS, _STEP = 8, 1 / 8
+_KNEE = 0.05
 
 
 class Flows(NamedTuple):
@@ -86,17 +89,17 @@ def guide_clean(
     cuts: Sequence[int] = (),
     segment: int | None = None,
 ) -> torch.Tensor:
-    """Move a clean latent down the motion loss: a few short steps whose length does not depend on the size.
+    """Move a clean latent down the motion loss, by a few short steps whose length does not depend on the size.
 
-    Differences are measured in deviations of their channel; those up to one count by their square, so that frames
-    close in on each other instead of jumping past. `strength` 1 takes most of the way, 2 is the most that is stable.
+    Small differences, which flicker, vanish; large ones, which are content or wrong motion, lose at most 0.4
+    deviations of their channel at `strength` 1, in proportion at others. Frames never move past each other.
     """
     if x.shape[2] < 2 or strength == 0:
         return x
     on_device = Flows(*(part.to(x.device) for part in with_seen(flows)))
     moved = x.float()
-    knee = moved.std((0, 2, 3, 4), correction=0, keepdim=True)[:, :, 0].clamp_min(1e-6)
-    length = strength * _STEP * knee[:, :, None] * moved[:, :, 0].numel()  # of a mean's gradient
+    knee = strength * _KNEE * moved.std((0, 2, 3, 4), correction=0, keepdim=True)[:, :, 0].clamp_min(1e-6)
+    length = _STEP * knee[:, :, None] * moved[:, :, 0].numel()  # of a mean's gradient
     for _ in range(_ROUNDS):
         options = {"form": form, "direction": direction, "cuts": cuts, "segment": segment, "knee": knee}
         moved = moved - length * motion_gradient(moved, on_device, **options)[1]

@@ -81,11 +81,21 @@ def test_a_clip_that_moves_as_told_has_no_loss_but_in_the_published_form():
 
 def test_guidance_brings_frames_together_and_never_past_each_other():
     x, flows = clip(6), uniform(6)
-    losses = [float(motion_gradient(guide_clean(x, flows, s), flows)[0]) for s in (0.0, 0.5, 1.0, 2.0)]
-    assert losses == sorted(losses, reverse=True) and losses[2] < 0.5 * losses[0]
-    moved = guide_clean(x, flows, 2.0)
+    losses = [float(motion_gradient(guide_clean(x, flows, s), flows)[0]) for s in (0.0, 0.5, 1.0, 10.0)]
+    assert losses == sorted(losses, reverse=True) and losses[3] < 0.5 * losses[0]
+    moved = guide_clean(x, flows, 10.0)
     assert moved.abs().max() <= x.abs().max()
     assert torch.allclose(moved.mean(2), x.mean(2), atol=0.05), "what one frame gains another loses"
+
+
+def test_large_differences_lose_a_little_and_small_ones_all():
+    x = torch.zeros(1, 1, 2, HEIGHT, WIDTH)
+    x[:, :, 1, :, :4], x[:, :, 1, :, 4:] = 1.0, 0.02
+    deviation = float(x.std(correction=0))
+    moved = guide_clean(x, uniform(2))
+    gap = moved[:, :, 1] - moved[:, :, 0]
+    assert gap[..., 4:].max() < 0.01
+    assert torch.allclose(gap[..., :4], torch.tensor(1 - 0.2 * deviation), atol=1e-4)
 
 
 def test_the_strength_does_not_depend_on_size_or_scale():
