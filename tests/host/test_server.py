@@ -189,6 +189,7 @@ def test_every_shipped_workflow_runs(host_server, client, files, path):
     from cascadevsr.runner.video import write_video
 
     frames = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
+    frames = frames[:2] if "MGLD" in path.stem else frames  # that one restores at 512 px
     write_video(host_server.input_dir / "clip.mp4", frames, 24)
     prompt = json.loads(path.read_text(encoding="utf-8"))
     restorers = host_server.models_dir / "video_restorers"  # tiny networks where the templates' notes tell
@@ -203,7 +204,7 @@ def test_every_shipped_workflow_runs(host_server, client, files, path):
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = "picture.png"
         if node["inputs"].get("steps") == 50:
-            node["inputs"]["steps"] = 2  # of a clip that is restored at 512 px
+            node["inputs"]["steps"] = 2
         if node["inputs"].get("restorer") == "built-in":
             node["inputs"]["restorer"] = RESTORER  # in a second, with the same graph
     result = client.run(prompt, timeout=180)
