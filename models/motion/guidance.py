@@ -1,7 +1,8 @@
 """Motion guidance (MGLD-VSR): how far the frames of a latent clip disagree along the motion, and the way downhill.
 
 A clip is (b, c, t, h, w). Forward flow i leads from frame i to i + 1, backward flow i from i + 1 to i, both
-(b or 1, 2, t - 1, h, w) in cells, (dx, dy). Gradients are taken on the latent alone, two frames at a time.
+(b or 1, 2, t - 1, h, w) in cells, (dx, dy). Gradients are taken on the latent alone, a few pairs of frames at a
+time, so that memory does not grow with the clip.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ DEFAULT, PUBLISHED = "default", "published"
 FORMS = (DEFAULT, PUBLISHED)
 SEGMENT = 5  # frames that the published program samples, and guides, by themselves
 PUBLISHED_STRENGTH = 10.0  # of its inference scripts
+_AT_ONCE = 1 << 22  # latent values of the frames whose pairs are differentiated together, or else one pair
 
 # Of the clean latent: a frame is in four summands and an alternating one doubles that, so that steps of an eighth never
 # overshoot. The knee, in deviations of a channel, was chosen on the built-in model decoded without its LR frames: up
@@ -60,21 +62,21 @@ def motion_gradient(
 
     direction "backward" compares frames with the next one, "forward" with the one before. Nothing is compared
     across `cuts`, frames that start a new scene, nor across segments of `segment` frames. Differences below
-    `knee`, which broadcasts to (b, c, h, w), count by their square (Huber's loss, slope 1 beyond it).
+    `knee`, which broadcasts to (n, c, h, w), count by their square (Huber's loss, slope 1 beyond it).
     """
     _check(x, flows, form, direction)
     loss = torch.zeros((), device=x.device)
     gradient = torch.zeros_like(x, dtype=torch.float32)
-    for start, stop in spans(x.shape[2], cuts, segment):
-        for term in _terms(start, stop, form, direction):
-            flow, seen = _along(term, flows, x)
-            target = x[:, :, term.target]
-            source = None if term.source is None else x[:, :, term.source]
-            part, of_target, of_source = _term_gradient(target, source, flow, seen, knee)
-            loss += part
-            gradient[:, :, term.target] += of_target
-            if of_source is not None:
-                gradient[:, :, term.source] += of_source
+    at_once = max(1, _AT_ONCE // max(1, x[:, :, 0].numel()))
+    for ahead in (True, False):
+        terms = [
+            term
+            for start, stop in spans(x.shape[2], cuts, segment)
+            for term in _terms(start, stop, form, direction)
+            if term.ahead == ahead
+        ]
+        for first in range(0, len(terms), at_once):
+            loss += _add_gradient(gradient, x, flows, terms[first : first + at_once], knee)
     return loss, gradient
 
 
@@ -149,39 +151,51 @@ def _terms(start: int, stop: int, form: str, direction: str) -> Iterator[_Term]:
             yield _Term(i, None if first else i - 1, False, max(i - 1 - published, start), i - 1)
 
 
-def _along(term: _Term, flows: Flows, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the flow and the weights of a term, on the device of x."""
-    flow, opposite = (flows.forward, flows.backward) if term.ahead else (flows.backward, flows.forward)
-    seen = flows.forward_seen if term.ahead else flows.backward_seen
-
-    def frame(stack: torch.Tensor, pair: int) -> torch.Tensor:
-        chosen = stack[:, :, pair].to(x.device, torch.float32)
-        return chosen.expand(x.shape[0], -1, -1, -1)
-
-    if seen is None:
-        weight = 1 - occlusion(frame(flow, term.seen_pair), frame(opposite, term.seen_pair))
-    else:
-        weight = frame(seen, term.seen_pair)
-    return frame(flow, term.flow_pair), weight
-
-
-def _term_gradient(target, source, flow, seen, knee):
-    """Give (loss, its gradient at the target, at the source or None)."""
+def _add_gradient(gradient, x, flows: Flows, terms: Sequence[_Term], knee) -> torch.Tensor:
+    """Add the gradient of summands of one direction, and give their loss."""
+    targets = [term.target for term in terms]
+    sources = [term.target if term.source is None else term.source for term in terms]  # those are masked
+    present = torch.tensor([term.source is not None for term in terms], device=x.device, dtype=torch.float32)
+    flow, seen = _along(terms, flows, x)
     # Hosts run inside inference mode, where nothing can be differentiated; copies made outside of it can.
     with torch.inference_mode(False), torch.enable_grad():
-        target, flow, seen = (each.detach().clone().float() for each in (target, flow, seen))
+        flow, seen, present = flow.clone(), seen.clone(), present.clone()
         knee = None if knee is None else knee.detach().clone()
-        latents = [target.requires_grad_()]
-        warped = torch.zeros_like(target)
-        if source is not None:
-            latents.append(source.detach().clone().float().requires_grad_())
-            warped = warp(latents[1], flow, padding="zeros")
+        target, source = (_fold(x, frames).detach().clone().requires_grad_() for frames in (targets, sources))
+        warped = warp(source, flow, padding="zeros") * present.repeat(len(x)).view(-1, 1, 1, 1)
         size = (seen * (warped - target)).abs()
         if knee is not None:
             size = torch.where(size < knee, size.square() / (2 * knee), size - knee / 2)
-        loss = size.mean()
-        gradients = torch.autograd.grad(loss, latents)
-    return loss.detach(), gradients[0], gradients[1] if source is not None else None
+        loss = size.sum() / x[:, :, 0].numel()
+        parts = torch.autograd.grad(loss, (target, source))
+    for frames, part in zip((targets, sources), parts, strict=True):
+        unfolded = part.unflatten(0, (len(x), -1)).transpose(1, 2)
+        gradient.index_add_(2, torch.tensor(frames, device=x.device), unfolded)
+    return loss.detach()
+
+
+def _fold(stack: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
+    """Give frames of (b, c, t, h, w) as (b * n, c, h, w), in float32."""
+    return stack[:, :, list(frames)].float().transpose(1, 2).flatten(0, 1)
+
+
+def _along(terms: Sequence[_Term], flows: Flows, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the flows and the weights of summands of one direction, (b * n, ., h, w) on the device of x."""
+    ahead = terms[0].ahead
+    flow, opposite = (flows.forward, flows.backward) if ahead else (flows.backward, flows.forward)
+    seen = flows.forward_seen if ahead else flows.backward_seen
+
+    def pairs(stack: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+        chosen = stack[:, :, list(numbers)].to(x.device, torch.float32)
+        return chosen.expand(len(x), -1, -1, -1, -1).transpose(1, 2).flatten(0, 1)
+
+    numbers = [term.seen_pair for term in terms]
+    weight = (
+        1 - occlusion(pairs(flow, numbers), pairs(opposite, numbers))
+        if seen is None
+        else pairs(seen, numbers)
+    )
+    return pairs(flow, [term.flow_pair for term in terms]), weight
 
 
 def _check(x: torch.Tensor, flows: Flows, form: str, direction: str) -> None:
