@@ -15,7 +15,6 @@ import comfy.model_management as management
 import comfy.model_sampling
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..models.checkpoints import CheckpointError, State, load_state, strip_prefix
 from ..models.layout.geometry import ClipSize, pad_clip
@@ -42,10 +41,10 @@ from ..models.mgld_vsr.structure import StructureEncoder
 from ..models.mgld_vsr.unet import MGLDUNet
 from ..models.released import CONDITIONED, PLAIN, no_such_decoder
 from ..models.schedules import ddpm_timesteps
-from . import host, run_state
+from . import host
 from .keys import PRESET_KEY, REFERENCE
 from .mgld_vsr_vae import MGLDVAE
-from .native_model import check_text_width, does_not_fit, load_native, lr_condition, say_licence
+from .native_model import HostCalls, check_text_width, does_not_fit, load_native, lr_condition, say_licence
 
 _FIRST_STAGE = "first_stage."
 _FIRST_DECODER = (f"{_FIRST_STAGE}decoder.", f"{_FIRST_STAGE}post_quant_conv.")
@@ -102,7 +101,9 @@ class MGLDConfig(comfy.supported_models_base.BASE):
 
     unet_extra_config = {}
     latent_format = MGLDFormat
-    memory_usage_factor = 0.6  # the host multiplies by 0.01 MiB a cell and the bytes of a number
+    # 3000 numbers per cell were counted on the published size (live tensors at 64..160 columns), the rest is work
+    # space. The host multiplies by 0.01 MiB and the bytes of a number.
+    memory_usage_factor = 0.4
 
     def __init__(self, networks: Networks):
         super().__init__({"config": networks})
@@ -112,7 +113,7 @@ class MGLDConfig(comfy.supported_models_base.BASE):
         return MGLDModel(self, device=device)
 
 
-class HostNetworks(torch.nn.Module):
+class HostNetworks(HostCalls):
     """Structure encoder and UNet with the host's calling convention: layers, wrappers, progress."""
 
     def __init__(self, config: Networks, dtype=None, device=None, operations=None):
@@ -124,16 +125,8 @@ class HostNetworks(torch.nn.Module):
         self.register_buffer(EMPTY_PROMPT, torch.zeros(1, config.words, config.unet.context_dim))
         self.to(device=device, dtype=dtype)
 
-    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
+    def predict(self, x, timestep, context, progress, **_):
         """Predict the noise in `x` = noisy latents and LR latents on 4 + 4 channels."""
-        options = transformer_options or {}
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        executor = WrapperExecutor.new_class_executor(self._predict, self, wrappers)
-        return executor.execute(x, timestep, context, options, **kwargs)
-
-    def _predict(self, x, timestep, context, transformer_options, **_):
-        run = transformer_options.get(run_state.PROGRESS_KEY)
-        progress = run.blocks(transformer_options) if run is not None else None
         size = ClipSize(*x.shape[2:])
         x = pad_clip(x, ClipSize(max(size.frames, self.config.fill), size.height, size.width))
         noisy, lr = x.chunk(2, 1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import comfy.model_management as management
 import comfy.model_patcher
 import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..models.checkpoints import CheckpointError
 from . import host, run_state
@@ -13,6 +14,26 @@ from .keys import LR_KEY
 
 _SAMPLER = "KSampler / SamplerCustomAdvanced"
 _licences_said: set[str] = set()
+
+
+class HostCalls(torch.nn.Module):
+    """The host's calling convention for a network: wrappers around it, and progress of its blocks."""
+
+    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
+        """Predict through the wrappers of the host and of other nodes."""
+        options = transformer_options or {}
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._inside, self, wrappers)
+        return executor.execute(x, timestep, context, options, **kwargs)
+
+    def _inside(self, x, timestep, context, transformer_options, **conditions):
+        run = transformer_options.get(run_state.PROGRESS_KEY)
+        progress = run.blocks(transformer_options) if run is not None else None
+        return self.predict(x, timestep, context, progress, **conditions)
+
+    def predict(self, x, timestep, context, progress, **conditions):
+        """Give what the network predicts for x, which holds the LR clip on its last channels."""
+        raise NotImplementedError
 
 
 def say_licence(text: str) -> None:

@@ -12,14 +12,13 @@ import comfy.model_base
 import comfy.model_management as management
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..models.checkpoints import load_state, strip_prefix
 from ..models.unimmvsr.config import SPACE, TIME, DiTConfig, dit_config, vae_config
 from ..models.unimmvsr.dit import UniMMVSRDiT
-from . import host, run_state
+from . import host
 from .keys import LEVEL_KEY, REFERENCES_KEY
-from .native_model import does_not_fit, load_native, lr_condition
+from .native_model import HostCalls, does_not_fit, load_native, lr_condition
 from .video_vae import RestorerVAE, preview_factors
 
 
@@ -50,7 +49,7 @@ class UniMMVSRConfig(comfy.supported_models_base.BASE):
         return UniMMVSRModel(self, device=device)
 
 
-class HostDiT(UniMMVSRDiT):
+class HostDiT(HostCalls, UniMMVSRDiT):
     """The transformer with the host's calling convention: layers, wrappers, progress and sign."""
 
     def __init__(self, config: DiTConfig, dtype=None, device=None, operations=None):
@@ -58,19 +57,11 @@ class HostDiT(UniMMVSRDiT):
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
 
-    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
+    def predict(self, x, timestep, context, progress, noise_level=None, references=(), **_):
         """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
-        options = transformer_options or {}
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        executor = WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
-        return executor.execute(x, timestep, context, options, **kwargs)
-
-    def _velocity(self, x, timestep, context, transformer_options, noise_level=None, references=(), **_):
         noisy, lr = x.chunk(2, dim=1)
-        run = transformer_options.get(run_state.PROGRESS_KEY)
-        progress = run.blocks(transformer_options) if run is not None else None
         level = torch.zeros_like(timestep) if noise_level is None else noise_level
-        return -super().forward(noisy, timestep, lr, level, references, context, progress)
+        return -UniMMVSRDiT.forward(self, noisy, timestep, lr, level, references, context, progress)
 
 
 class UniMMVSRModel(comfy.model_base.BaseModel):

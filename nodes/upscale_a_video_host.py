@@ -15,7 +15,6 @@ import comfy.model_base
 import comfy.model_management as management
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..models.checkpoints import CheckpointError, load_state
 from ..models.layout.windows import Window
@@ -26,7 +25,7 @@ from ..models.upscale_a_video.sampling import reference_window_weights, referenc
 from ..models.upscale_a_video.unet import VideoUNet
 from . import host, run_state
 from .keys import LEVEL_KEY, PRESET_KEY
-from .native_model import check_text_width, does_not_fit, load_native, lr_condition, say_licence
+from .native_model import HostCalls, check_text_width, does_not_fit, load_native, lr_condition, say_licence
 from .upscale_a_video_text import load_clip
 from .upscale_a_video_vae import UpscaleAVideoVAE
 
@@ -77,7 +76,7 @@ class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
         return UpscaleAVideoModel(self, device=device)
 
 
-class HostUNet(VideoUNet):
+class HostUNet(HostCalls, VideoUNet):
     """The network with the host's calling convention: layers, wrappers, progress."""
 
     def __init__(self, config: uav.UNetConfig, dtype=None, device=None, operations=None):
@@ -85,23 +84,15 @@ class HostUNet(VideoUNet):
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
 
-    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
+    def predict(self, x, timestep, context, progress, noise_level=None, **_):
         """Predict v for `x` = noisy latents and noised LR frames on 4 + 3 channels."""
-        options = transformer_options or {}
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        executor = WrapperExecutor.new_class_executor(self._predict, self, wrappers)
-        return executor.execute(x, timestep, context, options, **kwargs)
-
-    def _predict(self, x, timestep, context, transformer_options, noise_level=None, **_):
         if context is None:
             raise ValueError(
                 f"{_SAMPLER}: Upscale-A-Video needs text; got a conditioning without. Link CLIP Text Encode to "
                 "VSR Conditioning, with its text left empty for no prompt."
             )
-        run = transformer_options.get(run_state.PROGRESS_KEY)
-        progress = run.blocks(transformer_options) if run is not None else None
         noisy, lr = x.split((uav.LATENT_CHANNELS, x.shape[1] - uav.LATENT_CHANNELS), 1)
-        return super().forward(noisy, timestep, lr, context, noise_level, progress)
+        return VideoUNet.forward(self, noisy, timestep, lr, context, noise_level, progress)
 
 
 class UpscaleAVideoModel(comfy.model_base.BaseModel):
