@@ -7,6 +7,7 @@ from: noised to the last trained time, never noise alone.
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.latent_formats
@@ -62,6 +63,10 @@ class MGLDFormat(comfy.latent_formats.SD15):
     vsr_tile_overlap = 128  # output px
     vsr_reference_tile = (mgld.TILE, mgld.TILE, TILE_OVERLAP)  # cells
     vsr_window = (mgld.SEGMENT, 1)
+
+    def __init__(self):
+        super().__init__()
+        self.taesd_decoder_name = None  # the host's small decoder takes pictures only, not clips
 
     @staticmethod
     def vsr_reference_windows(frames: int) -> tuple[tuple[Window, ...], tuple[torch.Tensor, ...]]:
@@ -120,8 +125,10 @@ class HostNetworks(HostCalls):
         super().__init__()
         layers = host.layers(operations, dtype, device)
         self.config, self.dtype = config, dtype
-        self.structure = StructureEncoder(config.structure, layers, host.attention)
-        self.unet = MGLDUNet(config.unet, layers, host.attention)
+        # The host computes the attention of Stable Diffusion 2 in fp32 where its kernels leave the choice.
+        attention = partial(host.attention, precision=torch.float32)
+        self.structure = StructureEncoder(config.structure, layers, attention)
+        self.unet = MGLDUNet(config.unet, layers, attention)
         self.register_buffer(EMPTY_PROMPT, torch.zeros(1, config.words, config.unet.context_dim))
         self.to(device=device, dtype=dtype)
 

@@ -52,6 +52,23 @@ def core(comfyui, tmp_path_factory):
     return SimpleNamespace(nodes=nodes, custom=custom, samplers=comfy.samplers)
 
 
+@pytest.fixture
+def listed(core):
+    """Show a folder of restorers to the host: listed(path)."""
+    import folder_paths
+    from cascadevsr.nodes import host
+
+    paths, extensions = folder_paths.folder_names_and_paths[host.RESTORER_FOLDER]
+
+    def show(path: Path) -> None:
+        folder_paths.folder_names_and_paths[host.RESTORER_FOLDER] = ([*paths, str(path)], extensions)
+        folder_paths.filename_list_cache.clear()
+
+    yield show
+    folder_paths.folder_names_and_paths[host.RESTORER_FOLDER] = (paths, extensions)
+    folder_paths.filename_list_cache.clear()
+
+
 @pytest.fixture(autouse=True)
 def inference():
     """Run tests as the host's executor runs nodes."""

@@ -1,5 +1,6 @@
 """MGLD-VSR in the host: recorded runs through the graph, loading, sizes, sampling, errors."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -410,26 +411,47 @@ def test_wrong_files_say_why(core, folder, tmp_path):
         _load(other, "auto")
 
 
-def test_the_list_shows_the_folder_and_not_its_files(core, folder):
-    import folder_paths
+def test_the_list_shows_the_folder_and_not_its_files(folder, listed):
     from cascadevsr.nodes import host
     from cascadevsr.nodes.loaders import LoadVideoRestorer
 
-    paths, extensions = folder_paths.folder_names_and_paths[host.RESTORER_FOLDER]
-    folder_paths.folder_names_and_paths[host.RESTORER_FOLDER] = ([*paths, str(folder.parent)], extensions)
-    folder_paths.filename_list_cache.clear()
-    try:
-        names = host.restorer_names()
-        assert "mgld_vsr" in names and not [name for name in names if name.endswith(".ckpt")]
-        first = LoadVideoRestorer.fingerprint_inputs("mgld_vsr", "auto")
-        model, vae, clip = LoadVideoRestorer.execute("mgld_vsr", "auto").args
-        assert model is not None and vae is not None and clip is None
-        file = folder / "video_vae_cfw.ckpt"
-        file.write_bytes(file.read_bytes())
-        assert LoadVideoRestorer.fingerprint_inputs("mgld_vsr", "auto") != first
-    finally:
-        folder_paths.folder_names_and_paths[host.RESTORER_FOLDER] = (paths, extensions)
-        folder_paths.filename_list_cache.clear()
+    listed(folder.parent)
+    names = host.restorer_names()
+    assert "mgld_vsr" in names and not [name for name in names if name.endswith(".ckpt")]
+    first = LoadVideoRestorer.fingerprint_inputs("mgld_vsr", "auto")
+    model, vae, clip = LoadVideoRestorer.execute("mgld_vsr", "auto").args
+    assert model is not None and vae is not None and clip is None
+    file = folder / "video_vae_cfw.ckpt"
+    file.write_bytes(file.read_bytes())
+    assert LoadVideoRestorer.fingerprint_inputs("mgld_vsr", "auto") != first
+    listed(folder)  # the files lie in the list's own folder: there is no name but the file's
+    assert {"mgldvsr_unet.ckpt", "video_vae_cfw.ckpt"} <= set(host.restorer_names())
+
+
+def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
+    """Every entry of the published files at their size, and no other; the text encoder becomes one embedding."""
+    import comfy.ops
+    from cascadevsr.models.mgld_vsr import config as mgld
+    from cascadevsr.models.mgld_vsr import release
+    from cascadevsr.nodes.mgld_vsr_host import HostNetworks, Networks
+
+    manifest = repository.parent / "shared" / "keys" / "mgld_vsr_mgldvsr_unet_ckpt_expected.json"
+    if not manifest.is_file():
+        pytest.skip("the list of published entries is not here")
+    entries = json.loads(manifest.read_text(encoding="utf-8"))
+    state = {key: torch.empty(shape, device="meta") for key, (shape, _) in entries.items()}
+    whole = release._whole(release._renamed(state), "published")
+    parts = {
+        name: {k.removeprefix(f"{name}."): v for k, v in whole.items() if k.startswith(f"{name}.")}
+        for name in ("unet", "structure")
+    }
+    shapes = Networks(
+        mgld.unet_config_from_state(parts["unet"]), mgld.structure_config_from_state(parts["structure"]), 77
+    )
+    network = HostNetworks(shapes, torch.float16, torch.device("meta"), comfy.ops.manual_cast)
+    wanted = {f"{name}.{key}": value.shape for name, part in parts.items() for key, value in part.items()}
+    found = {key: value.shape for key, value in network.state_dict().items()}
+    assert found == {**wanted, "empty_prompt": torch.Size((1, 77, 1024))}
 
 
 def test_the_licence_is_logged_once(core, folder, caplog, monkeypatch):

@@ -519,28 +519,21 @@ def test_unusable_releases_say_why(core, folder, tmp_path, case):
         _load(release, "auto")
 
 
-def test_the_list_shows_the_folder_and_not_its_parts(core, folder):
-    import folder_paths
+def test_the_list_shows_the_folder_and_not_its_parts(folder, listed):
     from cascadevsr.nodes import host
     from cascadevsr.nodes.loaders import LoadVideoRestorer
 
-    paths, extensions = folder_paths.folder_names_and_paths[host.RESTORER_FOLDER]
-    folder_paths.folder_names_and_paths[host.RESTORER_FOLDER] = ([*paths, str(folder.parent)], extensions)
     (folder.parent / "other.safetensors").write_bytes(b"")
-    folder_paths.filename_list_cache.clear()
-    try:
-        names = host.restorer_names()
-        assert names[0] == "built-in" and "upscale_a_video" in names and "other.safetensors" in names
-        assert not [name for name in names if "unet" in name or "vae" in name or "text" in name]
-        first = LoadVideoRestorer.fingerprint_inputs("upscale_a_video", "auto")
-        outputs = LoadVideoRestorer.execute("upscale_a_video", "auto").args
-        assert len(outputs) == 3 and all(output is not None for output in outputs)
-        config = folder / "unet" / "unet_video_config.json"
-        config.write_bytes(config.read_bytes())
-        assert LoadVideoRestorer.fingerprint_inputs("upscale_a_video", "auto") != first
-    finally:
-        folder_paths.folder_names_and_paths[host.RESTORER_FOLDER] = (paths, extensions)
-        folder_paths.filename_list_cache.clear()
+    listed(folder.parent)
+    names = host.restorer_names()
+    assert names[0] == "built-in" and "upscale_a_video" in names and "other.safetensors" in names
+    assert not [name for name in names if "unet" in name or "vae" in name or "text" in name]
+    first = LoadVideoRestorer.fingerprint_inputs("upscale_a_video", "auto")
+    outputs = LoadVideoRestorer.execute("upscale_a_video", "auto").args
+    assert len(outputs) == 3 and all(output is not None for output in outputs)
+    config = folder / "unet" / "unet_video_config.json"
+    config.write_bytes(config.read_bytes())
+    assert LoadVideoRestorer.fingerprint_inputs("upscale_a_video", "auto") != first
 
 
 def test_the_licence_is_logged_once(core, folder, caplog, monkeypatch):
@@ -573,7 +566,9 @@ def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample):
     with pytest.raises(ValueError, match="text must be 40 numbers wide for this model; got 768"):
         ksample(loaded.model, _prepare(loaded, frames, prompts=(wide, wide)))
     other = _prepare(SimpleNamespace(vae=vae, clip=loaded.clip), frames)
-    with pytest.raises(ValueError, match=r"needs low-resolution frames \(3 channels\) .* got a latent of 16 channels"):
+    with pytest.raises(
+        ValueError, match=r"needs low-resolution frames \(3 channels\) .* got a latent of 16 channels"
+    ):
         ksample(loaded.model, other)
     clip.samples = {"samples": torch.zeros(1, 4, 3, 8, 8)}
     with pytest.raises(ValueError, match="must have the grid of the low-resolution frames"):
