@@ -130,10 +130,10 @@ class SamplingProgress:
         return tick
 
 
-def inside(options: dict, index: int, count: int) -> dict:
-    """Copy model_options for sub-call `index` of `count`, whose progress is that part of the step."""
+def inside(options: dict, index: int, count: int, together: int = 1) -> dict:
+    """Copy model_options for the sub-calls from `index` of `count`, `together` in one, which are a part of the step."""
     options = options.copy()
     inner = options["transformer_options"] = options.get("transformer_options", {}).copy()
     start, length = inner.get(PART_KEY, (0.0, 1.0))
-    inner[PART_KEY] = (start + length * index / count, length / count)
+    inner[PART_KEY] = (start + length * index / count, length * together / count)
     return options

@@ -1,6 +1,5 @@
 """Spatial tiles and temporal windows for any native video MODEL; both fuse predictions at every step."""
 
-import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -8,15 +7,17 @@ from dataclasses import dataclass
 
 import comfy.context_windows as context_windows
 import comfy.model_management as management
+import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..models.layout.geometry import latent_frames
 from ..models.layout.tiles import Tile, TileFuser, plan_tiles
-from ..models.layout.windows import Window, plan_weights, plan_windows
+from ..models.layout.windows import plan_windows
 from . import host, run_state
 from .keys import PRESET_KEY, REFERENCE
+from .window_handler import WindowHandler
 
 _KEY = "vsr_tiles"  # wrapper key, and in transformer_options the tile chosen for this run
 _AUTO_TILES = (
@@ -29,6 +30,7 @@ _AUTO_TILES = (
 _AUTO_OVERLAP = 96  # px
 _AUTO_WINDOW, _AUTO_WINDOW_OVERLAP = 33, 8  # frames
 _HEADROOM = 1.3  # share of free memory a tile may not use
+_AT_ONCE = 4  # tiles predicted together on a GPU, where they fit
 
 
 class SpatialTiles(io.ComfyNode):
@@ -205,6 +207,7 @@ class TileChoice:
     width: int
     overlap: int
     own: Callable | None = None  # gives (tiles, weights) where the published ones are wanted
+    at_once: int = _AT_ONCE
     halved: bool = False
 
     def plan(self, shape: torch.Size) -> tuple[tuple[Tile, ...], tuple[torch.Tensor, ...] | None]:
@@ -261,13 +264,17 @@ def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
     if choice is None or x_in.ndim != 5:
         return executor(model, conds, x_in, timestep, model_options)
     while True:
+        plan = choice.plan(x_in.shape)
+        together = _count_together(model, plan[0], conds, x_in, choice.at_once)
         try:
-            return _predict_tiles(
-                executor, choice.plan(x_in.shape), model, conds, x_in, timestep, model_options
-            )
+            return _predict_tiles(executor, plan, together, model, conds, x_in, timestep, model_options)
         except Exception as error:  # the host tells out-of-memory errors of all devices from others
             if not management.is_oom(error):
                 raise
+            if together > 1:
+                choice.at_once = 1
+                management.soft_empty_cache()
+                continue
             space = model.latent_format.spacial_downscale_ratio
             if choice.halved:
                 raise host.out_of_memory("Spatial Tiles", (choice.height, choice.width), space) from error
@@ -277,20 +284,36 @@ def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
         management.soft_empty_cache()
 
 
-def _predict_tiles(executor, plan, model, conds, x_in, timestep, model_options):
+def _count_together(model, plan, conds, x_in, most: int) -> int:
+    """Say how many tiles to predict as one batch: on a GPU as many as fit, on a CPU one, which is as quick."""
+    if management.is_device_cpu(x_in.device):
+        return 1
+    free = model.current_patcher.get_free_memory(x_in.device)
+    tile, count = plan[0], x_in.shape[0] * len([group for group in conds if group])
+    shape = [*x_in.shape[1:3], tile.height, tile.width]
+    for together in range(min(most, len(plan)), 1, -1):
+        if model.memory_required([together * count, *shape]) * _HEADROOM < free:
+            return together
+    return 1
+
+
+def _predict_tiles(executor, plan, together, model, conds, x_in, timestep, model_options):
     """Predict tile by tile and fuse; one tile that covers all is the plain call."""
     plan, weights = plan
     if len(plan) <= 1:
         return executor(model, conds, x_in, timestep, model_options)
     _refuse_regions(conds)
     fusers = [TileFuser(plan, weights) for _ in conds]
-    for index, tile in enumerate(plan):
+    for start in range(0, len(plan), together):
         host.check_cancelled()
-        part = [_crop_conds(group, tile, x_in.shape) for group in conds]
-        options = run_state.inside(model_options, index, len(plan))
-        results = executor(model, part, x_in[tile.region], timestep, options)
+        tiles = plan[start : start + together]
+        part = [_crop_conds(group, tiles, x_in.shape) for group in conds]
+        options = run_state.inside(model_options, start, len(plan), len(tiles))
+        x = torch.cat([x_in[tile.region] for tile in tiles]) if len(tiles) > 1 else x_in[tiles[0].region]
+        results = executor(model, part, x, timestep.repeat(len(tiles)), options)
         for fuser, result in zip(fusers, results, strict=True):
-            fuser.add(tile, result)
+            for tile, one in zip(tiles, result.chunk(len(tiles)), strict=True):
+                fuser.add(tile, one)
     return [fuser.result() for fuser in fusers]
 
 
@@ -305,7 +328,7 @@ def _refuse_regions(conds) -> None:
                 )
 
 
-def _crop_conds(group, tile: Tile, shape: torch.Size):
+def _crop_conds(group, tiles: tuple[Tile, ...], shape: torch.Size):
     """Copy a conditioning with every tensor on the latent's grid cropped; lists (references) stay whole."""
     if group is None:
         return None
@@ -313,86 +336,22 @@ def _crop_conds(group, tile: Tile, shape: torch.Size):
     for cond in group:
         cond = cond.copy()
         if isinstance(cond.get("mask"), torch.Tensor) and cond["mask"].shape[-2:] == shape[-2:]:
-            cond["mask"] = cond["mask"][tile.region]
-        cond["model_conds"] = {key: _crop(value, tile, shape) for key, value in cond["model_conds"].items()}
+            cond["mask"] = _cut(cond["mask"], tiles, shape[0])
+        cond["model_conds"] = {key: _crop(value, tiles, shape) for key, value in cond["model_conds"].items()}
         cropped.append(cond)
     return cropped
 
 
-def _crop(value, tile: Tile, shape: torch.Size):
+def _crop(value, tiles: tuple[Tile, ...], shape: torch.Size):
     tensor = getattr(value, "cond", None)
     if not isinstance(tensor, torch.Tensor) or tensor.ndim < 4 or tensor.shape[-2:] != shape[-2:]:
         return value
-    return value._copy_with(tensor[tile.region])
+    return value._copy_with(_cut(tensor, tiles, shape[0]))
 
 
-# Temporal windows
-
-
-class WindowHandler(context_windows.IndexListContextHandler):
-    """The host's context windows with our plan (every window full) and our weights (any overlap).
-
-    `causal` says that a clip's first latent frame is special; `plan` gives (windows, weights) of a clip's
-    length where the published ones are wanted.
-    """
-
-    def __init__(self, length: int, overlap: int, causal: bool = True, plan=None):
-        settings = {
-            "context_schedule": context_windows.get_matching_context_schedule("standard_static"),
-            "fuse_method": context_windows.get_matching_fuse_method("flat"),
-            "context_length": length,
-            "context_overlap": overlap,
-            "dim": 2,
-        }
-        # One frame before each later window takes the place that training knows as a clip's first latent.
-        if "causal_window_fix" in inspect.signature(super().__init__).parameters:
-            settings["causal_window_fix"] = causal
-        super().__init__(**settings)
-        self._own_plan = plan
-
-    def should_use_context(self, model, conds, x_in, timestep, model_options):
-        """Leave a clip that fits into one window to the plain call, bit for bit."""
-        return x_in.ndim == 5 and x_in.shape[self.dim] > self.context_length
-
-    def get_context_windows(self, model, x_in, model_options):
-        """Plan the windows with the core's rule."""
-        length, make = x_in.shape[self.dim], context_windows.IndexListContextWindow
-        windows = self._plan(length)[0]
-        return [make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in windows]
-
-    def evaluate_context_windows(
-        self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs
-    ):
-        """Evaluate as the host does, with progress told about the window."""
-        count = len(self._plan(x_in.shape[self.dim])[0])
-        options = run_state.inside(model_options, enumerated[0][0], count)
-        return super().evaluate_context_windows(
-            calc_cond_batch, model, x_in, conds, timestep, enumerated, options, *args, **kwargs
-        )
-
-    def combine_context_window_results(
-        self,
-        x_in,
-        sub_conds_out,
-        sub_conds,
-        window,
-        window_idx,
-        total_windows,
-        timestep,
-        final,
-        counts,
-        biases,
-    ):
-        """Add a window's predictions with weights that sum to one; the host then divides by ones."""
-        weights = self._plan(x_in.shape[self.dim])[1][window_idx]
-        weights = weights.to(x_in.device).view(-1, *[1] * (x_in.ndim - self.dim - 1))
-        span = (slice(None),) * self.dim + (slice(window.index_list[0], window.index_list[-1] + 1),)
-        for total, count, value in zip(final, counts, sub_conds_out, strict=True):
-            total[span] += value * weights
-            count[...] = 1.0
-
-    def _plan(self, length: int) -> tuple[tuple[Window, ...], tuple[torch.Tensor, ...]]:
-        if self._own_plan is not None:
-            return self._own_plan(length)
-        windows = plan_windows(length, self.context_length, self.context_overlap)
-        return windows, plan_weights(windows)
+def _cut(tensor: torch.Tensor, tiles: tuple[Tile, ...], batch: int) -> torch.Tensor:
+    """Cut tiles out and put them one after the other in the batch, as the latents are."""
+    if len(tiles) == 1:
+        return tensor[tiles[0].region]
+    whole = comfy.utils.repeat_to_batch_size(tensor, batch)
+    return torch.cat([whole[tile.region] for tile in tiles])

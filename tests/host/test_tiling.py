@@ -126,3 +126,29 @@ def test_inputs_are_refused_with_a_reason(model, clip, ksample):
     clip.positive[0][1]["area"] = (4, 4, 0, 0)
     with pytest.raises(ValueError, match="Spatial Tiles: .*'area'"):
         ksample(_tiles(model, 64, 64, 16), clip)
+
+
+def test_tiles_predicted_together_are_those_predicted_alone(core, model, clip, ksample, monkeypatch):
+    from cascadevsr.nodes import tiling
+    from comfy.patcher_extension import WrappersMP
+
+    tiled, seen = _tiles(model, 64, 48, 32), []
+
+    def watch(executor, x, *args, **kwargs):
+        seen.append(x.shape[0])
+        if x.shape[0] > limit[0]:
+            raise torch.cuda.OutOfMemoryError("pretended")
+        return executor(x, *args, **kwargs)
+
+    limit = [99]
+    tiled.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", watch)
+    alone = ksample(tiled, clip, steps=2, cfg=2.0)["samples"]
+    count = len(seen)
+    monkeypatch.setattr(tiling, "_count_together", lambda model, plan, conds, x, most: min(most, len(plan)))
+    seen.clear()
+    together = ksample(tiled, clip, steps=2, cfg=2.0)["samples"]
+    assert max(seen) > 2 and len(seen) < count and torch.allclose(together, alone, atol=1e-4)
+    limit[0] = max(seen) // 2
+    seen.clear()
+    assert torch.allclose(ksample(tiled, clip, steps=2, cfg=2.0)["samples"], alone, atol=1e-4)
+    assert seen[0] > limit[0] and max(seen[1:]) <= limit[0], "one by one after the first lack of memory"
