@@ -44,7 +44,8 @@ def register_folders() -> None:
 def flow_names() -> list[str]:
     """List what Load Flow Model offers: the weight-free estimator, flow models, those of released folders."""
     released = folder_paths.get_filename_list(RESTORER_FOLDER)
-    released = [name for name in released if PurePath(name).parent.name == "propagator"]
+    files = (PurePath(name) for name in released)
+    released = [str(file) for file in files if file.parent.name == "propagator" or file.stem == MAIN]
     return [BUILT_IN, *folder_paths.get_filename_list(FLOW_FOLDER), *released]
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import comfy.ops
@@ -10,7 +11,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..models.checkpoints import CheckpointError, load_state
+from ..models.checkpoints import CheckpointError, load_state, strip_prefix
+from ..models.mgld_vsr.preparation import FLOW_ITERATIONS
 from ..models.motion.estimation import BlockFlow, Motion, RaftFlow, SpyFlow, estimate_pairs
 from ..models.motion.picture import flow_picture
 from ..models.motion.propagation import DIRECTIONS, propagate
@@ -25,6 +27,8 @@ FlowModelType = io.Custom("VSR_FLOW_MODEL")
 MotionType = io.Custom("VSR_MOTION")
 _KEY = "vsr_propagation"
 _SAME = 1.0001  # sigmas closer than this are one step
+_IN_MGLD = "flownet_model."  # prefix of RAFT in the published file of MGLD-VSR, which feeds it as follows
+_AS_MGLD = {"iterations": FLOW_ITERATIONS, "signed": False}
 _PICTURE_SIDE = 1024  # px; flow pictures of larger frames are made smaller
 
 
@@ -34,6 +38,7 @@ class FlowModel:
 
     name: str
     patcher: object = None
+    options: Mapping = field(default_factory=dict)  # of the estimator
 
     def estimator(self, height: int, width: int):
         """Give the estimator for frames of a size, its network on the device."""
@@ -44,7 +49,7 @@ class FlowModel:
             host.load_network(self.patcher, 4 * 64 * 250 * cells)  # features of a few layers at full size
             return SpyFlow(self.patcher.model)
         host.load_network(self.patcher, 4 * (2 * cells**2 + 6000 * cells))  # all-pairs correlation, features
-        return RaftFlow(self.patcher.model)
+        return RaftFlow(self.patcher.model, **self.options)
 
 
 class LoadFlowModel(io.ComfyNode):
@@ -66,7 +71,8 @@ class LoadFlowModel(io.ComfyNode):
                     options=host.flow_names(),
                     default=host.BUILT_IN,
                     tooltip="built-in: no weights; otherwise RAFT (raft-things.pth, raft_large) or SpyNet from the "
-                    "folder models/optical_flow or of a released Upscale-A-Video folder.",
+                    "folder models/optical_flow or of a released Upscale-A-Video folder, or the RAFT inside "
+                    "mgldvsr_unet.ckpt.",
                 ),
             ],
             outputs=[FlowModelType.Output(display_name="flow_model", tooltip="For Estimate Motion.")],
@@ -91,7 +97,8 @@ def load_flow_model(path: Path) -> FlowModel:
         state = load_state(path)[0]
     except CheckpointError as error:
         raise CheckpointError(f"Load Flow Model: {error}") from error
-    if is_raft(weights := raft_state(state)):
+    inside = strip_prefix(state, _IN_MGLD)
+    if is_raft(weights := raft_state(inside or state)):
         kind, what = RAFT, "the large RAFT"
     elif is_spynet(weights := spynet_state(state)):
         kind, what = SpyNet, "SpyNet"
@@ -110,7 +117,7 @@ def load_flow_model(path: Path) -> FlowModel:
         )
     network.load_state_dict({key: weights[key] for key in expected}, strict=False)
     logging.getLogger(__name__).info("Loaded %s (%s)", path.name, kind.__name__)
-    return FlowModel(path.name, host.wrap_network(network))
+    return FlowModel(path.name, host.wrap_network(network), _AS_MGLD if inside else {})
 
 
 def _what(state: dict[str, torch.Tensor]) -> str:

@@ -26,8 +26,10 @@ class FlowEstimator(Protocol):
 class RaftFlow:
     """RAFT for frames of any size: sides below 128 px are enlarged, others rounded up to multiples of 8."""
 
-    def __init__(self, raft: RAFT, iterations: int = 20):
+    def __init__(self, raft: RAFT, iterations: int = 20, signed: bool = True):
+        """Show frames to the network in -1..1, for which it was made, or not `signed`, in 0..1 (MGLD-VSR does)."""
         self._raft, self._iterations = raft.eval(), iterations
+        self._scale, self._shift = (2, 1) if signed else (1, 0)
 
     @torch.no_grad()
     def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -36,7 +38,11 @@ class RaftFlow:
         scale = max(1.0, SMALLEST / min(height, width))
         size = tuple(STRIDE * -(-round(side * scale) // STRIDE) for side in (height, width))
         pairs = zip(
-            *((2 * _resized(frame.float(), size) - 1).split(1) for frame in (first, second)), strict=True
+            *(
+                (self._scale * _resized(frame.float(), size) - self._shift).split(1)
+                for frame in (first, second)
+            ),
+            strict=True,
         )
         # One at a time: the correlations of a pair fill gigabytes from 720p up.
         flow = torch.cat([self._raft(*pair, self._iterations) for pair in pairs])

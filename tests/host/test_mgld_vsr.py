@@ -271,6 +271,27 @@ def test_a_short_segment_is_filled_up_as_published(core, folder, noise):
     assert torch.equal(network(x, time, network.empty_prompt), network(x, time))
 
 
+def test_the_flow_network_in_the_checkpoint_is_used_as_published(core, folder, tmp_path, noise, listed):
+    from cascadevsr.models.mgld_vsr.preparation import raft_flow
+    from cascadevsr.models.motion.raft import RAFT
+    from cascadevsr.nodes import host
+    from cascadevsr.nodes.motion import EstimateMotion, LoadFlowModel
+
+    torch.manual_seed(0)
+    raft = RAFT().eval()
+    content = torch.load(folder / "mgldvsr_unet.ckpt", weights_only=True)
+    content["state_dict"] |= {f"flownet_model.{key}": value for key, value in raft.state_dict().items()}
+    (tmp_path / "mgld").mkdir()
+    torch.save(content, tmp_path / "mgld" / "mgldvsr_unet.ckpt")
+    listed(tmp_path)
+    assert "mgld/mgldvsr_unet.ckpt" in host.flow_names()
+    flow_model = LoadFlowModel.execute("mgld/mgldvsr_unet.ckpt").args[0]
+    frames = noise(2, 128, 136)
+    motion = EstimateMotion.execute(frames, flow_model).args[0]
+    first, second = frames.permute(0, 3, 1, 2).split(1)
+    assert torch.allclose(motion.forward[0].float(), raft_flow(raft, first, second)[0], atol=0.02)
+
+
 # Sizes
 
 
