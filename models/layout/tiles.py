@@ -46,8 +46,10 @@ class TileFuser:
     def __init__(self, plan: Sequence[Tile], weights: Sequence[torch.Tensor] | None = None):
         """Take the tiles, and their (h, w) weights where not the smooth ones: they sum to one over the plan."""
         self._plan = tuple(plan)
-        smooth = (tile_weight(tile, self._plan) for tile in self._plan)
-        self._weights = dict(zip(self._plan, weights or smooth, strict=True))
+        if weights is None:
+            rows, columns = _axis_weights(self._plan)
+            weights = [rows[tile.top][:, None] * columns[tile.left][None, :] for tile in self._plan]
+        self._weights = dict(zip(self._plan, weights, strict=True))
         self._height = max(tile.top + tile.height for tile in self._plan)
         self._width = max(tile.left + tile.width for tile in self._plan)
         self._missing = set(self._plan)
