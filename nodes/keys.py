@@ -23,3 +23,4 @@ PRESETS = (DEFAULT, REFERENCE)
 AFTER_STEP_KEY = "vsr_after_step"
 STEPPING_KEY = "vsr_stepping"  # True where the running sampler calls those functions itself
 UNEDITED_KEY = "vsr_unedited"  # {"x0": tensor or None}: what the network predicted, before a node edited it
+TILES_KEY = "vsr_tiles"  # in transformer_options: the TileChoice of a run; also the key of that wrapper

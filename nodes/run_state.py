@@ -137,3 +137,12 @@ def inside(options: dict, index: int, count: int, together: int = 1) -> dict:
     start, length = inner.get(PART_KEY, (0.0, 1.0))
     inner[PART_KEY] = (start + length * index / count, length * together / count)
     return options
+
+
+def joined(first: dict, last: dict) -> dict:
+    """Copy model_options of the first of several sub-calls in a row for all of them up to the last in one."""
+    options = first.copy()
+    inner = options["transformer_options"] = first["transformer_options"].copy()
+    start, (end, length) = inner[PART_KEY][0], last["transformer_options"][PART_KEY]
+    inner[PART_KEY] = (start, end + length - start)
+    return options

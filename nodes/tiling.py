@@ -16,10 +16,9 @@ from ..models.layout.geometry import latent_frames
 from ..models.layout.tiles import Tile, TileFuser, plan_tiles
 from ..models.layout.windows import plan_windows
 from . import host, run_state
-from .keys import PRESET_KEY, REFERENCE
+from .keys import PRESET_KEY, REFERENCE, TILES_KEY
 from .window_handler import WindowHandler
 
-_KEY = "vsr_tiles"  # wrapper key, and in transformer_options the tile chosen for this run
 _AUTO_TILES = (
     (1280, 720),
     (960, 544),
@@ -192,8 +191,8 @@ def _latent_format(title: str, model):
 
 
 def _wrap(patcher, place: str, wrapper) -> None:
-    patcher.remove_wrappers_with_key(place, _KEY)  # a second Spatial Tiles replaces the first
-    patcher.add_wrapper_with_key(place, _KEY, wrapper)
+    patcher.remove_wrappers_with_key(place, TILES_KEY)  # a second Spatial Tiles replaces the first
+    patcher.add_wrapper_with_key(place, TILES_KEY, wrapper)
 
 
 # Spatial tiles
@@ -236,7 +235,7 @@ def _prepare_tiles(size: tuple[int, int, int] | None, space: int, own: Callable 
         tile = size
         if len(noise_shape) == 5:
             tile = tile or _auto_tile(model, noise_shape, space)
-            model_options.setdefault("transformer_options", {})[_KEY] = TileChoice(*tile, own)
+            model_options.setdefault("transformer_options", {})[TILES_KEY] = TileChoice(*tile, own)
             noise_shape = [*noise_shape[:3], min(noise_shape[3], tile[0]), min(noise_shape[4], tile[1])]
         return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
 
@@ -260,7 +259,7 @@ def _auto_tile(model, noise_shape, space: int) -> tuple[int, int, int]:
 
 def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
     """Predict every conditioning tile by tile; out of memory, with tiles of half the side for the whole run."""
-    choice = model_options.get("transformer_options", {}).get(_KEY)
+    choice = model_options.get("transformer_options", {}).get(TILES_KEY)
     if choice is None or x_in.ndim != 5:
         return executor(model, conds, x_in, timestep, model_options)
     while True:

@@ -3,10 +3,16 @@
 import inspect
 
 import comfy.context_windows as context_windows
+import comfy.model_management as management
 import torch
 
 from ..models.layout.windows import Window, plan_weights, plan_windows
-from . import run_state
+from . import host, run_state
+from .keys import TILES_KEY
+
+_AT_ONCE = 4  # windows predicted together on a GPU, where they fit
+_HEADROOM = 1.3  # share of free memory they may not use
+_ALONE = ("area", "mask", "control", "gligen")  # conditioning that is not joined for several windows
 
 
 class WindowHandler(context_windows.IndexListContextHandler):
@@ -28,7 +34,7 @@ class WindowHandler(context_windows.IndexListContextHandler):
         if "causal_window_fix" in inspect.signature(super().__init__).parameters:
             settings["causal_window_fix"] = causal
         super().__init__(**settings)
-        self._own_plan = plan
+        self._own_plan, self._at_once = plan, _AT_ONCE
 
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         """Leave a clip that fits into one window to the plain call, bit for bit."""
@@ -39,6 +45,48 @@ class WindowHandler(context_windows.IndexListContextHandler):
         length, make = x_in.shape[self.dim], context_windows.IndexListContextWindow
         windows = self._plan(length)[0]
         return [make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in windows]
+
+    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
+        """Predict all windows; several as one batch where they fit, with the results of one after the other.
+
+        The host walks through windows twice then: first what it would ask is noted, then the answers are given.
+        """
+        together = self._count_together(model, conds, x_in, model_options)
+        if together > 1:
+            asked = []
+
+            def note(_, *question):
+                asked.append(question)
+                return [torch.zeros_like(question[1]) for _ in question[0]]
+
+            super().execute(note, model, conds, x_in, timestep, model_options)
+            try:
+                answers = iter(_answer(calc_cond_batch, model, asked, together))
+                return super().execute(lambda *_: next(answers), model, conds, x_in, timestep, model_options)
+            except Exception as error:  # the host tells out-of-memory errors of all devices from others
+                if not management.is_oom(error):
+                    raise
+            self._at_once = 1
+            management.soft_empty_cache()
+        return super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
+
+    def _count_together(self, model, conds, x_in, model_options) -> int:
+        """Say how many windows to predict as one batch: of our models, on a GPU, as many as fit."""
+        groups = [group for group in conds if group]
+        joined = not any(cond.get(key) is not None for group in groups for cond in group for key in _ALONE)
+        ours = hasattr(model.latent_format, "vsr_window") and not self.causal_window_fix
+        if management.is_device_cpu(x_in.device) or not (joined and ours):
+            return 1
+        tile = model_options.get("transformer_options", {}).get(TILES_KEY)
+        sides = x_in.shape[-2:] if tile is None else (tile.height, tile.width)
+        sides = [min(side, full) for side, full in zip(sides, x_in.shape[-2:], strict=True)]
+        free = model.current_patcher.get_free_memory(x_in.device)
+        batch, channels = x_in.shape[0] * len(groups), x_in.shape[1]
+        for together in range(min(self._at_once, len(self._plan(x_in.shape[self.dim])[0])), 1, -1):
+            shape = [together * batch, channels, self.context_length, *sides]
+            if model.memory_required(shape) * _HEADROOM < free:
+                return together
+        return 1
 
     def evaluate_context_windows(
         self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs
@@ -76,3 +124,32 @@ class WindowHandler(context_windows.IndexListContextHandler):
             return self._own_plan(length)
         windows = plan_windows(length, self.context_length, self.context_overlap)
         return windows, plan_weights(windows)
+
+
+def _answer(calc_cond_batch, model, asked, together: int):
+    """Yield the predictions of every question (conds, x, timestep, options), `together` questions at a time."""
+    for start in range(0, len(asked), together):
+        host.check_cancelled()
+        conds, parts, times, options = zip(*asked[start : start + together], strict=True)
+        joined = [_join_group(groups) for groups in zip(*conds, strict=True)]
+        inner = run_state.joined(options[0], options[-1])
+        results = calc_cond_batch(model, joined, torch.cat(parts), torch.cat(times), inner)
+        yield from zip(*(result.chunk(len(parts)) for result in results), strict=True)
+
+
+def _join_group(groups):
+    """Put the conditionings of several windows one after the other in the batch."""
+    if groups[0] is None:
+        return None
+    joined = []
+    for conds in zip(*groups, strict=True):
+        values = {key: _join([cond["model_conds"][key] for cond in conds]) for key in conds[0]["model_conds"]}
+        joined.append({**conds[0], "model_conds": values})
+    return joined
+
+
+def _join(values):
+    tensors = [getattr(value, "cond", None) for value in values]
+    if not all(isinstance(tensor, torch.Tensor) and tensor.ndim for tensor in tensors):
+        return values[0]  # numbers, and lists that every window sees whole
+    return values[0]._copy_with(torch.cat(tensors))
