@@ -16,8 +16,6 @@ import torch.nn.functional as F
 
 from .config import GROUPS
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
 SPADE_WIDTH = 128  # of the layer between a structure map and its scale and shift
 # Numbers (channels x cells x frames) worked on together: bounds memory, keeps a processor busy.
 NUMBERS_AT_ONCE = 1 << 24

@@ -15,7 +15,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .blocks import Attention, TemporalConv, at_once, fold, in_turn, silu, unfold
+from ..transformer import Attention
+from .blocks import TemporalConv, at_once, fold, in_turn, silu, unfold
 from .config import GROUPS, VAEConfig
 from .vae import EPS, Encoder, Middle, ResnetBlock, check_clip, check_latent, encode, up_levels
 

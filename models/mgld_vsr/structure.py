@@ -12,7 +12,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .blocks import Attention, Downsample, ResBlock, embed_time, fold, time_layers, unfold
+from ..transformer import Attention
+from .blocks import Downsample, ResBlock, embed_time, fold, time_layers, unfold
 from .config import GROUPS, StructureConfig
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .blocks import Attention, fold, in_turn, silu, unfold
+from ..transformer import Attention
+from .blocks import fold, in_turn, silu, unfold
 from .config import GROUPS, VAEConfig
 
 EPS = 1e-6  # of every norm here

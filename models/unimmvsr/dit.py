@@ -18,6 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..transformer import Attention
 from .config import DiTConfig
 from .rope import positions, reference_starts, rotate, rotation
 
@@ -26,7 +27,6 @@ TIME_CHANNELS = 128
 SMALLEST_T = 1e-3  # the velocity divides by t; no sampler asks for less
 TARGET, IMAGE, VIDEO = 0, 1, 2  # rows of the kind embedding
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Grid = tuple[int, int, int]  # tokens of one stream along time, rows, columns
 
 

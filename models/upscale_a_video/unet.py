@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..transformer import Attention, CrossAttention, FeedForward
 from .config import LATENT_CHANNELS, UNetConfig
 from .temporal import (
     ROTARY_WIDTH,
@@ -28,9 +29,6 @@ from .temporal import (
     per_frame,
     silu,
 )
-
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-TOKENS_AT_ONCE = 1 << 15  # the feed-forward's inner layer is 12 times as wide as its input: bounds its memory
 
 
 def sinusoid(timestep: torch.Tensor, width: int) -> torch.Tensor:
@@ -53,52 +51,6 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention from tokens to a context, which may be the tokens themselves."""
-
-    def __init__(self, width: int, context_width: int, heads: int, ops: ModuleType, attention: Attention):
-        super().__init__()
-        self.heads = heads
-        self.to_q = ops.Linear(width, width, bias=False)
-        self.to_k = ops.Linear(context_width, width, bias=False)
-        self.to_v = ops.Linear(context_width, width, bias=False)
-        self.to_out = nn.ModuleList([ops.Linear(width, width)])
-        self.attention = attention
-
-    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """x (B, n, c), context (B, m, d) -> (B, n, c)."""
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
-        return self.to_out[0](self.attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class GatedLinear(nn.Module):
-    """A linear layer whose output is half value, half gate."""
-
-    def __init__(self, width_in: int, width: int, ops: ModuleType):
-        super().__init__()
-        self.proj = ops.Linear(width_in, 2 * width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        value, gate = self.proj(x).chunk(2, -1)
-        return value * F.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """Gated feed-forward of four times the width."""
-
-    def __init__(self, width: int, ops: ModuleType):
-        super().__init__()
-        # The middle of the published list is a dropout, which has no weights.
-        self.net = nn.ModuleList(
-            [GatedLinear(width, 4 * width, ops), nn.Identity(), ops.Linear(4 * width, width)]
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [self.net[2](self.net[0](part)) for part in x.flatten(0, -2).split(TOKENS_AT_ONCE)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
 
 
 class TransformerBlock(nn.Module):

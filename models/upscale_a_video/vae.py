@@ -8,17 +8,16 @@ Module names are those of the published weights. Tensors are (b, c, t, h, w). fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..transformer import Attention
 from .config import VAEConfig
 from .temporal import Resnet, per_frame, silu
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 EPS = 1e-6  # of every norm here
 
 

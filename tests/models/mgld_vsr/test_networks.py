@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from cascadevsr.models import transformer
 from cascadevsr.models.checkpoints import CheckpointError
 from cascadevsr.models.mgld_vsr import blocks, config, decoder, structure, text, unet, vae
 from cascadevsr.tests.golden import cases
@@ -284,7 +285,7 @@ class TestUNet:
         network, given = small_unet(), inputs(batch=2)
         whole = network(*given)
         monkeypatch.setattr(blocks, "NUMBERS_AT_ONCE", 0)
-        monkeypatch.setattr(unet, "TOKENS_AT_ONCE", 7)
+        monkeypatch.setattr(transformer, "TOKENS_AT_ONCE", 7)
         assert torch.allclose(network(*given), whole, atol=1e-5)
 
     def test_gradients_flow_and_recording_them_changes_nothing(self):

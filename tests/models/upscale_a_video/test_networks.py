@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from cascadevsr.models import transformer
 from cascadevsr.models.checkpoints import CheckpointError
 from cascadevsr.models.upscale_a_video import config, temporal, unet, vae
 from cascadevsr.tests.golden import cases
@@ -312,7 +313,7 @@ class TestBlocks:
 
     def test_text_attention_serves_all_frames_as_one_sequence(self):
         torch.manual_seed(4)
-        layer = unet.CrossAttention(64, 40, 2, nn, F.scaled_dot_product_attention)
+        layer = transformer.CrossAttention(64, 40, 2, nn, F.scaled_dot_product_attention)
         x, text = torch.randn(2, 3, 6, 64), torch.randn(2, 5, 40)
         whole = layer(x.flatten(1, 2), text).view(x.shape)
         framewise = torch.stack([layer(x[:, k], text) for k in range(3)], 1)
@@ -362,7 +363,7 @@ class TestUNet:
         whole = network(*given)
         monkeypatch.setattr(temporal, "CELLS_AT_ONCE", 0)
         monkeypatch.setattr(temporal, "ROWS_AT_ONCE", 100)
-        monkeypatch.setattr(unet, "TOKENS_AT_ONCE", 7)
+        monkeypatch.setattr(transformer, "TOKENS_AT_ONCE", 7)
         assert torch.allclose(network(*given), whole, atol=1e-5)
 
     def test_gradients_flow_and_recording_them_changes_nothing(self):
