@@ -99,9 +99,9 @@ def _recorded_noise(monkeypatch, given):
     monkeypatch.setattr(sampling, "_fresh_noise", lambda x, extra_args, step: noises[step])
 
 
-def _far(produced, expected):
-    """Count the values that lie further off than 2e-3; a sign that flips in an L1 term moves single ones."""
-    return float(((produced - expected).abs() > 2e-3).double().mean())
+def _error(produced, expected):
+    """Give the largest difference; recorded latents reach 72."""
+    return float((produced - expected).abs().max())
 
 
 @pytest.mark.parametrize("guided", ["guided", "unguided"])
@@ -123,7 +123,7 @@ def test_recorded_sampling_comes_out_of_the_graph(core, tmp_path, monkeypatch, k
         model = _guided(model, given)
     _recorded_noise(monkeypatch, given)
     sampled = _ddpm(core, model, clip, settings["steps"], Given(_clip(given["noise_T"])))
-    assert _far(sampled["samples"] * LATENT_SCALE, _clip(case.group("out")["x0"])) <= 2e-3
+    assert _error(sampled["samples"] * LATENT_SCALE, _clip(case.group("out")["x0"])) < 5e-4
 
 
 def test_the_recorded_segment_comes_out_of_the_graph(core, tmp_path, monkeypatch):
@@ -139,10 +139,10 @@ def test_the_recorded_segment_comes_out_of_the_graph(core, tmp_path, monkeypatch
     model = _tiles(_guided(run.model, given), 8 * settings["tile_size"], 8 * settings["tile_overlap"])
     _recorded_noise(monkeypatch, given)
     sampled = _ddpm(core, model, clip, settings["steps"], Given(_clip(given["noise_T"])))
-    assert _far(sampled["samples"] * LATENT_SCALE, _clip(expected["x0"])) <= 2e-3
+    assert _error(sampled["samples"] * LATENT_SCALE, _clip(expected["x0"])) < 5e-4
     decoded = _decode(sampled, run.vae, clip.low, settings["dec_w"])
     wanted = (expected["decoded"].permute(0, 2, 3, 1).clamp(-1, 1) + 1) / 2
-    assert _far(decoded, wanted) <= 2e-3
+    assert _error(decoded, wanted) < 5e-5
 
 
 def _networks(run):
@@ -187,7 +187,7 @@ def test_the_graph_does_what_the_published_program_does(core, folder, noise, mon
     options = {"steps": 3, "flows": flows, "tile": 8, "overlap": 4}
     wanted = published.restore_segment(_networks(run), large, given, lr_weight=0.5, colour="none", **options)
     wanted = (wanted[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) / 2
-    assert _far(found, wanted) <= 2e-3 and float((found - wanted).abs().median()) < 1e-4
+    assert _error(found, wanted) < 1e-4
 
 
 # Sampling
