@@ -3,7 +3,9 @@
 # In a conditioning
 LR_KEY = "concat_latent_image"  # the host's own name for a latent that joins on the channels
 LEVEL_KEY = "vsr_noise_level"  # noise in the LR clip, 0..1
-REFERENCES_KEY = "vsr_references"
+REFERENCES_KEY = "vsr_references"  # models.unimmvsr.references.References
+# Keys of a processed conditioning ("model_conds") that hold references; without them it is the null reference
+REFERENCE_CONDS = ("references", "reference_starts", "context_latents")
 
 # In a LATENT of Cascade Input
 KIND_KEY = "vsr_kind"  # what "samples" are, where that is no latent

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from ..transformer import Attention
 from .config import DiTConfig
-from .rope import positions, reference_starts, rotate, rotation
+from .rope import REFERENCE_RULE, positions, rotate, rotation
 
 PATCH = 2
 TIME_CHANNELS = 128
@@ -175,12 +175,14 @@ class UniMMVSRDiT(nn.Module):
         references: Sequence[torch.Tensor] = (),
         text: torch.Tensor | None = None,
         progress: Callable[[int, int], None] | None = None,
+        starts: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return the velocity z_HR - eps, shaped like z_t (b, 16, T, h, w).
 
         t (b,) in 0..1; lr: the LR latent, already noised to `noise_level` (b,) in 0..1; references: latents
-        (b, 16, Tr, hr, wr) of any size, one frame = an image; text (b, n, text_width), ignored by weights
-        without text layers. `progress(done, total)` is called after every block.
+        (b, 16, Tr, hr, wr) of any size, one frame = an image; `starts`: their first time indices, None: those of
+        REFERENCE_RULE; text (b, n, text_width), ignored by weights without text layers. `progress(done, total)` is
+        called after every block.
 
         Inside, the network estimates the clean latent and the velocity follows from it. The noisy latent enters
         through its Wiener gain (1-t) / ((1-t)^2 + t^2), which is 0 at t = 1: pure noise is silent, so one step
@@ -190,7 +192,7 @@ class UniMMVSRDiT(nn.Module):
         column = (-1, 1, 1, 1, 1)
         at = t.to(z_t).view(column)
         signal = z_t * (1 - at) / ((1 - at) ** 2 + at**2)
-        tokens, grids, cos, sin = self._tokens(signal, lr, references)
+        tokens, grids, cos, sin = self._tokens(signal, lr, references, starts)
         condition = self._condition(t, noise_level, tokens.dtype)
         if self.text_in is not None and text is not None:
             text = self.text_in(text.to(tokens))
@@ -220,14 +222,19 @@ class UniMMVSRDiT(nn.Module):
                 )
 
     def _tokens(
-        self, signal: torch.Tensor, lr: torch.Tensor, references: Sequence[torch.Tensor]
+        self,
+        signal: torch.Tensor,
+        lr: torch.Tensor,
+        references: Sequence[torch.Tensor],
+        starts: Sequence[int] | None,
     ) -> tuple[torch.Tensor, list[Grid], torch.Tensor, torch.Tensor]:
         streams = [torch.cat((signal, lr), 1)]
         streams += [torch.cat((r, torch.zeros_like(r)), 1).to(signal) for r in references]
-        starts = [0, *reference_starts(signal.shape[2], [r.shape[2] for r in references])]
+        if starts is None:
+            starts = REFERENCE_RULE.starts(signal.shape[2], [r.shape[2] for r in references])
         kinds = [TARGET] + [IMAGE if r.shape[2] == 1 else VIDEO for r in references]
         tokens, grids, places = [], [], []
-        for stream, start, kind in zip(streams, starts, kinds, strict=True):
+        for stream, start, kind in zip(streams, (0, *starts), kinds, strict=True):
             patches, grid = patchify(stream)
             tokens.append(self.patch_in(patches) + self.kind[kind].to(patches))
             grids.append(grid)

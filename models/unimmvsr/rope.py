@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from .references import StartRule
+
 THETA = 100.0  # grids here are tens of tokens a side, not thousands
-REFERENCE_GAP = 16  # empty time indices between the target and the first reference, and between references
+# Empty time indices between the target and the first reference, and between references; the paper states none.
+REFERENCE_GAP = 16
+REFERENCE_RULE = StartRule(first=None, lead=REFERENCE_GAP, gap=REFERENCE_GAP)
 
 
 def axis_widths(head_width: int) -> tuple[int, int, int]:
     """Split a head's channels over (time, row, column); each part even, time takes the remainder."""
     side = head_width // 3 // 2 * 2
     return head_width - 2 * side, side, side
-
-
-def reference_starts(target_frames: int, reference_frames: Sequence[int]) -> list[int]:
-    """Give every reference a range of time indices disjoint from the target's and from each other's.
-
-    The paper does not state its starts; here each begins `REFERENCE_GAP` after the end of the one before it.
-    """
-    starts, end = [], target_frames
-    for frames in reference_frames:
-        starts.append(end + REFERENCE_GAP)
-        end = starts[-1] + frames
-    return starts
 
 
 def positions(frames: int, rows: int, cols: int, start: int, device: torch.device) -> torch.Tensor:
