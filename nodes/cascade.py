@@ -3,13 +3,13 @@
 import torch
 from comfy_api.latest import io
 
-from ..models.layout.geometry import ClipSize, pad_clip, padded_size, resize_clip, target_size
-from . import checks, host
+from ..models.layout.geometry import ClipSize, target_size
+from . import checks, foreign_vae, host
+from .decode import decode_exact
 from .native_vae import NativeVAE
 
 _TITLE = "Cascade Input"
 _FILTERS = ("bilinear", "bicubic", "lanczos")
-_PICTURES = 8  # frames a picture VAE encodes together
 
 
 class CascadeInput(io.ComfyNode):
@@ -135,44 +135,37 @@ def _target(target: dict, height: int, width: int) -> tuple[int, int]:
 
 
 def _decode_base(samples: dict, vae) -> torch.Tensor:
-    """Decode a base model's latent to frames; where it does not fit, with the VAE's own temporal tiles."""
+    """Decode a base model's latent to frames, of the exact size where the latent carries one."""
     if vae is None:
         raise ValueError(
             f"{_TITLE}: samples need the VAE of their model; got no base_vae. Link the base model's VAE."
         )
-    latent = samples["samples"]
-    latent = latent.unbind()[0] if latent.is_nested else latent
-    if latent.ndim not in (4, 5) or latent.shape[1] != vae.latent_channels:
+    latent = checks.unpacked(_TITLE, "samples", samples)
+    if (
+        not isinstance(latent, torch.Tensor)
+        or latent.ndim not in (4, 5)
+        or latent.shape[1] != vae.latent_channels
+    ):
         raise ValueError(
             f"{_TITLE}: base_vae must fit samples ({vae.latent_channels} channels expected); got a latent of "
             f"{tuple(latent.shape)}. Link the VAE of the model that made the latent."
         )
-    need = vae.memory_used_decode(latent.shape, vae.vae_dtype)
-    if latent.ndim == 5 and not isinstance(vae, NativeVAE) and need > host.free_bytes(vae.device):
-        space = vae.spacial_compression_decode()
-        frames = vae.decode_tiled(
-            latent, tile_x=512 // space, tile_y=512 // space, overlap=64 // space, tile_t=16, overlap_t=4
+    if latent.ndim == 5 and latent.shape[0] != 1:
+        raise ValueError(
+            f"{_TITLE}: samples must hold one clip; got a batch of {latent.shape[0]}. Pick one with Latent From Batch."
         )
-    else:
-        frames = vae.decode(latent)
-    return frames.flatten(0, 1) if frames.ndim == 5 else frames
+    if latent.ndim == 4:
+        return foreign_vae.decode(vae, checks.check_finite(_TITLE, "samples", latent))
+    return decode_exact(_TITLE, samples, vae)
 
 
 def _encode(vae, frames: torch.Tensor, size: ClipSize, mode: str) -> dict:
-    """Resize and encode: as one of our VAEs wants it, by few frames with a picture VAE, whole with others."""
+    """Resize and encode: as one of our VAEs wants it, with the host's own in pieces."""
     if isinstance(vae, NativeVAE):
         return vae.lr_latent(frames, size, mode)
-    space = vae.spacial_compression_encode()
-    time = vae.temporal_compression_decode() or 1
-    video = vae.latent_dim == 3
-    padded = padded_size(size, space, time if video else 1)
-    step, parts, show = size.frames if video else _PICTURES, [], host.Progress()
-    for start in range(0, size.frames, step):
-        clip = frames[start : start + step].movedim(-1, 0).unsqueeze(0)
-        clip = resize_clip(clip, size.height, size.width, mode).clamp(0, 1)
-        count = padded.frames if video else clip.shape[2]
-        parts.append(
-            vae.encode(pad_clip(clip, ClipSize(count, padded.height, padded.width))[0].movedim(0, -1))
+    if not foreign_vae.is_regular(vae):
+        raise ValueError(
+            f"{_TITLE}: target_vae must make one latent frame of the first frame and one of every few after it; "
+            f"got {type(vae.first_stage_model).__name__}, which counts otherwise. Use the VAE of another model."
         )
-        show(min(start + step, size.frames), size.frames)
-    return {"samples": torch.cat(parts)}
+    return {"samples": foreign_vae.encode_resized(vae, frames, size, mode)}

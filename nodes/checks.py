@@ -43,8 +43,8 @@ def check_frames(title: str, name: str, frames) -> torch.Tensor:
 
 def check_latent(title: str, name: str, latent, channels: int | None = None) -> torch.Tensor:
     """Return the samples of a video LATENT, (b, c, T, h, w) and finite; `channels` names what is required."""
-    samples = latent.get("samples") if isinstance(latent, dict) else None
-    if not isinstance(samples, torch.Tensor) or getattr(samples, "is_nested", False) or samples.ndim != 5:
+    samples = unpacked(title, name, latent)
+    if not isinstance(samples, torch.Tensor) or samples.ndim != 5:
         got = tuple(samples.shape) if isinstance(samples, torch.Tensor) else type(samples).__name__
         raise ValueError(
             f"{title}: {name} must be a video latent (batch, channels, T, height, width); got {got}. "
@@ -59,6 +59,23 @@ def check_latent(title: str, name: str, latent, channels: int | None = None) -> 
             f"{title}: {name} must have {channels} channels; got {samples.shape[1]}. "
             "Latent and VAE come from different models: use the pair of one loader."
         )
+    return check_finite(title, name, samples)
+
+
+def unpacked(title: str, name: str, latent):
+    """Return the samples of a LATENT, or None where there are none; refuses those packed with sound."""
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if getattr(samples, "is_nested", False):
+        shapes = ", ".join(str(tuple(part.shape)) for part in samples.unbind())
+        raise ValueError(
+            f"{title}: {name} must be the video latent alone; got one packed with sound ({shapes}). Put the host's "
+            "Separate AV Latent before this node and link its video_latent."
+        )
+    return samples
+
+
+def check_finite(title: str, name: str, samples: torch.Tensor) -> torch.Tensor:
+    """Return a latent without NaN and infinity."""
     if not torch.isfinite(samples).all():
         raise ValueError(
             f"{title}: {name} must be finite numbers; got NaN or infinity. "
@@ -95,9 +112,20 @@ def latent_target(title: str, latent: dict, space: int, time: int) -> ClipSize:
             f"{title}: the latent must have the grid of its target size {size.frames} x "
             f"{size.width}x{size.height}; "
             f"got room for {whole.frames} x {whole.width}x{whole.height}. "
-            "A node cut or resized the latent on its way: do that before Cascade Input."
+            f"{_remedy(whole.frames, slack[0], time)}"
         )
     return size
+
+
+def _remedy(frames: int, slack: int, time: int) -> str:
+    """Say what to do about a latent of another grid; too long by whole latent frames, it may carry guides."""
+    if slack < time:
+        return "A node cut or resized the latent on its way: do that before Cascade Input."
+    counts = ", ".join(str(frames + step * time) for step in (-1, 0, 1))
+    return (
+        f"Its frames count as 1 + {time} n ({counts}). Guide frames that a node appended must go: LTXVCropGuides "
+        "after the sampler; a clip is lengthened before Cascade Input."
+    )
 
 
 def work_size(latent: dict, size: ClipSize) -> ClipSize:

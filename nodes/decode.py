@@ -1,9 +1,10 @@
 """Turns the sampled latent into frames of exactly the asked size."""
 
+import torch
 from comfy_api.latest import io
 
 from ..models.layout.geometry import ClipSize, resize_clip
-from . import checks, host
+from . import checks, foreign_vae, host
 from .native_vae import NativeVAE
 from .video_vae import CHUNK
 
@@ -57,38 +58,36 @@ class TemporalDecode(io.ComfyNode):
                 f"{_TITLE}: vae must be a VAE; got none. The chosen restorer file has no VAE: choose the released "
                 "folder or a converted file in Load Video Restorer."
             )
-        latent = checks.check_latent(_TITLE, "samples", samples, vae.latent_channels)
-        space, time = vae.spacial_compression_decode(), vae.temporal_compression_decode() or 1
-        size = checks.latent_target(_TITLE, samples, space, time)
-        work = checks.work_size(samples, size)
-        if lr_frames is not None:
-            lr_frames = checks.check_frames(_TITLE, "lr_frames", lr_frames)
-            checks.check_count(_TITLE, "lr_frames", lr_frames.shape[0], size.frames)
-        if isinstance(vae, NativeVAE):
-            options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk, "tile": tile}
-            frames = vae.decode(latent, vae_options=options)
-        elif lr_frames is not None:
-            raise ValueError(
-                f"{_TITLE}: only a restorer's VAE can use lr_frames; got another VAE ({type(vae).__name__}). "
-                "Unlink lr_frames, or use the VAE of Load Video Restorer."
-            )
-        else:
-            frames = _decode_foreign(vae, latent, tile, space, chunk, time)
+        options = {"lr_weight": lr_weight, "chunk": chunk, "tile": tile, "lr_frames": lr_frames}
+        return io.NodeOutput(decode_exact(_TITLE, samples, vae, **options))
+
+
+def decode_exact(title: str, samples: dict, vae, chunk=CHUNK, tile=0, lr_frames=None, lr_weight=1.0):
+    """Decode a video LATENT to frames of exactly the size it stands for, the clips of a batch one after the other."""
+    latent = checks.check_latent(title, "samples", samples, vae.latent_channels)
+    space, time = vae.spacial_compression_decode(), foreign_vae.time_ratio(vae)
+    if not foreign_vae.is_regular(vae):
+        return foreign_vae.decode(vae, latent)
+    size = checks.latent_target(title, samples, space, time)
+    work = checks.work_size(samples, size)
+    if lr_frames is not None:
+        lr_frames = checks.check_frames(title, "lr_frames", lr_frames)
+        checks.check_count(title, "lr_frames", lr_frames.shape[0], size.frames)
+    if isinstance(vae, NativeVAE):
+        options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk, "tile": tile}
+        frames = vae.decode(latent, vae_options=options)
         frames = frames[:, : work.frames, : work.height, : work.width].flatten(0, 1)
-        return io.NodeOutput(frames if work == size else _reduced(frames, size))
+        return frames if work == size else _reduced(frames, size)
+    if lr_frames is not None:
+        raise ValueError(
+            f"{title}: only a restorer's VAE can use lr_frames; got another VAE ({type(vae).__name__}). "
+            "Unlink lr_frames, or use the VAE of Load Video Restorer."
+        )
+    clips = [foreign_vae.decode(vae, clip, work, tile, chunk) for clip in latent.split(1)]
+    return clips[0] if len(clips) == 1 else torch.cat(clips)
 
 
 def _reduced(frames, size: ClipSize):
     """Bring frames to the asked size, where the model worked on a larger picture."""
     clip = frames.movedim(-1, 0).unsqueeze(0)
     return resize_clip(clip, size.height, size.width, "bicubic").clamp_(0, 1)[0].movedim(0, -1)
-
-
-def _decode_foreign(vae, latent, tile: int, space: int, chunk: int, time: int):
-    """Decode with any video VAE of the host: whole, or with its own tiles."""
-    if not tile:
-        return vae.decode(latent)
-    side, overlap = max(1, tile // space), max(1, min(64, tile // 4) // space)
-    return vae.decode_tiled(
-        latent, tile_x=side, tile_y=side, overlap=overlap, tile_t=max(2, chunk // time), overlap_t=1
-    )

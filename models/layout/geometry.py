@@ -108,6 +108,18 @@ def resize_clip(clip: torch.Tensor, height: int, width: int, mode: str = "bicubi
     return result
 
 
+def resize_matrix(source: int, target: int, mode: str) -> torch.Tensor:
+    """Build the (target, source) matrix that resizes one axis; rows, then columns, give what resize_clip gives."""
+    if mode not in ("bilinear", "bicubic", "lanczos"):
+        raise ValueError(f"Resize: mode must be bilinear, bicubic or lanczos; got {mode!r}. Choose one.")
+    if mode == "lanczos" and source != target:
+        return _lanczos_matrix(source, target, torch.device("cpu"))
+    rows = torch.eye(source)[None, None]
+    return F.interpolate(
+        rows, (target, source), mode="bilinear" if mode == "lanczos" else mode, antialias=True
+    )[0, 0]
+
+
 def pad_clip(clip: torch.Tensor, size: ClipSize) -> torch.Tensor:
     """Repeat the last frame, row and column until the clip has the given size."""
     missing = _missing(clip, size)
