@@ -84,6 +84,20 @@ def check_finite(title: str, name: str, samples: torch.Tensor) -> torch.Tensor:
     return samples
 
 
+def check_clip(title: str, shape: tuple[int, ...]) -> None:
+    """Raise where what is sampled is no clip (b, c, T, h, w), but packs sound or other data with it."""
+    if len(shape) != 5:
+        raise ValueError(
+            f"{title}: what is sampled must be a video latent (5 dimensions); got {shape}, which packs sound or other "
+            "data. Set this node to off, or refine the video latent alone (Separate AV Latent)."
+        )
+
+
+def guides(conds) -> bool:
+    """Say whether processed conditionings (groups of dicts) tell of guide frames at the end of a clip, as LTX's do."""
+    return any("keyframe_idxs" in cond.get("model_conds", {}) for group in conds for cond in group or ())
+
+
 def check_count(title: str, name: str, count: int, wanted: int) -> None:
     """Raise where two clips that belong together have different numbers of frames."""
     if count != wanted:

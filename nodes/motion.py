@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..models.checkpoints import CheckpointError, load_state, strip_prefix
+from ..models.layout.geometry import latent_frames
 from ..models.mgld_vsr.preparation import FLOW_ITERATIONS
 from ..models.motion.estimation import BlockFlow, Motion, RaftFlow, SpyFlow, estimate_pairs
 from ..models.motion.picture import flow_picture
@@ -19,7 +20,7 @@ from ..models.motion.propagation import DIRECTIONS, propagate
 from ..models.motion.raft import RAFT, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from . import host, run_state
-from .checks import check_frames
+from .checks import check_frames, guides
 from .recognise import recognise
 
 # The host's OPTICAL_FLOW is a patcher around torchvision's network; its nodes could not use ours.
@@ -290,8 +291,10 @@ class _Propagation:
             float(timestep.flatten()[0]), model_options["transformer_options"]["sample_sigmas"]
         ):
             return executor(x, timestep, model_options, seed)
-        shape = clip_shape("Latent Propagation", x)
+        frames, *grid = clip_shape("Latent Propagation", x)
         time = self._time if x.ndim == 5 else 1
+        guides = guide_frames(executor, x, self._motion, time)
+        shape = (frames - guides, *grid)
         if self._grid != shape:  # before the network runs: motion of another clip is an error at once
             self._flows = self._motion.on_grid(*shape, time)
             self._grid = shape
@@ -299,7 +302,8 @@ class _Propagation:
         run_state.keep_unedited({"model_options": model_options, "denoised": clean})
         clip = clean if clean.ndim == 5 else clean.transpose(0, 1)[None]
         cuts = self._motion.latent_cuts(time)
-        clip = propagate(clip, *self._flows, cuts=cuts, **self._options)
+        moved = propagate(clip[:, :, : shape[0]], *self._flows, cuts=cuts, **self._options)
+        clip = torch.cat((moved, clip[:, :, shape[0] :]), 2) if guides else moved
         return clip if clean.ndim == 5 else clip[0].transpose(0, 1)
 
 
@@ -311,6 +315,13 @@ def clip_shape(who: str, x: torch.Tensor) -> tuple[int, int, int]:
             f"{tuple(x.shape)}, which packs sound or other data. Use a model without."
         )
     return (x.shape[2] if x.ndim == 5 else x.shape[0], *x.shape[-2:])
+
+
+def guide_frames(executor, x: torch.Tensor, motion: Motion, time: int) -> int:
+    """Count the guide frames at the end of a latent (LTX appends them to a clip): no motion leads there."""
+    surplus = x.shape[2] - latent_frames(motion.frames, time) if x.ndim == 5 else 0
+    conds = getattr(getattr(executor, "class_obj", None), "conds", None) or {}
+    return surplus if surplus > 0 and guides(conds.values()) else 0
 
 
 def percent_range(who: str, model, start: float, end: float):

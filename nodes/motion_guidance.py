@@ -20,7 +20,7 @@ from ..models.motion.guidance import (
 from ..models.motion.propagation import DIRECTIONS
 from . import host, run_state
 from .keys import AFTER_STEP_KEY, STEPPING_KEY
-from .motion import MotionType, clip_shape, percent_range
+from .motion import MotionType, clip_shape, guide_frames, percent_range
 
 _KEY = "vsr_motion_guidance"
 _WHO = "Motion Guidance"
@@ -111,11 +111,15 @@ class _Guidance:
         later = self._form == PUBLISHED and options.get(STEPPING_KEY, False)
         if later or not self._wanted(float(timestep.flatten()[0]), options["sample_sigmas"]):
             return executor(x, timestep, model_options, seed)
-        flows = self._prepare(x)  # before the network runs: motion of another clip is an error at once
+        guides = guide_frames(executor, x, self._motion, self._time)
+        frames = x.shape[2] - guides if guides else None  # those of the clip
+        part = x[:, :, :frames] if guides else x
+        flows = self._prepare(part)  # before the network runs: motion of another clip is an error at once
         clean = executor(x, timestep, model_options, seed)
         run_state.keep_unedited({"model_options": model_options, "denoised": clean})
-        guided = guide_clean(_to_clip(clean), flows, self._strength, **self._chosen(x))
-        return _like(guided, clean)
+        clip = _to_clip(clean)
+        guided = guide_clean(clip[:, :, :frames], flows, self._strength, **self._chosen(part))
+        return _like(torch.cat((guided, clip[:, :, frames:]), 2) if guides else guided, clean)
 
     def after_step(self, x: torch.Tensor, log_variance: float, sigma: float, sigmas: torch.Tensor):
         """Move a freshly sampled latent as published; `sigma` is the one the step began at."""

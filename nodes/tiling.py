@@ -15,8 +15,8 @@ from comfy_api.latest import io
 from ..models.layout.geometry import latent_frames
 from ..models.layout.tiles import Tile, TileFuser, plan_tiles
 from ..models.layout.windows import plan_windows
-from . import host, run_state
-from .keys import PRESET_KEY, REFERENCE, TILES_KEY
+from . import checks, host, run_state
+from .keys import PRESET_KEY, REFERENCE, REFERENCE_CONDS, REFERENCES_KEY, TILES_KEY
 from .window_handler import WindowHandler
 
 _AUTO_TILES = (
@@ -232,35 +232,46 @@ def _prepare_tiles(size: tuple[int, int, int] | None, space: int, own: Callable 
     """Make the wrapper that settles the tile of a run and tells the memory estimate about it."""
 
     def wrapper(executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
-        tile = size
-        if len(noise_shape) == 5:
-            tile = tile or _auto_tile(model, noise_shape, space)
-            model_options.setdefault("transformer_options", {})[TILES_KEY] = TileChoice(*tile, own)
-            noise_shape = [*noise_shape[:3], min(noise_shape[3], tile[0]), min(noise_shape[4], tile[1])]
+        checks.check_clip("Spatial Tiles", tuple(noise_shape))
+        tile = size or _auto_tile(model, noise_shape, conds, space, model_options.get("context_handler"))
+        model_options.setdefault("transformer_options", {})[TILES_KEY] = TileChoice(*tile, own)
+        noise_shape = [*noise_shape[:3], min(noise_shape[3], tile[0]), min(noise_shape[4], tile[1])]
         return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
 
     return wrapper
 
 
-def _auto_tile(model, noise_shape, space: int) -> tuple[int, int, int]:
-    """Pick the largest tile of the list that fits: (height, width, overlap) in latent cells."""
+def _auto_tile(model, noise_shape, conds, space: int, windows=None) -> tuple[int, int, int]:
+    """Pick the largest tile of the list that fits: (height, width, overlap) in latent cells.
+
+    Every tile sees one window of the clip, and beside it all references, whole.
+    """
     batch, channels, frames, height, width = noise_shape
+    frames = min(frames, getattr(windows, "context_length", frames))
     free = host.free_bytes(model.load_device)
+    cells = max((_reference_cells(cond) for group in conds.values() for cond in group), default=0)
+    beside = model.memory_required([batch, channels, 1, 1, cells]) if cells else 0
     latent_format = model.get_model_object("latent_format")
     for long, short in getattr(latent_format, "vsr_tiles", _AUTO_TILES):
         tile = (short, long) if width >= height else (long, short)
         rows, columns = (min(full, side // space) for full, side in zip((height, width), tile, strict=True))
-        if model.memory_required([batch, channels, frames, rows, columns]) * _HEADROOM < free:
+        if (model.memory_required([batch, channels, frames, rows, columns]) + beside) * _HEADROOM < free:
             break
     wanted = getattr(latent_format, "vsr_tile_overlap", _AUTO_OVERLAP)
     overlap = min(wanted // space, min(rows, columns) // 4)
     return rows, columns, overlap
 
 
+def _reference_cells(cond: dict) -> int:
+    """Count the latent cells of the references in a raw conditioning."""
+    references = cond.get(REFERENCES_KEY) or ()
+    return sum(latent[0, 0].numel() for latent in getattr(references, "latents", references))
+
+
 def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
     """Predict every conditioning tile by tile; out of memory, with tiles of half the side for the whole run."""
     choice = model_options.get("transformer_options", {}).get(TILES_KEY)
-    if choice is None or x_in.ndim != 5:
+    if choice is None:
         return executor(model, conds, x_in, timestep, model_options)
     while True:
         plan = choice.plan(x_in.shape)
@@ -290,10 +301,22 @@ def _count_together(model, plan, conds, x_in, most: int) -> int:
     free = model.current_patcher.get_free_memory(x_in.device)
     tile, count = plan[0], x_in.shape[0] * len([group for group in conds if group])
     shape = [*x_in.shape[1:3], tile.height, tile.width]
+    cells = sum(_whole_cells(cond) for group in conds for cond in group or ())
+    beside = model.memory_required([1, x_in.shape[1], 1, 1, cells]) if cells else 0  # again for every tile
     for together in range(min(most, len(plan)), 1, -1):
-        if model.memory_required([together * count, *shape]) * _HEADROOM < free:
+        need = model.memory_required([together * count, *shape]) + together * beside
+        if need * _HEADROOM < free:
             return together
     return 1
+
+
+def _whole_cells(cond: dict) -> int:
+    """Count the latent cells that a processed conditioning shows whole to every tile."""
+    lists = (cond["model_conds"].get(key) for key in REFERENCE_CONDS)
+    latents = [
+        latent for each in lists if isinstance(getattr(each, "cond", None), list) for latent in each.cond
+    ]
+    return sum(latent[0, 0].numel() for latent in latents)
 
 
 def _predict_tiles(executor, plan, together, model, conds, x_in, timestep, model_options):
@@ -317,6 +340,11 @@ def _predict_tiles(executor, plan, together, model, conds, x_in, timestep, model
 
 
 def _refuse_regions(conds) -> None:
+    if checks.guides(conds):
+        raise ValueError(
+            "Spatial Tiles: conditioning in tiles must not depend on places of the whole frame; got guide frames. "
+            "Take them out (LTXVCropGuides), or set tiling to off."
+        )
     for cond in (cond for group in conds for cond in group or ()):
         for key in ("area", "control", "gligen"):
             if cond.get(key) is not None:

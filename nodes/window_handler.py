@@ -7,7 +7,7 @@ import comfy.model_management as management
 import torch
 
 from ..models.layout.windows import Window, plan_weights, plan_windows
-from . import host, run_state
+from . import checks, host, run_state
 from .keys import TILES_KEY
 
 _AT_ONCE = 4  # windows predicted together on a GPU, where they fit
@@ -38,7 +38,15 @@ class WindowHandler(context_windows.IndexListContextHandler):
 
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         """Leave a clip that fits into one window to the plain call, bit for bit."""
-        return x_in.ndim == 5 and x_in.shape[self.dim] > self.context_length
+        checks.check_clip("Temporal Windows", tuple(x_in.shape))
+        long = x_in.shape[self.dim] > self.context_length
+        if long and checks.guides(conds):
+            raise ValueError(
+                "Temporal Windows: a window must not lose sight of guide frames; got a clip of "
+                f"{x_in.shape[self.dim]} latent frames with guides at its end. Set windows to off, or take the "
+                "guides out (LTXVCropGuides)."
+            )
+        return long
 
     def get_context_windows(self, model, x_in, model_options):
         """Plan the windows with the core's rule."""

@@ -40,6 +40,7 @@ def core(comfyui, tmp_path_factory):
         import comfy.options
 
         comfy.options.enable_args_parsing()
+        import comfy.sampler_helpers
         import comfy.samplers
         import comfy_extras.nodes_custom_sampler as custom
 
@@ -49,7 +50,9 @@ def core(comfyui, tmp_path_factory):
     from cascadevsr.nodes import host
 
     host.register_folders()
-    return SimpleNamespace(nodes=nodes, custom=custom, samplers=comfy.samplers)
+    return SimpleNamespace(
+        nodes=nodes, custom=custom, samplers=comfy.samplers, sampler_helpers=comfy.sampler_helpers
+    )
 
 
 @pytest.fixture
