@@ -91,13 +91,11 @@ class _Tie:
         if not self._wanted(float(timestep.flatten()[0]), model_options["transformer_options"]["sample_sigmas"]):
             return executor(x, timestep, model_options, seed)
         grid, own = clip_shape(_WHO, x), tuple(self._source.shape[2:])
-        if grid != own or len(self._source) not in (1, x.shape[0] if x.ndim == 5 else 1):
+        if x.ndim != 5 or grid != own or len(self._source) not in (1, len(x)):
             raise ValueError(
                 f"{_WHO}: lr_latent must have the batch and the grid (frames, rows, columns) of what is sampled, "
-                f"{grid}; got {own} in a batch of {len(self._source)}. Sample the lr_latent of the same Cascade Input."
+                f"{len(x)} of {grid}; got {len(self._source)} of {own}. Sample the lr_latent of the same Cascade Input."
             )
         clean = executor(x, timestep, model_options, seed)
         run_state.keep_unedited({"model_options": model_options, "denoised": clean})
-        source = self._source.to(clean)
-        source = source if clean.ndim == 5 else source[0].transpose(0, 1)
-        return tie_low(clean, source, self._cutoff, self._strength)
+        return tie_low(clean, self._source.to(clean), self._cutoff, self._strength)

@@ -10,15 +10,15 @@ import torch
 TINY = "tiny-random.safetensors"
 
 
-def write_tiny_restorer(path: Path) -> Path:
-    """Write a restorer of a few thousand random weights, the same every time."""
+def write_tiny_restorer(path: Path, text_width: int = 0) -> Path:
+    """Write a restorer of a few thousand random weights, the same every time, with text layers or without."""
     from cascadevsr.models.checkpoints import save_state
     from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig
     from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT
     from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
 
     vae = CausalVideoVAE(VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1))
-    dit = UniMMVSRDiT(DiTConfig(width=32, depth=2, heads=2, ffn_ratio=2))
+    dit = UniMMVSRDiT(DiTConfig(width=32, depth=2, heads=2, ffn_ratio=2, text_width=text_width))
     generator = torch.Generator().manual_seed(0)
     state = {}
     for prefix, network in (("vae.", vae), ("dit.", dit)):
