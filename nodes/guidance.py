@@ -103,7 +103,9 @@ class ReferenceCFG(io.ComfyNode):
         """Clone the model and put the third branch after its CFG; a second node replaces the first."""
         patch = ReferencePatch(ReferenceGuidance(0.0, s_ref, ref_steps))
         patched = take_references(model)
-        others = [each for each in patched.model_options.get(_POST, ()) if not isinstance(each, ReferencePatch)]
+        others = [
+            each for each in patched.model_options.get(_POST, ()) if not isinstance(each, ReferencePatch)
+        ]
         patched.model_options[_POST] = [*others, patch]
         return io.NodeOutput(patched)
 

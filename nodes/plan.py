@@ -46,7 +46,7 @@ class VSRPlan(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model", optional=True,
-                    tooltip="The model as the sampler gets it, with Spatial Tiles and all other patches; or link guider.",
+                    tooltip="The model as the sampler gets it, with all its patches; or link guider.",
                 ),
                 io.Guider.Input(
                     "guider", optional=True,
@@ -82,7 +82,9 @@ class VSRPlan(io.ComfyNode):
             raise ValueError(f"{_WHO}: needs a model or a guider; got neither. Link what the sampler gets.")
         patcher = model if guider is None else guider.model_patcher
         conds = _conditions(guider, cfg, references)
-        size, shape = _measure(patcher, samples, ClipSize(length, height, width) if width * height * length else None)
+        size, shape = _measure(
+            patcher, samples, ClipSize(length, height, width) if width * height * length else None
+        )
         steps = steps if sigmas is None else max(0, len(sigmas) - 1)
         plan = make_plan(patcher, guider, conds, size, shape, steps)
         for warning in plan.warnings():
@@ -110,7 +112,7 @@ def _measure(patcher, samples, size: ClipSize | None) -> tuple[ClipSize, tuple[i
     if (samples is None) == (size is None):
         got = "neither" if size is None else "both"
         raise ValueError(
-            f"{_WHO}: needs samples, or width, height and length above 0; got {got}. Link the latent, or write the size."
+            f"{_WHO}: needs samples, or width, height and length above 0; got {got}. Link a latent, or write the size."
         )
     if size is not None:
         cells = latent_size(size, space, time)
@@ -161,10 +163,13 @@ def _rehearse(patcher, conds, shape) -> tuple[dict, Memory]:
 
     wrappers = get_all_wrappers(WrappersMP.PREPARE_SAMPLING, options, is_model_options=True)
     executor = WrapperExecutor.new_executor(estimate, wrappers)
-    executor.execute(patcher, list(shape), conds, model_options=options, force_full_load=False, force_offload=False)
+    executor.execute(
+        patcher, list(shape), conds, model_options=options, force_full_load=False, force_offload=False
+    )
     device = patcher.load_device
     memory = Memory(
-        weights=patcher.model_size() + sum(each.model_size() for each in patcher.get_nested_additional_models()),
+        weights=patcher.model_size()
+        + sum(each.model_size() for each in patcher.get_nested_additional_models()),
         loaded=patcher.loaded_size(),
         one=int(found[1]),
         two=int(found[0]),

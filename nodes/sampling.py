@@ -233,8 +233,8 @@ class RestorerSampler(io.ComfyNode):
             display_name="Restorer Sampler",
             category=host.CATEGORY,
             description="Samplers for restorers. euler suits one step (fidelity); plms reuses past predictions "
-            "and suits many steps; pndm does so with one network call a step, as in the UniMMVSR paper; ddim is that of "
-            "Upscale-A-Video, ddpm that of MGLD-VSR.",
+            "and suits many steps; pndm does so with one network call a step, as in the UniMMVSR paper; ddim is that "
+            "of Upscale-A-Video, ddpm that of MGLD-VSR.",
             search_aliases=["sampler", "plms", "pndm", "euler", "ddim", "ddpm", "ancestral", "vsr sampler"],
             inputs=[
                 io.Combo.Input(
@@ -243,8 +243,8 @@ class RestorerSampler(io.ComfyNode):
                     default="euler",
                     tooltip="euler: straight steps, exact at one step; plms: multistep, for 8 steps and "
                     "more; ddim: for Upscale-A-Video, exact together with Latent Propagation; ddpm: ancestral, "
-                    "for MGLD-VSR, exact together with Motion Guidance; pndm: multistep with exactly one network call a "
-                    "step and any shift, the paper's 50 steps.",
+                    "for MGLD-VSR, exact together with Motion Guidance; pndm: multistep with exactly one network call "
+                    "a step and any shift, the paper's 50 steps.",
                 ),
                 io.Float.Input(
                     "eta", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,

@@ -88,7 +88,9 @@ class _Tie:
         self._source, self._strength, self._cutoff, self._wanted = source, strength, cutoff, wanted
 
     def __call__(self, executor, x, timestep, model_options, seed=None):
-        if not self._wanted(float(timestep.flatten()[0]), model_options["transformer_options"]["sample_sigmas"]):
+        if not self._wanted(
+            float(timestep.flatten()[0]), model_options["transformer_options"]["sample_sigmas"]
+        ):
             return executor(x, timestep, model_options, seed)
         grid, own = clip_shape(_WHO, x), tuple(self._source.shape[2:])
         if x.ndim != 5 or grid != own or len(self._source) not in (1, len(x)):

@@ -2,7 +2,15 @@
 
 import torch
 
-_WAN = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 1, "freq_dim": 16, "text_dim": 12, "in_dim": 16}
+_WAN = {
+    "dim": 24,
+    "ffn_dim": 32,
+    "num_heads": 2,
+    "num_layers": 1,
+    "freq_dim": 16,
+    "text_dim": 12,
+    "in_dim": 16,
+}
 _HUNYUAN = {
     "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2], "vec_in_dim": 8, "context_in_dim": 12,
     "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
@@ -38,7 +46,9 @@ def make_family(name: str, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.diffusion_model.parameters():
         spread = 0.7 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
-        parameter.data = torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim == 1) * 0.5
+        parameter.data = (
+            torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim == 1) * 0.5
+        )
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
 

@@ -5,44 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .conftest import write_tiny_restorer
-
-WIDTH = 12  # of a text token
-
-
-@pytest.fixture(scope="module")
-def worded(core, tmp_path_factory):
-    """A tiny restorer with text layers, so that positive and negative differ: (MODEL, VAE)."""
-    from cascadevsr.nodes.restorers import load_restorer
-
-    path = write_tiny_restorer(tmp_path_factory.mktemp("worded") / "worded.safetensors", text_width=WIDTH)
-    with torch.inference_mode():
-        return load_restorer(path, "auto")[:2]
-
 
 @pytest.fixture
 def model(worded):
     return worded[0]
-
-
-@pytest.fixture
-def scene(worded, noise):
-    """Prompts, clip and references: scene(frames=9, references=True) -> positive, negative, samples."""
-
-    def make(frames=9, references=True):
-        from cascadevsr.nodes.cascade import CascadeInput
-        from cascadevsr.nodes.conditioning import ReferenceSet, VSRConditioning
-
-        vae = worded[1]
-        target = {"target": "exact size", "height": 48, "width": 80}
-        latent = CascadeInput.execute(vae, target, "bilinear", frames=noise(frames, 12, 20)).args[0]
-        images = {"image_0": noise(1, 40, 32), "image_1": noise(1, 24, 40, seed=4)}
-        given = ReferenceSet.execute(vae, images, {}, 40).args[0] if references else None
-        texts = [[[torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(i)), {}]] for i in (1, 2)]
-        conditions = VSRConditioning.execute(latent, 0.1, 1, *texts, references=given).args
-        return SimpleNamespace(**dict(zip(("positive", "negative", "samples"), conditions, strict=True)))
-
-    return make
 
 
 @pytest.fixture
@@ -67,7 +33,9 @@ def counted(core):
 def guide(core):
     """Sample with our guider: guide(model, scene, s_txt, s_ref, ref_steps, steps, sampler) -> latent."""
 
-    def run(model, scene, s_txt=3.0, s_ref=1.0, ref_steps=2, steps=4, sampler="euler", negative=True, sigmas=None):
+    def run(
+        model, scene, s_txt=3.0, s_ref=1.0, ref_steps=2, steps=4, sampler="euler", negative=True, sigmas=None
+    ):
         from cascadevsr.nodes.guidance import ReferenceCFGGuider
 
         given = scene.negative if negative else None
@@ -178,7 +146,10 @@ def test_the_published_run_is_115_calls_and_ends_its_third_branch_in_time(
 
     clip = scene(frames=1)
     watched, seen = counted(model)
-    sampler, sigmas = RestorerSampler.execute("pndm").args[0], RefineSigmas.execute(model, 1.0, 50, 1.0).args[0]
+    sampler, sigmas = (
+        RestorerSampler.execute("pndm").args[0],
+        RefineSigmas.execute(model, 1.0, 50, 1.0).args[0],
+    )
     if which == "guider":
         guide(watched, clip, 3.0, 1.0, 15, sampler=sampler, sigmas=sigmas)
     else:
@@ -210,9 +181,9 @@ def test_tiles_and_windows_hold_the_third_branch_too(model, scene, guide, patch,
     assert sum(batch for batch, has in seen if not has) == 2 * 2
     assert torch.equal(guided, patch(cut, clip, ref_steps=1, steps=2))
     whole = {"tiling": "manual", "tile_width": 4096, "tile_height": 4096, "overlap": 96}
-    assert torch.equal(
-        guide(SpatialTiles.execute(model, whole).args[0], clip), guide(model, clip)
-    ), "a tile that covers everything is none"
+    assert torch.equal(guide(SpatialTiles.execute(model, whole).args[0], clip), guide(model, clip)), (
+        "a tile that covers everything is none"
+    )
 
 
 def test_nodes_that_edit_predictions_see_the_guided_one(model, scene, guide, patch):
