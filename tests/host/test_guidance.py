@@ -255,13 +255,15 @@ def test_inputs_are_refused_with_a_reason(core, model, scene, guide, patch):
             run(model, lonely)
 
 
-def test_a_model_that_ignores_references_is_refused(core, model, scene, guide, patch, monkeypatch):
-    kind = type(model.model)
-    original = kind.extra_conds
-    monkeypatch.setattr(
-        kind, "extra_conds", lambda self, **given: original(self, **{**given, "vsr_references": None})
+def test_a_model_that_ignores_references_is_refused(guide, patch):
+    from .families import make_family, text
+
+    model, latent = make_family("ltxv"), torch.randn(1, 128, 2, 4, 6)
+    positive, negative = (
+        [[tokens, {**values, "vsr_references": (latent[:, :, :1],)}]]
+        for tokens, values in (text(1)[0], text(2)[0])
     )
-    clip = scene()
+    clip = SimpleNamespace(positive=positive, negative=negative, samples={"samples": latent})
     for run, who in ((guide, "Reference CFG Guider"), (patch, r"Reference CFG \(KSampler\)")):
         with pytest.raises(ValueError, match=f"{who}: the model must take references"):
             run(model, clip)
