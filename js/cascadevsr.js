@@ -1,12 +1,12 @@
-// Shows the table of Compare & Measure on the node itself.
+// Shows the text of Compare & Measure and of VSR Plan on the node itself.
 import { app } from "../../scripts/app.js";
 
 const STYLE =
   "margin:0;padding:6px;overflow:auto;white-space:pre;font:11px/1.4 monospace;user-select:text;" +
   "color:var(--input-text);background:var(--comfy-input-bg);border-radius:4px";
-const SIZE = [720, 230]; // px; a table of three clips without scroll bars
+const SIZES = { VSRCompareMeasure: [720, 230], VSRPlan: [640, 560] }; // px; the usual text without scroll bars
 
-function tableElement(node) {
+function textElement(node, size) {
   let widget = node.widgets?.find((each) => each.name === "measures");
   if (!widget) {
     const element = document.createElement("pre");
@@ -14,7 +14,7 @@ function tableElement(node) {
     // serialize: false - what is shown is a result, no setting, and belongs into no file and no prompt.
     widget = node.addDOMWidget("measures", "measures", element, { serialize: false, getMinHeight: () => 120 });
     widget.serialize = false;
-    node.setSize(node.size.map((side, axis) => Math.max(side, SIZE[axis])));
+    node.setSize(node.size.map((side, axis) => Math.max(side, size[axis])));
   }
   return widget.element;
 }
@@ -22,11 +22,12 @@ function tableElement(node) {
 app.registerExtension({
   name: "CascadeVSR.MeasureTable",
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (nodeData.name !== "VSRCompareMeasure") return;
+    const size = SIZES[nodeData.name];
+    if (!size) return;
     const inherited = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       inherited?.apply(this, arguments);
-      if (output?.text) tableElement(this).textContent = [].concat(output.text).join("\n");
+      if (output?.text) textElement(this, size).textContent = [].concat(output.text).join("\n");
     };
   },
 });

@@ -5,12 +5,14 @@ Diffusion: alphas_cumprod is the share of signal power at each trained time; DDI
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import torch
 
+_SAME = 1.0001  # sigmas closer than this are one step
+_MOST_GAIN = 10.0  # sum of |weights| of a multistep; 6.7 are those of order 4 on an even grid
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Fields of a scheduler json that change the numbers, and the value under which they do not.
 _PLAIN = {
@@ -42,6 +44,38 @@ def flow_sigmas(steps: int, start: float = 1.0, shift: float = 1.0) -> torch.Ten
     sigmas = shift_sigma(times, shift)
     sigmas[0], sigmas[-1] = start, 0.0
     return sigmas.float()
+
+
+def step_index(sigma: float, sigmas: torch.Tensor) -> int:
+    """Count the steps of a run that began above `sigma`: 0 at its first step, the last step's number at most.
+
+    Exact for samplers that evaluate once a step; a second evaluation within a step belongs to the next one.
+    """
+    return min(int((sigmas > sigma * _SAME).sum()), max(0, len(sigmas) - 2))
+
+
+def multistep_weights(times: Sequence[float], following: float) -> tuple[float, ...]:
+    """Give the weights of past velocities, newest first, whose sum is the mean velocity from times[0] to `following`.
+
+    Adams-Bashforth on any grid: exact where the velocity is a polynomial of a degree below len(times). Evenly spaced
+    times give the classical weights, those of PNDM's pseudo linear multistep (Liu et al. 2022).
+    """
+    step = following - times[0]
+    places = torch.tensor([(time - times[0]) / step for time in times], dtype=torch.float64)
+    powers = torch.arange(len(times), dtype=torch.float64)
+    return tuple(torch.linalg.solve(places[None] ** powers[:, None], 1 / (powers + 1)).tolist())
+
+
+def pndm_weights(times: Sequence[float], following: float) -> tuple[float, ...]:
+    """Give multistep_weights of the highest order, 4 at most, that does not blow the network's error up.
+
+    Steps that grow quickly ask for far extrapolation: at 4 steps and shift 8 weights of 623 in sum were seen.
+    """
+    for order in range(min(len(times), 4), 1, -1):
+        weights = multistep_weights(times[:order], following)
+        if sum(map(abs, weights)) <= _MOST_GAIN:
+            return weights
+    return (1.0,)
 
 
 @dataclass(frozen=True)

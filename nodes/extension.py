@@ -19,11 +19,14 @@ class CascadeVSRExtension(ComfyExtension):
         from .decode import TemporalDecode
         from .degrade import DegradeVideo
         from .finish import ColourMatch
+        from .guidance import ReferenceCFG, ReferenceCFGGuider
         from .loaders import LoadVideoRestorer
         from .measure import CompareMeasure
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
+        from .plan import VSRPlan
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
+        from .tie import LowFrequencyTie
         from .tiling import SpatialTiles, TemporalWindows
 
         return [
@@ -44,4 +47,8 @@ class CascadeVSRExtension(ComfyExtension):
             ColourMatch,
             DegradeVideo,
             CompareMeasure,
+            ReferenceCFGGuider,
+            ReferenceCFG,
+            LowFrequencyTie,
+            VSRPlan,
         ]

@@ -19,6 +19,7 @@ from ..models.motion.picture import flow_picture
 from ..models.motion.propagation import DIRECTIONS, propagate
 from ..models.motion.raft import RAFT, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
+from ..models.schedules import step_index
 from . import host, run_state
 from .checks import check_frames, guides
 from .recognise import recognise
@@ -353,7 +354,7 @@ def _choose_steps(model, steps: dict):
                 f"Latent Propagation: a run of {count} steps has the steps 0 to {count - 1}; got "
                 f"{max(listed)}. Name lower steps, or sample more."
             )
-        return int((sigmas > sigma * _SAME).sum()) in listed
+        return step_index(sigma, sigmas) in listed
 
     return wanted
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..models.layout.geometry import ClipSize
 from ..models.layout.noise import addressed_noise
-from ..models.schedules import ddim_update, ddpm_posterior, ddpm_update, flow_sigmas, unshift_sigma
+from ..models.schedules import ddim_update, ddpm_posterior, ddpm_update, flow_sigmas, pndm_weights
 from . import host
 from .keys import AFTER_STEP_KEY, STEPPING_KEY, UNEDITED_KEY
 
@@ -114,6 +114,24 @@ def sample_restorer_plms(model, x, sigmas, extra_args=None, callback=None, disab
 
 
 @torch.no_grad()
+def sample_restorer_pndm(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Follow the flow with up to four past velocities, one network evaluation a step, on sigmas of any spacing."""
+    times = sigmas.tolist()
+    history: list[torch.Tensor] = []
+    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = _predict(model, x, sigma, extra_args)
+        if callback is not None:
+            callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        history = [(x - denoised) / sigma, *history[:3]]
+        weights = pndm_weights(times[step::-1][:4], times[step + 1])
+        if len(weights) == 1 and following == 0:
+            return denoised
+        direction = sum(weight * past for weight, past in zip(weights, history, strict=False))
+        x = x + (following - sigma) * direction
+    return x
+
+
+@torch.no_grad()
 def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None, eta=0.0):
     """Step with the published DDIM of Upscale-A-Video (eta 0 .. 1 mixes in fresh noise).
 
@@ -197,6 +215,7 @@ _SAMPLERS = {
     "plms": sample_restorer_plms,
     "ddim": sample_restorer_ddim,
     "ddpm": sample_restorer_ddpm,
+    "pndm": sample_restorer_pndm,
 }
 _STEP_STREAM = (
     0x1D0C_77E3_A4B2_596F  # xor with the seed: noise between steps must not repeat the start's noise
@@ -214,7 +233,8 @@ class RestorerSampler(io.ComfyNode):
             display_name="Restorer Sampler",
             category=host.CATEGORY,
             description="Samplers for restorers. euler suits one step (fidelity); plms reuses past predictions "
-            "and suits many steps, as in the UniMMVSR paper; ddim is that of Upscale-A-Video, ddpm that of MGLD-VSR.",
+            "and suits many steps; pndm does so with one network call a step, as in the UniMMVSR paper; ddim is that "
+            "of Upscale-A-Video, ddpm that of MGLD-VSR.",
             search_aliases=["sampler", "plms", "pndm", "euler", "ddim", "ddpm", "ancestral", "vsr sampler"],
             inputs=[
                 io.Combo.Input(
@@ -223,7 +243,8 @@ class RestorerSampler(io.ComfyNode):
                     default="euler",
                     tooltip="euler: straight steps, exact at one step; plms: multistep, for 8 steps and "
                     "more; ddim: for Upscale-A-Video, exact together with Latent Propagation; ddpm: ancestral, "
-                    "for MGLD-VSR, exact together with Motion Guidance.",
+                    "for MGLD-VSR, exact together with Motion Guidance; pndm: multistep with exactly one network call "
+                    "a step and any shift, the paper's 50 steps.",
                 ),
                 io.Float.Input(
                     "eta", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
@@ -306,8 +327,8 @@ class RefineSigmas(io.ComfyNode):
         """Compute the sigmas, and read the model's own shift for the denoise."""
         sampling = model.get_model_object("model_sampling")
         if isinstance(sampling, comfy.model_sampling.CONST):
-            denoise = unshift_sigma(start_sigma, getattr(sampling, "shift", 1.0))
-            return io.NodeOutput(flow_sigmas(steps, start_sigma, shift), round(float(denoise), 6))
+            denoise = round(_flow_denoise(sampling, start_sigma), 6)
+            return io.NodeOutput(flow_sigmas(steps, start_sigma, shift), denoise)
         if not hasattr(sampling, "vsr_times"):
             raise ValueError(
                 "Refine Sigmas: the model must be a flow model, Upscale-A-Video or MGLD-VSR; got "
@@ -319,6 +340,15 @@ class RefineSigmas(io.ComfyNode):
                 "Set it to 1."
             )
         return io.NodeOutput(*_published_sigmas(sampling, start_sigma, steps))
+
+
+def _flow_denoise(sampling, start_sigma: float) -> float:
+    """Find the share of the denoising that lies below a sigma; every family shifts in a way of its own."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sampling.percent_to_sigma(1 - middle) < start_sigma else (low, middle)
+    return high
 
 
 def _published_sigmas(sampling, start_sigma: float, steps: int) -> tuple[torch.Tensor, float]:

@@ -8,17 +8,20 @@ import pytest
 import torch
 
 TINY = "tiny-random.safetensors"
+TEXT_WIDTH = 12
 
 
-def write_tiny_restorer(path: Path) -> Path:
-    """Write a restorer of a few thousand random weights, the same every time."""
+def write_tiny_restorer(path: Path, text_width: int = 0) -> Path:
+    """Write a restorer of a few thousand random weights, the same every time, with text layers or without."""
     from cascadevsr.models.checkpoints import save_state
     from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig
     from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT
     from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
 
-    vae = CausalVideoVAE(VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1))
-    dit = UniMMVSRDiT(DiTConfig(width=32, depth=2, heads=2, ffn_ratio=2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # biases keep what the layers drew
+        vae = CausalVideoVAE(VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1))
+        dit = UniMMVSRDiT(DiTConfig(width=32, depth=2, heads=2, ffn_ratio=2, text_width=text_width))
     generator = torch.Generator().manual_seed(0)
     state = {}
     for prefix, network in (("vae.", vae), ("dit.", dit)):
@@ -157,3 +160,34 @@ def ksample(core):
         )[0]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def worded(core, tmp_path_factory):
+    """A tiny restorer with text layers, so that positive and negative differ: (MODEL, VAE)."""
+    from cascadevsr.nodes.restorers import load_restorer
+
+    path = tmp_path_factory.mktemp("worded") / "worded.safetensors"
+    with torch.inference_mode():
+        return load_restorer(write_tiny_restorer(path, TEXT_WIDTH), "auto")[:2]
+
+
+@pytest.fixture
+def scene(worded, noise):
+    """Prompts, clip and references for `worded`: scene(frames=9, references=True) -> positive, negative, samples."""
+
+    def make(frames=9, references=True):
+        from cascadevsr.nodes.cascade import CascadeInput
+        from cascadevsr.nodes.conditioning import ReferenceSet, VSRConditioning
+
+        vae = worded[1]
+        target = {"target": "exact size", "height": 48, "width": 80}
+        latent = CascadeInput.execute(vae, target, "bilinear", frames=noise(frames, 12, 20)).args[0]
+        images = {"image_0": noise(1, 40, 32), "image_1": noise(1, 24, 40, seed=4)}
+        given = ReferenceSet.execute(vae, images, {}, 40).args[0] if references else None
+        shape, draw = (1, 5, TEXT_WIDTH), torch.Generator().manual_seed
+        texts = [[[torch.randn(shape, generator=draw(i)), {}]] for i in (1, 2)]
+        conditions = VSRConditioning.execute(latent, 0.1, 1, *texts, references=given).args
+        return SimpleNamespace(**dict(zip(("positive", "negative", "samples"), conditions, strict=True)))
+
+    return make

@@ -1,4 +1,7 @@
-"""Schedules: flow sigmas and their shift; the two halves and the settings of DDIM; ancestral DDPM."""
+"""Schedules: flow sigmas and their shift; the two halves and the settings of DDIM; ancestral DDPM; multistep."""
+
+import itertools
+import math
 
 import pytest
 import torch
@@ -12,9 +15,12 @@ from cascadevsr.models.schedules import (
     ddpm_posterior,
     ddpm_timesteps,
     flow_sigmas,
+    multistep_weights,
+    pndm_weights,
     predict_clean,
     predict_noise,
     shift_sigma,
+    step_index,
     unshift_sigma,
 )
 from hypothesis import given
@@ -243,3 +249,81 @@ def test_the_start_still_shows_the_clean_sample():
     clean, noise = torch.ones(3), torch.zeros(3)
     assert run.noised(clean, noise)[0] == pytest.approx(0.0682649, abs=1e-6)
     assert run.noised(noise, clean)[0] == pytest.approx(0.9976673, abs=1e-6)
+
+
+# Multistep
+
+
+def test_multistep_weights_are_the_classical_ones_on_an_even_grid():
+    classical = [
+        (1.0,),
+        (3 / 2, -1 / 2),
+        (23 / 12, -16 / 12, 5 / 12),
+        (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    ]
+    for expected in classical:
+        times = [0.5 + 0.1 * i for i in range(len(expected))]
+        assert multistep_weights(times, 0.4) == pytest.approx(expected, abs=1e-9)
+
+
+@given(gaps=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=5), power=st.integers(0, 3))
+def test_multistep_weights_integrate_polynomials_on_any_grid(gaps, power):
+    times = [sum(gaps[: i + 1]) for i in range(len(gaps))]
+    following, times = times[0], times[1:]
+    power = min(power, len(times) - 1)
+    weights = multistep_weights(times, following)
+    mean = (following ** (power + 1) - times[0] ** (power + 1)) / (power + 1) / (following - times[0])
+    found = sum(weight * time**power for weight, time in zip(weights, times, strict=True))
+    assert found == pytest.approx(mean, rel=1e-6, abs=1e-6 * sum(map(abs, weights)))
+
+
+def test_pndm_rises_to_order_4_and_holds_back_where_steps_grow():
+    evenly = [0.6, 0.7, 0.8, 0.9, 1.0]
+    assert [len(pndm_weights(evenly[:n], 0.5)) for n in (1, 2, 3, 4, 5)] == [1, 2, 3, 4, 4]
+    sigmas = flow_sigmas(4, shift=8.0).tolist()
+    weights = pndm_weights(sigmas[3::-1][:4], 0.0)
+    assert len(weights) < 4 and sum(map(abs, weights)) <= 10
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_pndm_has_its_order_on_a_known_flow(shift):
+    """Velocities of a Gaussian's flow have a closed form; with an exact start halving the steps costs 2^4."""
+
+    def velocity(x, t):
+        return -0.91 * x * t + 1.7 * torch.cos(2 * t)
+
+    def integrate(steps, exact_start):
+        times = flow_sigmas(steps, shift=shift).tolist()
+        x, history = torch.tensor(1.0, dtype=torch.float64), []
+        for step, (now, following) in enumerate(itertools.pairwise(times)):
+            history = [velocity(x, torch.tensor(now, dtype=torch.float64)), *history[:3]]
+            weights = pndm_weights(times[step::-1][:4], following)
+            if exact_start and step < 3:
+                x = fine(x, now, following)
+            else:
+                x = x + (following - now) * sum(w * v for w, v in zip(weights, history, strict=False))
+        return float(x)
+
+    def fine(x, now, following, parts=200):
+        """Follow the flow by classical Runge-Kutta."""
+        h = torch.tensor((following - now) / parts, dtype=torch.float64)
+        for part in range(parts):
+            t = now + part * h
+            a = velocity(x, t)
+            b = velocity(x + h / 2 * a, t + h / 2)
+            c = velocity(x + h / 2 * b, t + h / 2)
+            x = x + h / 6 * (a + 2 * b + 2 * c + velocity(x + h * c, t + h))
+        return x
+
+    truth = float(fine(torch.tensor(1.0, dtype=torch.float64), 1.0, 0.0, parts=20000))
+    errors = {steps: abs(integrate(steps, True) - truth) for steps in (40, 80)}
+    assert math.log2(errors[40] / errors[80]) > 3.6
+    errors = {steps: abs(integrate(steps, False) - truth) for steps in (40, 80)}
+    assert math.log2(errors[40] / errors[80]) > 1.8, "its first step is a plain one"
+
+
+def test_step_index_counts_the_steps_that_began_above():
+    sigmas = flow_sigmas(4)
+    assert [step_index(float(sigma), sigmas) for sigma in sigmas] == [0, 1, 2, 3, 3]
+    assert step_index(0.9, sigmas) == 1, "a second evaluation within a step belongs to the next"
+    assert step_index(2.0, sigmas) == 0

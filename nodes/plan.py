@@ -1,0 +1,221 @@
+"""VSR Plan: what a run will ask for, read from the model with all its patches, before anything is sampled."""
+
+import logging
+import math
+
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers, merge_nested_dicts
+from comfy.sampler_helpers import estimate_memory
+from comfy_api.latest import io, ui
+
+from ..models.layout.geometry import ClipSize, latent_size
+from ..models.layout.plan import Memory, RunPlan
+from ..models.layout.tiles import Tile
+from ..models.unimmvsr import dit
+from . import checks, host
+from .guidance import ReferenceGuider, ReferencePatch
+from .keys import REFERENCES_KEY, TILES_KEY
+
+_WHO = "VSR Plan"
+
+
+class VSRPlan(io.ComfyNode):
+    """Counts tokens, tiles, windows, passes and memory."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        sides = [
+            io.Int.Input(
+                name, default=0, min=0, max=16384,
+                tooltip=f"Output {what}, where samples are not linked; 0 takes it from them.",
+            )
+            for name, what in (("width", "px a row"), ("height", "px a column"), ("length", "frames"))
+        ]  # fmt: skip
+        return io.Schema(
+            node_id="VSRPlan",
+            display_name=_WHO,
+            category=host.CATEGORY,
+            description="Says what a run will cost before it starts: tokens, tiles, windows, network passes and "
+            "memory, and which dial helps where something does not fit.",
+            search_aliases=["estimate", "vram", "memory", "tokens", "cost", "out of memory", "dry run"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input(
+                    "model", optional=True,
+                    tooltip="The model as the sampler gets it, with all its patches; or link guider.",
+                ),
+                io.Guider.Input(
+                    "guider", optional=True,
+                    tooltip="The guider of SamplerCustomAdvanced: its own model, branches and references are planned.",
+                ),
+                io.Latent.Input(
+                    "samples", optional=True,
+                    tooltip="The latent that will be sampled, or Cascade Input's lr_latent; or give width, height and "
+                    "length.",
+                ),
+                io.Custom("VSR_REFERENCES").Input(
+                    "references", optional=True, tooltip="From Reference Set; a guider brings its own."
+                ),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="The sigmas of the run, instead of steps."),
+                io.Int.Input(
+                    "steps", default=20, min=1, max=1000,
+                    tooltip="Steps of the run where sigmas are not linked, with one network evaluation each.",
+                ),
+                io.Float.Input(
+                    "cfg", default=1.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="KSampler's cfg, which adds a branch unless it is 1; a guider brings its own.",
+                ),
+                *sides,
+            ],
+            outputs=[io.String.Output(display_name="plan", tooltip="The plan as text.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, steps, cfg, width, height, length, model=None, guider=None, samples=None, references=None,
+                sigmas=None):  # fmt: skip
+        """Count, and show the text."""
+        if model is None and guider is None:
+            raise ValueError(f"{_WHO}: needs a model or a guider; got neither. Link what the sampler gets.")
+        patcher = model if guider is None else guider.model_patcher
+        conds = _conditions(guider, cfg, references)
+        size, shape = _measure(
+            patcher, samples, ClipSize(length, height, width) if width * height * length else None
+        )
+        steps = steps if sigmas is None else max(0, len(sigmas) - 1)
+        plan = make_plan(patcher, guider, conds, size, shape, steps)
+        for warning in plan.warnings():
+            logging.getLogger(__name__).warning("%s: %s", _WHO, warning)
+        return io.NodeOutput(plan.text(), ui=ui.PreviewText(plan.text()))
+
+
+def _conditions(guider, cfg: float, references) -> dict[str, list[dict]]:
+    """Give the conditionings of a run as the memory estimate takes them."""
+    if guider is not None:
+        return {name: [dict(cond) for cond in conds] for name, conds in guider.original_conds.items()}
+    cond = {} if references is None else {REFERENCES_KEY: references}
+    return {name: [dict(cond)] for name in ("positive", "negative")[: 1 if math.isclose(cfg, 1) else 2]}
+
+
+def _measure(patcher, samples, size: ClipSize | None) -> tuple[ClipSize, tuple[int, ...]]:
+    """Give (the size in px and frames, the (b, c, T, h, w) that will be sampled)."""
+    latent_format = patcher.get_model_object("latent_format")
+    space, time = latent_format.spacial_downscale_ratio, latent_format.temporal_downscale_ratio
+    if latent_format.latent_dimensions != 3:
+        raise ValueError(
+            f"{_WHO}: the model must be a video model; got {type(patcher.model).__name__} with "
+            f"{latent_format.latent_dimensions}-dimensional latents. Link the restorer."
+        )
+    if (samples is None) == (size is None):
+        got = "neither" if size is None else "both"
+        raise ValueError(
+            f"{_WHO}: needs samples, or width, height and length above 0; got {got}. Link a latent, or write the size."
+        )
+    if size is not None:
+        cells = latent_size(size, space, time)
+        return size, (1, latent_format.latent_channels, cells.frames, cells.height, cells.width)
+    clip = checks.check_latent(_WHO, "samples", samples)
+    shape = (clip.shape[0], latent_format.latent_channels, *clip.shape[2:])
+    return checks.latent_target(_WHO, samples, space, time), shape
+
+
+def make_plan(patcher, guider, conds, size: ClipSize, shape: tuple[int, ...], steps: int) -> RunPlan:
+    """Ask the model's own patches what they will do with a latent of a shape."""
+    options, memory = _rehearse(patcher, conds, shape)
+    latent_format = patcher.get_model_object("latent_format")
+    choice = options["transformer_options"].get(TILES_KEY)
+    tiles = (Tile(0, 0, *shape[-2:]),) if choice is None else choice.plan(torch.Size(shape))[0]
+    window, windows = _windows(patcher, options.get("context_handler"), shape)
+    latents = [latent for cond in conds.get("positive", ()) for latent in _latents(cond.get(REFERENCES_KEY))]
+    return RunPlan(
+        model=type(patcher.model).__name__,
+        size=size,
+        latent=tuple(shape),
+        space=latent_format.spacial_downscale_ratio,
+        time=latent_format.temporal_downscale_ratio,
+        patch=patch_of(patcher.get_model_object("diffusion_model")),
+        references=tuple(tuple(latent.shape[2:]) for latent in latents),
+        tiles=tuple(tiles),
+        windows=windows,
+        window=window,
+        branches=_branches(patcher, guider, conds, steps, bool(latents)),
+        memory=memory,
+    )
+
+
+def _latents(references) -> tuple[torch.Tensor, ...]:
+    return tuple(getattr(references, "latents", references) or ())
+
+
+def _rehearse(patcher, conds, shape) -> tuple[dict, Memory]:
+    """Run what nodes put before the loading of a model, but load nothing: their choices, and the host's estimate."""
+    options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
+    inner = options.setdefault("transformer_options", {})
+    merge_nested_dicts(inner.setdefault("wrappers", {}), patcher.wrappers, copy_dict1=False)
+    found = []
+
+    def estimate(model, noise_shape, conds, **_):
+        found.extend(estimate_memory(model, list(noise_shape), conds))
+        return model.model, conds, []
+
+    wrappers = get_all_wrappers(WrappersMP.PREPARE_SAMPLING, options, is_model_options=True)
+    executor = WrapperExecutor.new_executor(estimate, wrappers)
+    executor.execute(
+        patcher, list(shape), conds, model_options=options, force_full_load=False, force_offload=False
+    )
+    device = patcher.load_device
+    memory = Memory(
+        weights=patcher.model_size()
+        + sum(each.model_size() for each in patcher.get_nested_additional_models()),
+        loaded=patcher.loaded_size(),
+        one=int(found[1]),
+        two=int(found[0]),
+        free=int(host.free_bytes(device)),
+        free_ram=int(host.free_bytes(torch.device("cpu"))),
+        shared=management.is_device_cpu(device),
+    )
+    return options, memory
+
+
+def _windows(patcher, handler, shape) -> tuple[int, tuple[int, ...]]:
+    """Give (latent frames of a window, those of every window with the frame that some have in front)."""
+    dim = getattr(handler, "dim", 2)
+    if handler is None or dim != 2 or shape[dim] <= handler.context_length:
+        return shape[2], (shape[2],)
+    clip = torch.empty(shape, device="meta")
+    found = handler.get_context_windows(patcher.model, clip, patcher.model_options)
+    ahead = getattr(handler, "causal_window_fix", False)
+    counts = (len(each.index_list) + (ahead and each.index_list[0] > 0) for each in found)
+    return handler.context_length, tuple(counts)
+
+
+def _branches(patcher, guider, conds, steps: int, has_references: bool) -> tuple[int, ...]:
+    """Count the predictions of every step."""
+    if isinstance(guider, ReferenceGuider):
+        return guider.guidance.branches(steps, has_references)
+    plain = len(conds)
+    if guider is not None and type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise:
+        needed = patcher.model_options.get("disable_cfg1_optimization", False)
+        plain = 1 if math.isclose(guider.cfg, 1.0) and not needed else plain
+    counts = [plain] * steps
+    for function in patcher.model_options.get("sampler_post_cfg_function", ()):
+        if isinstance(function, ReferencePatch):
+            counts = [n + (has_references and function.guidance.acts(step)) for step, n in enumerate(counts)]
+    return tuple(counts)
+
+
+def patch_of(network) -> tuple[int, int, int]:
+    """Read the latent frames, rows and columns that one token of a network stands for; 1 each where none is told."""
+    if isinstance(network, dit.UniMMVSRDiT):
+        return 1, dit.PATCH, dit.PATCH
+    for owner in (network, getattr(network, "patchifier", None)):
+        patch = getattr(owner, "patch_size", None)
+        if isinstance(patch, int):
+            return 1, patch, patch
+        if patch is not None and len(patch) in (2, 3):
+            return (1, *patch) if len(patch) == 2 else tuple(patch)
+    side, frames = (getattr(network, f"patch_{axis}", 1) for axis in ("spatial", "temporal"))
+    return int(frames), int(side), int(side)
