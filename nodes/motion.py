@@ -294,7 +294,7 @@ class _Propagation:
             return executor(x, timestep, model_options, seed)
         frames, *grid = clip_shape("Latent Propagation", x)
         time = self._time if x.ndim == 5 else 1
-        guides = guide_frames(executor, x, self._motion, time)
+        guides = guide_frames(executor, x, latent_frames(self._motion.frames, time))
         shape = (frames - guides, *grid)
         if self._grid != shape:  # before the network runs: motion of another clip is an error at once
             self._flows = self._motion.on_grid(*shape, time)
@@ -318,9 +318,9 @@ def clip_shape(who: str, x: torch.Tensor) -> tuple[int, int, int]:
     return (x.shape[2] if x.ndim == 5 else x.shape[0], *x.shape[-2:])
 
 
-def guide_frames(executor, x: torch.Tensor, motion: Motion, time: int) -> int:
-    """Count the guide frames at the end of a latent (LTX appends them to a clip): no motion leads there."""
-    surplus = x.shape[2] - latent_frames(motion.frames, time) if x.ndim == 5 else 0
+def guide_frames(executor, x: torch.Tensor, frames: int) -> int:
+    """Count the guide frames that a latent has (LTX appends them) behind the `frames` latent frames of its clip."""
+    surplus = x.shape[2] - frames if x.ndim == 5 else 0
     conds = getattr(getattr(executor, "class_obj", None), "conds", None) or {}
     return surplus if surplus > 0 and guides(conds.values()) else 0
 

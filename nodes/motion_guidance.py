@@ -4,6 +4,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
+from ..models.layout.geometry import latent_frames
 from ..models.motion.field import Motion
 from ..models.motion.guidance import (
     DEFAULT,
@@ -111,7 +112,7 @@ class _Guidance:
         later = self._form == PUBLISHED and options.get(STEPPING_KEY, False)
         if later or not self._wanted(float(timestep.flatten()[0]), options["sample_sigmas"]):
             return executor(x, timestep, model_options, seed)
-        guides = guide_frames(executor, x, self._motion, self._time)
+        guides = guide_frames(executor, x, latent_frames(self._motion.frames, self._time))
         frames = x.shape[2] - guides if guides else None  # those of the clip
         part = x[:, :, :frames] if guides else x
         flows = self._prepare(part)  # before the network runs: motion of another clip is an error at once

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..models.lowpass import axis_filter, tie_low
 from . import checks, host, run_state
 from .keys import KIND_KEY, LR_FRAMES
-from .motion import clip_shape, percent_range
+from .motion import clip_shape, guide_frames, percent_range
 
 _KEY = "vsr_low_frequency_tie"
 _WHO = "Low-Frequency Tie"
@@ -92,7 +92,9 @@ class _Tie:
             float(timestep.flatten()[0]), model_options["transformer_options"]["sample_sigmas"]
         ):
             return executor(x, timestep, model_options, seed)
-        grid, own = clip_shape(_WHO, x), tuple(self._source.shape[2:])
+        (frames, *sides), own = clip_shape(_WHO, x), tuple(self._source.shape[2:])
+        frames -= guide_frames(executor, x, own[0])
+        grid = (frames, *sides)
         if x.ndim != 5 or grid != own or len(self._source) not in (1, len(x)):
             raise ValueError(
                 f"{_WHO}: lr_latent must have the batch and the grid (frames, rows, columns) of what is sampled, "
@@ -100,4 +102,5 @@ class _Tie:
             )
         clean = executor(x, timestep, model_options, seed)
         run_state.keep_unedited({"model_options": model_options, "denoised": clean})
-        return tie_low(clean, self._source.to(clean), self._cutoff, self._strength)
+        tied = tie_low(clean[:, :, :frames], self._source.to(clean), self._cutoff, self._strength)
+        return torch.cat((tied, clean[:, :, frames:]), 2) if frames < clean.shape[2] else tied

@@ -33,6 +33,7 @@ def refine(core):
         from cascadevsr.nodes.motion import EstimateMotion, FlowModel, LatentPropagation
         from cascadevsr.nodes.motion_guidance import MotionGuidance
         from cascadevsr.nodes.sampling import AddressedNoise, RefineSigmas
+        from cascadevsr.nodes.tie import LowFrequencyTie
 
         model, whole = base.model, {"steps": "percent range", "start_percent": 0.0, "end_percent": 1.0}
         if hooks:
@@ -44,6 +45,7 @@ def refine(core):
                 0
             ]
             model = MotionGuidance.execute(model, motion, 0.5, 0.0, 1.0, "both", "default").args[0]
+            model = LowFrequencyTie.execute(model, clip.tie, 0.5, 4.0, 0.0, 1.0).args[0]
         model = windowed(tiled(model, tile), window)
         guider = core.custom.CFGGuider.execute(model, clip.positive, clip.negative, 2.0).args[0]
         sigmas = RefineSigmas.execute(model, start, steps, 1.0).args[0]
@@ -88,7 +90,12 @@ def make_clip(base, frames, rows, columns):
     target = {"target": "exact size", "height": height, "width": width}
     latent, low = CascadeInput.execute(base.vae, target, "bilinear", frames=low).args[:2]
     return SimpleNamespace(
-        latent=latent, low=low, size=(frames, height, width), positive=base.prompt, negative=base.prompt
+        latent=latent,
+        tie=latent,
+        low=low,
+        size=(frames, height, width),
+        positive=base.prompt,
+        negative=base.prompt,
     )
 
 
@@ -148,7 +155,7 @@ def test_no_seam_at_tiles_and_windows(bases, refine, name):
     clip = make_clip(base, _frames(base, 7), 1, 1)
     generator, shape = torch.Generator().manual_seed(0), (1, base.channels, 9, 16, 20)
     smooth = torch.nn.functional.avg_pool3d(torch.randn(shape, generator=generator), 3, 1) * 3
-    clip.latent = {"samples": smooth}  # 7 x 14 x 18 cells; the graph from pixels runs above
+    clip.latent = clip.tie = {"samples": smooth}  # 7 x 14 x 18 cells; the graph from pixels runs above
     tile, window = tuple(base.space * cells for cells in (8, 10, 4)), (_frames(base, 4), 2 * base.time)
     cut = refine(base, clip, tile, window)["samples"][0].permute(1, 2, 3, 0)
     whole = refine(base, clip)["samples"][0].permute(1, 2, 3, 0)
@@ -210,11 +217,12 @@ def test_guide_frames_of_ltx_are_left_alone(core, bases, refine, noise):
         refine(base, clip)
 
 
-def test_guidance_and_propagation_see_the_clip_and_not_its_guides(core):
+def test_what_edits_predictions_sees_the_clip_and_not_its_guides(core):
     """What is predicted for the clip is edited as if the guides were not there, and they are not edited at all."""
     from cascadevsr.models.motion.field import Motion
     from cascadevsr.nodes.motion import _Propagation
     from cascadevsr.nodes.motion_guidance import _Guidance
+    from cascadevsr.nodes.tie import _Tie
 
     flow = torch.ones(8, 2, 16, 16)
     motion = Motion(flow, -flow, (), 9, 16, 16)
@@ -224,6 +232,7 @@ def test_guidance_and_propagation_see_the_clip_and_not_its_guides(core):
     for hook in (
         _Propagation(motion, 8, always, options),
         _Guidance(motion, 8, always, 1.0, "both", "default"),
+        _Tie(torch.ones(1, 8, 2, 4, 4), 0.5, 4.0, always),
     ):
 
         def run(x, conds, hook=hook):
