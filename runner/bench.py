@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import bench_restorers, quality
+from . import bench_cascade, bench_restorers, quality
 from .binding import Target, bind_input, bind_target, parse_size
 from .encode import write_video
 from .errors import RunnerError
@@ -164,4 +164,5 @@ BENCHMARKS = {
     "quality": (bench_quality, False),
     "upscale_a_video": (bench_restorers.upscale_a_video, False),
     "mgld_vsr": (bench_restorers.mgld_vsr, False),
+    "cascade4k": (bench_cascade.cascade4k, False),
 }

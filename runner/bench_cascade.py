@@ -1,0 +1,130 @@
+"""`run.py bench cascade4k`: the cascade behind a base model at 3840x2160, in a process whose memory is watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as the watched process
+    sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
+    from runner.pack import load
+    from runner.server import peak_memory
+else:
+    from .binding import parse_size
+    from .errors import RunnerError
+    from .pack import load
+
+FRAMES, SIZE = 21, "3840x2160"
+CHUNK = 16  # frames of one chunk, the bar beside the result
+_BASE_ROWS, _BASE_COLUMNS = 5, 8  # latent cells of the base clip, times 32 / the cells of the family
+_FAMILY = "ltxv"
+
+
+def cascade4k(options, host) -> dict:
+    """A tiny model of the host's LTX classes at 3840x2160, 21 frames, on the CPU: peak memory (minutes)."""
+    width, height = parse_size(options.size or SIZE)
+    job = {"host": str(host.path), "frames": options.frames or FRAMES, "width": width, "height": height}
+    done = subprocess.run([sys.executable, __file__, json.dumps(job)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RunnerError(f"bench cascade4k: the watched process ended with {done.returncode}; see above.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Watch:
+    """The memory of this process, stage by stage."""
+
+    def __init__(self):
+        self.peaks, self.seconds, self.start = {}, {}, resident()
+
+    def run(self, name: str, work):
+        """Do the work of one stage and note its time and its peak above the start."""
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        began, result = time.perf_counter(), work()
+        self.seconds[name] = round(time.perf_counter() - began, 1)
+        self.peaks[name] = peak_memory(os.getpid()) - self.start
+        print(f"  {name}: {self.seconds[name]} s", file=sys.stderr, flush=True)
+        return result
+
+
+def resident() -> int:
+    """Give the resident memory of this process now, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+def watched(job: dict) -> dict:
+    """Run the graph of the template Cascade-to-4K on random weights and say what it cost."""
+    import torch
+
+    custom = load_host(job["host"])
+    cascade, decode, tiling = (load(f"nodes.{name}") for name in ("cascade", "decode", "tiling"))
+    motion, sampling, tie = (load(f"nodes.{name}") for name in ("motion", "sampling", "tie"))
+    base = load("tests.host.base_models")
+    family, model, vae = base.FAMILIES[_FAMILY], base.make_model(_FAMILY), base.make_vae(_FAMILY)
+    prompt = base.make_prompt(_FAMILY)
+    count, share = job["frames"], 32 // family.space
+    latents = 1 + -(-(count - 1) // family.time)
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, family.channels, latents, _BASE_ROWS * share, _BASE_COLUMNS * share)
+    low = torch.randn(shape, generator=generator)
+    size = {"frames": count, "height": _BASE_ROWS * 32, "width": _BASE_COLUMNS * 32}
+    target = {"target": "exact size", "height": job["height"], "width": job["width"]}
+    watch = Watch()
+
+    def enter():
+        samples = {"samples": low, "vsr_size": size}
+        return cascade.CascadeInput.execute(vae, target, "bilinear", samples=samples, base_vae=vae).args[:2]
+
+    def refine():
+        flow = motion.EstimateMotion.execute(frames, motion.FlowModel("built-in")).args[0]
+        steps = {"steps": "percent range", "start_percent": 0.0, "end_percent": 1.0}
+        patched = motion.LatentPropagation.execute(model, flow, steps, "both", 0.3, "nearest", 0.001, 0.05)
+        patched = tie.LowFrequencyTie.execute(patched.args[0], lr, 0.5, 8.0, 0.0, 1.0).args[0]
+        patched = tiling.TemporalWindows.execute(patched, {"windows": "auto"}).args[0]
+        patched = tiling.SpatialTiles.execute(patched, {"tiling": "auto"}).args[0]
+        guider = custom.CFGGuider.execute(patched, prompt, prompt, 1.0).args[0]
+        sigmas = sampling.RefineSigmas.execute(patched, 0.4, 2, 1.0).args[0]
+        sampler = custom.KSamplerSelect.execute("euler").args[0]
+        noise = sampling.AddressedNoise(1)
+        return custom.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, lr).args[0]
+
+    with torch.inference_mode():
+        lr, frames = watch.run("cascade_input", enter)
+        sampled = watch.run("refine", refine)
+        result = watch.run(
+            "decode", lambda: decode.TemporalDecode.execute(sampled, vae, 1.0, CHUNK, 0).args[0]
+        )
+    if tuple(result.shape) != (count, job["height"], job["width"], 3) or not torch.isfinite(result).all():
+        raise ValueError(f"bench cascade4k: got frames of {tuple(result.shape)}, or such as are not finite.")
+    beside = {**watch.peaks, "decode": watch.peaks["decode"] - result.nbytes}
+    return {
+        "device": f"cpu, {torch.get_num_threads()} threads",
+        "family": f"{_FAMILY}, random weights, {sum(p.numel() for p in model.model.parameters()) / 1e6:.1f} M",
+        "frames": count,
+        "size": f"{job['width']}x{job['height']}",
+        **{f"{name}_seconds": seconds for name, seconds in watch.seconds.items()},
+        "seconds_per_frame": round(sum(watch.seconds.values()) / count, 2),
+        "result_mb": round(result.nbytes / 2**20),
+        **{f"{name}_peak_mb_without_result": round(peak / 2**20) for name, peak in beside.items()},
+        "bar_mb_one_chunk": round(CHUNK * 12 * job["width"] * job["height"] / 2**20),
+    }
+
+
+def load_host(path: str):
+    """Import the host for the CPU in this process, and give its nodes for samplers."""
+    sys.argv = ["main.py", "--cpu", "--disable-api-nodes"]
+    sys.path.insert(0, path)
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy_extras.nodes_custom_sampler as custom
+
+    return custom
+
+
+if __name__ == "__main__":
+    print(json.dumps(watched(json.loads(sys.argv[1]))))
