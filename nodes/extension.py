@@ -23,6 +23,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .measure import CompareMeasure
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
+        from .native_references import ReferenceTokens
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .tiling import SpatialTiles, TemporalWindows
 
@@ -44,4 +45,5 @@ class CascadeVSRExtension(ComfyExtension):
             ColourMatch,
             DegradeVideo,
             CompareMeasure,
+            ReferenceTokens,
         ]
