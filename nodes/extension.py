@@ -14,6 +14,7 @@ class CascadeVSRExtension(ComfyExtension):
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
+        from .adapters import LoadVSRAdapter
         from .cascade import CascadeInput
         from .conditioning import ReferenceSet, VSRConditioning
         from .decode import TemporalDecode
@@ -46,4 +47,5 @@ class CascadeVSRExtension(ComfyExtension):
             DegradeVideo,
             CompareMeasure,
             ReferenceTokens,
+            LoadVSRAdapter,
         ]
