@@ -5,9 +5,10 @@ from collections import OrderedDict
 from pathlib import Path
 
 import comfy.lora
+import comfy.model_patcher
 import comfy.ops
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy_api.latest import io
 
 from ..models.unimmvsr.adapter import LEVEL_KEYS, Adapter, LevelEmbedding, load_adapter
@@ -103,9 +104,26 @@ def apply_adapter(patcher, path: Path, adapter: Adapter, strength: float) -> Non
     blank = adapter.lr_weight.new_zeros(adapter.width, base, *adapter.lr_weight.shape[2:])
     wide = torch.cat((blank, adapter.lr_weight), 1)
     patcher.add_patches({_PATCH_EMBEDDING: ("diff", (wide, {"pad_weight": True}))}, strength)
+    patcher.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, _KEY)
+    patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, _KEY, _widen)
     patcher.add_patches(layers, strength)
     if adapter.level:
         _add_level(patcher, path, adapter, strength)
+
+
+def _widen(patcher) -> None:
+    """Make the loaded patch embedding as wide as its patches before a run.
+
+    The host counts the channels for the clip by the weight as it lies there; one that it keeps off the GPU it patches
+    at every call only.
+    """
+    conv, patches = patcher.model.diffusion_model.patch_embedding, patcher.patches[_PATCH_EMBEDDING]
+    if comfy.lora.calculate_shape(patches, conv.weight, _PATCH_EMBEDDING) == conv.weight.shape:
+        return
+    patcher.patch_weight_to_device(_PATCH_EMBEDDING)
+    late = comfy.model_patcher.LowVramPatch
+    conv.weight_function = [function for function in conv.weight_function if not isinstance(function, late)]
+    conv.comfy_patched_weights = True  # the host's own mark: nothing more to patch
 
 
 def _check_base(patcher, adapter: Adapter) -> None:

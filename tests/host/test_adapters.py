@@ -231,6 +231,32 @@ def test_two_adapters_add_up(load, base, ksample):
     assert torch.allclose(ksample(twice, clip)["samples"], once, atol=1e-4)
 
 
+def test_weights_that_stay_off_the_gpu(load, base, ksample, monkeypatch):
+    """The host then patches at every call: the clip's channels must be there all the same, and none afterwards."""
+    import comfy.model_management as management
+    from comfy.model_patcher import ModelPatcher
+
+    clip, adapter = condition(references=references()), make(level=True, layers=True)
+    whole = ksample(load(base, adapter), clip, steps=2)["samples"]
+    management.unload_all_models()
+    weights = {key: value.clone() for key, value in base.model.state_dict().items()}
+    original = ModelPatcher.partially_load
+    monkeypatch.setattr(
+        ModelPatcher, "partially_load", lambda self, device, *_, **kw: original(self, device, 0.1)
+    )
+    patched = load(base, adapter)
+    for _ in range(2):
+        assert torch.allclose(ksample(patched, clip, steps=2)["samples"], whole, atol=1e-5)
+        assert base.model.model_lowvram
+    monkeypatch.undo()
+    assert torch.equal(ksample(patched, clip, steps=2)["samples"], whole), (
+        "and whole again where there is room"
+    )
+    management.unload_all_models()
+    after = base.model.state_dict()
+    assert all(torch.equal(after[key], weights[key]) for key in weights)
+
+
 # What it leaves
 
 
