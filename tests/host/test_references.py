@@ -144,3 +144,43 @@ def test_a_vae_of_pictures_is_refused(core, noise):
     }
     with pytest.raises(ValueError, match="must be a video VAE; got one of pictures"):
         gather(comfy.sd.VAE(sd=state), {"image_0": noise(1, 16, 16)})
+
+
+def test_start_policies_through_a_running_host(host_server, client, tiny_file):
+    """The host resolves the nested choice; a graph from before it has no such input."""
+    from cascadevsr.runner.client import ExecutionFailed
+
+    folder = host_server.models_dir / "video_restorers"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "starts.safetensors").write_bytes(tiny_file.read_bytes())
+
+    def node(kind, **inputs):
+        return {"class_type": kind, "inputs": inputs}
+
+    def run(prefix, **policy):
+        links = {"positive": ["5", 0], "negative": ["5", 1], "latent_image": ["5", 2]}
+        sampler = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+        target = {"target": "scale", "target.scale": 2.0, "filter": "bilinear"}
+        prompt = {
+            "1": node("EmptyImage", width=32, height=24, batch_size=5, color=0x805020),
+            "2": node("VSRLoadVideoRestorer", restorer="starts.safetensors", precision="auto"),
+            "3": node("VSRCascadeInput", target_vae=["2", 1], frames=["1", 0], **target),
+            "4": node(
+                "VSRReferenceSet", vae=["2", 1], long_edge=32, **{"images.image_0": ["1", 0]}, **policy
+            ),
+            "5": node("VSRConditioning", lr_latent=["3", 0], noise_level=0.0, seed=1, references=["4", 0]),
+            "6": node("KSampler", model=["2", 0], denoise=1.0, **links, **sampler),
+            "7": node("SaveLatent", samples=["6", 0], filename_prefix=prefix),
+        }
+        client.run(prompt, timeout=120)
+        return sorted(host_server.output_dir.glob(f"{prefix}_*.latent"))[-1].read_bytes()
+
+    starts = {"start_policy": MANUAL, "start_policy.starts": "18, 35, 52, 69, 86"}  # the model's own
+    before = run("before")
+    assert run("model", start_policy=MODEL)[-3000:] == before[-3000:]
+    assert run("same", **starts)[-3000:] == before[-3000:]
+    assert run("after", start_policy=AFTER)[-3000:] != before[-3000:]
+    with pytest.raises(
+        ExecutionFailed, match="Reference Set: starts must name one time index for each of the 5"
+    ):
+        run("bad", start_policy=MANUAL, **{"start_policy.starts": "18"})
