@@ -187,15 +187,14 @@ def test_the_noise_level_joins_the_time_embedding(load, base, ksample, strength)
 
 
 def test_branches_keep_levels_of_their_own_in_one_batch(load, base, ksample):
-    """Guidance of two equal branches is the branch; with another level in the negative one it is not."""
-    patched = load(base, make(level=True))
-    clip, other = condition(0.3), condition(0.6)
-    plain = ksample(patched, clip)["samples"]
-    assert torch.allclose(ksample(patched, clip, cfg=3.0)["samples"], plain, atol=1e-4)
-    clip.negative = [[clip.negative[0][0], {**clip.negative[0][1], "vsr_noise_level": 0.6}]]
-    clip.negative[0][1]["vsr_lr_noise"] = None  # the same LR latent; its level alone differs
-    assert not torch.allclose(ksample(patched, clip, cfg=3.0)["samples"], plain, atol=1e-2)
-    assert not torch.allclose(ksample(patched, other)["samples"], plain, atol=1e-2)
+    """One step with guidance is the linear combination of its two branches, each with its own noise level."""
+    patched, clip, other = load(base, make(level=True)), condition(0.3), condition(0.3)
+    for group in (clip.negative, other.positive):  # the same LR latent; the level that is told alone differs
+        group[0][1].update(vsr_noise_level=0.6, vsr_lr_noise=None)
+    positive, negative = (ksample(patched, each)["samples"] for each in (clip, other))
+    assert not torch.allclose(positive, negative, atol=1e-2)
+    guided = ksample(patched, clip, cfg=3.0)["samples"]
+    torch.testing.assert_close(guided, negative + 3 * (positive - negative), rtol=0, atol=1e-4)
 
 
 def test_references_begin_where_the_file_says(load, base, ksample):
