@@ -14,6 +14,7 @@ class CascadeVSRExtension(ComfyExtension):
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
+        from .adapters import LoadVSRAdapter
         from .cascade import CascadeInput
         from .conditioning import ReferenceSet, VSRConditioning
         from .decode import TemporalDecode
@@ -25,6 +26,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
         from .plan import VSRPlan
+        from .native_references import ReferenceTokens
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .tie import LowFrequencyTie
         from .tiling import SpatialTiles, TemporalWindows
@@ -51,4 +53,6 @@ class CascadeVSRExtension(ComfyExtension):
             ReferenceCFG,
             LowFrequencyTie,
             VSRPlan,
+            ReferenceTokens,
+            LoadVSRAdapter,
         ]
