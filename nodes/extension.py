@@ -25,8 +25,8 @@ class CascadeVSRExtension(ComfyExtension):
         from .measure import CompareMeasure
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
-        from .plan import VSRPlan
         from .native_references import ReferenceTokens
+        from .plan import VSRPlan
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .tie import LowFrequencyTie
         from .tiling import SpatialTiles, TemporalWindows

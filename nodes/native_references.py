@@ -105,7 +105,7 @@ def check_wan(patcher, title: str) -> None:
             f"{type(patcher.model).__name__}, which takes no reference tokens. Use such a model, or leave out this "
             "node and the references."
         )
-    found = set(inspect.signature(wan.rope_encode).parameters)
+    found = set(inspect.signature(comfy.ldm.wan.model.WanModel.rope_encode).parameters)
     if not found >= _ROPE_NEEDS:
         raise ValueError(
             f"{title}: this ComfyUI must give every reference of a Wan model its own positions; got a rope_encode "
