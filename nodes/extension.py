@@ -24,6 +24,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
+        from .sdedit import SDEditDegradation
         from .tiling import SpatialTiles, TemporalWindows
 
         return [
@@ -44,4 +45,5 @@ class CascadeVSRExtension(ComfyExtension):
             ColourMatch,
             DegradeVideo,
             CompareMeasure,
+            SDEditDegradation,
         ]

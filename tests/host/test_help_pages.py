@@ -7,7 +7,8 @@ import pytest
 NODES = (
     "VSRLoadVideoRestorer VSRCascadeInput VSRReferenceSet VSRConditioning VSRSeededNoise VSRRestorerSampler "
     "VSRRefineSigmas VSRLoadFlowModel VSREstimateMotion VSRLatentPropagation VSRMotionGuidance VSRSpatialTiles "
-    "VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo VSRCompareMeasure"
+    "VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo VSRCompareMeasure "
+    "VSRSDEditDegradation"
 ).split()
 
 

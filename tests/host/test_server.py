@@ -99,7 +99,7 @@ def test_object_info_is_the_recorded_one(client):
 
 def test_every_input_and_node_is_explained(client):
     info = {name: value for name, value in client.object_info().items() if name.startswith("VSR")}
-    assert len(info) == 17
+    assert len(info) == 18
     for name, value in info.items():
         assert value["category"] == "video/upscaling/Cascade VSR"
         assert value["description"] and value["search_aliases"] and all(value["output_tooltips"]), name
