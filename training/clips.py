@@ -20,12 +20,14 @@ from .photos import Photo
 @dataclass(frozen=True)
 class Clip:
     """``frames`` (t,3,h,w); ``flow`` (t-1,2,h,w) px from t to t+1; ``visible`` (t-1,1,h,w) 0 or 1;
-    ``plain``: the same clip without its moving layers (the unedited take of an editing pair)."""
+    ``plain``: the same clip without its moving layers (the unedited take of an editing pair); ``layer`` (t,1,h,w):
+    1 where a moving layer covers it (what an edit changed, and what an identity is cut out by)."""
 
     frames: torch.Tensor
     flow: torch.Tensor
     visible: torch.Tensor
     plain: torch.Tensor
+    layer: torch.Tensor | None = None
 
 
 def _path(rng: np.random.Generator, count: int, amplitude: float) -> np.ndarray:
@@ -144,7 +146,7 @@ def make_clip(rng: np.random.Generator, photos: Sequence[Photo], count: int, sid
         cover = torch.where(on_top, number, cover)
         if count > 1:
             flow = torch.where(on_top[:-1], _flow(maps, side, device), flow)
-    return Clip(frames, flow, _visible(flow, cover), plain)
+    return Clip(frames, flow, _visible(flow, cover), plain, (cover > 0).float())
 
 
 def _visible(flow: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
