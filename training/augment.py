@@ -1,7 +1,7 @@
 """What training does to references and conditions before the network sees them (paper sections 3.1, 3.3 and A.4).
 
-Identity images are moved, tilted and re-lit, as if taken elsewhere; a reference video starts a little off; the LR latent
-is noised to a level that the network is told; text and references are left out now and then, for guidance.
+Identity images are moved, tilted and re-lit, as if taken elsewhere; a reference video starts a little off; the LR
+latent is noised to a level that the network is told; text and references are left out now and then, for guidance.
 Frames are (t, 3, h, w) in 0..1, latents (b, c, T, h, w). All is drawn from the generator that is handed in.
 """
 
