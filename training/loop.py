@@ -1,8 +1,9 @@
 """A training loop for any network: AdamW, warm-up and cosine, average, mixed precision, exact resume, a log.
 
-Three callables say what is trained: `draw(step)` gives the batch of a step and depends on nothing but the step (see
+Two callables say what is trained: `draw(number)` gives the batch of a step and depends on nothing but that number (see
 :func:`.curriculum.rng_at`), `loss(module, batch)` gives a scalar, or a scalar and a dict of figures for the log. Then
 the same seed and data give the same losses, and a killed run that is started again goes on to the same numbers.
+With `parts` above 1 a step adds up the gradients of that many batches, numbers step * parts and on.
 
 A run's folder holds `state.pt` (the last checkpoint, put in place whole or not at all), `log.jsonl` (a line a step),
 `loss.png`. What is saved of the module is what it trains, and its buffers: a frozen base stays in its own file.
@@ -46,6 +47,7 @@ class LoopSettings:
     largest_gradient: float = 1.0  # norm; 0 clips nothing
     average: float = 0.998  # decay of the average of the weights
     precision: str = "fp32"
+    parts: int = 1  # batches whose gradients a step adds up
     seed: int = 1
     save_every: int = 500
     curve_every: int = 500
@@ -165,18 +167,11 @@ class Loop:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.module.train()
-        batch = self.draw(self.step)
-        with self._autocast():
-            answer = self.loss(self.module, batch)
-        loss, figures = answer if isinstance(answer, tuple) else (answer, {})
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"Training: the loss must stay finite; got {value} at step {self.step}. Lower the rate, or use "
-                "precision bf16 or fp32; the run goes on from its last checkpoint."
-            )
         self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        value, figures = 0.0, {}
+        for part in range(settings.parts):
+            share, figures = self._backward(self.step * settings.parts + part)
+            value += share
         self.scaler.unscale_(self.optimiser)
         norm = float(
             torch.nn.utils.clip_grad_norm_(self.parameters, settings.largest_gradient or float("inf"))
@@ -195,6 +190,22 @@ class Loop:
             "seconds": seconds,
             **figures,
         }
+
+    def _backward(self, number: int) -> tuple[float, dict]:
+        """Add the gradient of one batch; give its share of the step's loss, and its figures."""
+        batch = self.draw(number)
+        with self._autocast():
+            answer = self.loss(self.module, batch)
+        loss, figures = answer if isinstance(answer, tuple) else (answer, {})
+        loss = loss / self.settings.parts
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"Training: the loss must stay finite; got {value} at step {self.step}. Lower the rate, or use "
+                "precision bf16 or fp32; the run goes on from its last checkpoint."
+            )
+        self.scaler.scale(loss).backward()
+        return value, figures
 
     def _autocast(self):
         dtype = PRECISIONS[self.settings.precision]

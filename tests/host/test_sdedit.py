@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from . import tiny_wan
+from . import small_wan
 
 SIZE = {"size": "exact size", "width": 40, "height": 24}
 
@@ -11,7 +11,7 @@ SIZE = {"size": "exact size", "width": 40, "height": 24}
 @pytest.fixture(scope="module")
 def wan(core):
     with torch.inference_mode():
-        return tiny_wan.make_model(), tiny_wan.make_vae()
+        return small_wan.make_model(), small_wan.make_vae()
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def plain_trip(vae, images):
 @pytest.mark.parametrize("kind", ["wan", "built-in"])
 def test_no_step_is_the_vae_alone_and_more_steps_drift_more(wan, restorer, noise, redraw, kind):
     model, vae = wan if kind == "wan" else restorer
-    positive = tiny_wan.prompt() if kind == "wan" else None
+    positive = small_wan.prompt() if kind == "wan" else None
     images = noise(7, 48, 80)
     still, done = redraw(model, vae, images, 0.0, positive=positive)
     assert done == 0 and still.shape == (7, 24, 40, 3)
@@ -54,7 +54,7 @@ def test_no_step_is_the_vae_alone_and_more_steps_drift_more(wan, restorer, noise
 
 
 def test_the_seed_decides_strength_and_noise(wan, noise, redraw):
-    images, positive = noise(5, 48, 80), tiny_wan.prompt()
+    images, positive = noise(5, 48, 80), small_wan.prompt()
     options = {"strength": (0.0, 1.0), "positive": positive}
     first, again = (redraw(*wan, images, seed=3, **options) for _ in range(2))
     assert first[1] == again[1] and torch.equal(first[0], again[0])
@@ -78,7 +78,7 @@ def test_the_start_is_the_clip_noised_by_the_forward_process(wan, noise, redraw,
         return whole(inner, x, sigma, *rest, **more)
 
     monkeypatch.setattr(comfy.samplers, "sampling_function", spy)
-    redraw(model, vae, images, 0.5, positive=tiny_wan.prompt())
+    redraw(model, vae, images, 0.5, positive=small_wan.prompt())
     assert [sigma for _, sigma in seen] == pytest.approx([0.5, 0.375, 0.25, 0.125])
     latent = vae.encode(images)
     drawn = AddressedNoise(3).generate_noise({"samples": latent})
@@ -88,14 +88,14 @@ def test_the_start_is_the_clip_noised_by_the_forward_process(wan, noise, redraw,
 
 def test_prompt_and_cfg_matter(wan, noise, redraw):
     images = noise(5, 24, 40)
-    one, other = (redraw(*wan, images, 0.5, positive=tiny_wan.prompt(seed))[0] for seed in (2, 5))
+    one, other = (redraw(*wan, images, 0.5, positive=small_wan.prompt(seed))[0] for seed in (2, 5))
     assert not torch.equal(one, other)
-    strong = redraw(*wan, images, 0.5, cfg=4.0, positive=tiny_wan.prompt(2), negative=tiny_wan.prompt(5))[0]
+    strong = redraw(*wan, images, 0.5, cfg=4.0, positive=small_wan.prompt(2), negative=small_wan.prompt(5))[0]
     assert not torch.equal(strong, one)
 
 
 def test_sizes(wan, noise, redraw):
-    images, positive = noise(2, 50, 70), tiny_wan.prompt()
+    images, positive = noise(2, 50, 70), small_wan.prompt()
     for size, shape in (
         ({"size": "scale", "scale": 0.5}, (2, 25, 35, 3)),
         ({"size": "short side", "short_side": 20}, (2, 20, 28, 3)),
@@ -112,8 +112,8 @@ def test_errors_say_what_to_change(wan, restorer, noise, redraw):
     ):
         redraw(*wan, images, 0.5)
     with pytest.raises(ValueError, match="cfg other than 1 needs a negative prompt; got cfg 3"):
-        redraw(*wan, images, 0.5, cfg=3.0, positive=tiny_wan.prompt())
+        redraw(*wan, images, 0.5, cfg=3.0, positive=small_wan.prompt())
     with pytest.raises(ValueError, match="vae must be the video VAE of model"):
-        redraw(wan[0], None, images, 0.5, positive=tiny_wan.prompt())
+        redraw(wan[0], None, images, 0.5, positive=small_wan.prompt())
     with pytest.raises(ValueError, match="size must be short side"):
-        redraw(*wan, images, 0.5, size={"size": "half"}, positive=tiny_wan.prompt())
+        redraw(*wan, images, 0.5, size={"size": "half"}, positive=small_wan.prompt())

@@ -169,6 +169,19 @@ def test_checkpointed_blocks_give_the_same_numbers(tmp_path):
     assert len(calls) == 10, "once forwards, once again backwards"
 
 
+def test_parts_add_up_to_one_large_batch(tmp_path):
+    def whole(step):
+        parts = [draw(2 * step), draw(2 * step + 1)]
+        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+    def calm(module, batch):
+        return (module.eval()(batch[0]) - batch[1]).square().mean()
+
+    one = Loop(network(), whole, calm, tmp_path / "a", settings()).run(until=6)
+    two = Loop(network(), draw, calm, tmp_path / "b", settings(parts=2)).run(until=6)
+    assert two == pytest.approx(one, rel=1e-4)
+
+
 def test_rates_rise_and_fall():
     plan = settings(steps=100, warmup=10)
     shares = [rate_share(step, plan) for step in range(101)]
