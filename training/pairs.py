@@ -6,8 +6,8 @@ alone, so that a sample is named by its task, its length and its number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,8 +68,7 @@ class Recipe:
 
 def without_augmentation(recipe: Recipe) -> Recipe:
     """Give a recipe whose references are exactly what the clip shows."""
-    plain = {"augmentation": NO_AUGMENTATION, "start_shift": 0, "cut_out_share": 0.0}
-    return Recipe(recipe.scale, recipe.presets, recipe.redraw, recipe.redraw_share, **plain)
+    return replace(recipe, augmentation=NO_AUGMENTATION, start_shift=0, cut_out_share=0.0)
 
 
 def make_pair(take: Take, task: str, recipe: Recipe, rng: np.random.Generator) -> Pair:
@@ -194,6 +193,3 @@ def _decoded(path: Path):
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
-
-
-Make = Callable[[str, int, np.random.Generator], Take]

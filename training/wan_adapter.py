@@ -56,11 +56,11 @@ class LowRank(nn.Module):
 
 
 class WanAdapter(nn.Module):
-    """Predicts the base's velocity (eps - z_HR) with LR latent, noise level and references; trains only its own parts."""
+    """Predicts the base's velocity (eps - z_HR) with LR latent, level and references; trains only its own parts."""
 
-    def __init__(self, base: nn.Module, config: AdapterConfig = AdapterConfig()):
+    def __init__(self, base: nn.Module, config: AdapterConfig | None = None):
         super().__init__()
-        settings = base.config
+        settings, config = base.config, config or AdapterConfig()
         if settings.in_channels != settings.out_channels:
             raise ValueError(
                 "Adapter: the base must be a text-to-video model, with as many channels in as out; got "

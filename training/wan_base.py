@@ -1,4 +1,4 @@
-"""What a Wan adapter trains on: the base and VAE from diffusers folders, text embeddings, the base as SDEdit's model."""
+"""What a Wan adapter trains on: base and VAE from diffusers folders, text embeddings, the base as SDEdit's model."""
 
 from __future__ import annotations
 

@@ -288,7 +288,8 @@ def test_the_store_makes_a_sample_once(tmp_path):
 
 def arguments(folder, videos, work, steps, *more):
     text = f"--base {folder} --videos {videos} --size 32 48 --frames 5 9 --scale 2 --rank 4 --batch 1 --rate 3e-3"
-    text += f" --steps {steps} --device cpu --precision fp32 --keep 2 --every 4 --work {work} --out {work}/a.safetensors"
+    text += f" --steps {steps} --device cpu --precision fp32 --keep 2 --every 4"
+    text += f" --work {work} --out {work}/a.safetensors"
     return [*text.split(), *more]
 
 
