@@ -30,7 +30,7 @@ from ..models.unimmvsr.config import TIME, DiTConfig, dit_config, vae_config
 from ..models.unimmvsr.dit import UniMMVSRDiT, patchify
 from ..models.unimmvsr.sdedit import SDEdit
 from ..models.unimmvsr.vae import CausalVideoVAE
-from .ablations import BOTH, CHANNELS, NONE, SDEDIT, SHARED, SYNTHETIC, WRONG, Config, Outcome
+from .ablation_settings import BOTH, CHANNELS, NONE, SDEDIT, SHARED, SYNTHETIC, WRONG, Config, Outcome
 from .augment import Dropout, noise_latent, normal
 from .curriculum import VIDEO, rng_at, stage_at, stages, task_at
 from .latents import LatentSample, LatentStore, encode_pair
