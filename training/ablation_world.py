@@ -214,7 +214,8 @@ class LatentWorld:
     def _store(self, degradation: str, augment: bool, training: bool) -> LatentStore:
         recipe = Recipe(presets=() if degradation == SDEDIT else ("bicubic", "real", "generated"))
         if degradation != SYNTHETIC:
-            recipe = replace(recipe, redraw=self.redraw)
+            # At a quarter of 128 px a clip is 4x4 latent cells; the base redraws at half the size instead.
+            recipe = replace(recipe, redraw=self.redraw, redraw_scale=2)
         if not augment:
             recipe = without_augmentation(recipe)
 

@@ -84,11 +84,8 @@ def choose(names: Sequence[str] | None) -> list[Ablation]:
     return [known[name] for name in names] if names else list(REGISTRY)
 
 
-def main(
-    argv: Sequence[str] | None = None, make_world: Callable[[argparse.Namespace], World] | None = None
-) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run ablations from the command line."""
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(prog="run.py train ablations", description=__doc__.split("\n\n")[0])
     add = parser.add_argument

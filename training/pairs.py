@@ -61,6 +61,7 @@ class Recipe:
     presets: tuple[str, ...] = ("bicubic", "real", "generated", "second order")  # none: the plain reduction
     redraw: SDEditTransform | None = None
     redraw_share: float = 1.0
+    redraw_scale: int | None = None  # how many times smaller the base draws; None: as `scale`
     augmentation: Augmentation = field(default_factory=Augmentation)
     start_shift: int = START_SHIFT
     cut_out_share: float = 0.5
@@ -76,7 +77,8 @@ def make_pair(take: Take, task: str, recipe: Recipe, rng: np.random.Generator) -
     height, width = (max(8, side // recipe.scale) for side in take.frames.shape[-2:])
     parameters = PRESETS[str(rng.choice(recipe.presets))](rng) if recipe.presets else None
     redraw = recipe.redraw if rng.random() < recipe.redraw_share else None
-    low = degrade_both(take.frames, height, width, parameters, rng, redraw)
+    size = tuple(max(8, side // (recipe.redraw_scale or recipe.scale)) for side in take.frames.shape[-2:])
+    low = degrade_both(take.frames, height, width, parameters, rng, redraw, size)
     references = _references(take, task, recipe, rng)
     return Pair(take.name, take.frames, low, references, take.flow, take.visible, take.layer)
 

@@ -77,8 +77,13 @@ def degrade_both(
     parameters: Degradation | None,
     rng: np.random.Generator,
     redraw: SDEditTransform | None = None,
+    redraw_size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Give synthetic(sdedit(frames)) at height x width; either half is left out by None."""
+    """Give synthetic(sdedit(frames)) at height x width; either half is left out by None.
+
+    The base draws at `redraw_size`, or at the size of the result, as in the paper. A larger one suits clips whose
+    low-resolution size is only a few latent cells.
+    """
     if redraw is not None:
-        frames = redraw(frames, height, width, rng)
+        frames = redraw(frames, *(redraw_size or (height, width)), rng)
     return degrade(frames, height, width, parameters or Degradation(), rng)

@@ -59,3 +59,5 @@ def test_both_halves_and_each_alone(base):
     assert torch.equal(alone, (drawn.clamp(0, 1) * 255).round() / 255), (
         "SDEdit comes first, at the base resolution"
     )
+    larger = degrade_both(FRAMES, 32, 32, None, np.random.default_rng(5), redraw, (48, 56))
+    assert larger.shape == alone.shape and not torch.equal(larger, alone)
