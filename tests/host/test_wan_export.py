@@ -176,3 +176,44 @@ def test_the_file_says_what_it_is(trained):
     assert (info.level_min, info.level_max, info.licence) == (0.2, 0.6, "Apache-2.0")
     assert len(adapter.modules) == 10 * small_wan.DEPTH
     assert "diffusion_model.blocks.1.cross_attn.o" in adapter.modules
+
+
+def test_load_vsr_adapter_samples_what_was_trained(core, trained, inputs):
+    """Through the graph's nodes: one step from noise is noise - velocity, and strength 0 is the base."""
+    nodes = pytest.importorskip("cascadevsr.nodes.adapters")
+    from cascadevsr.models.unimmvsr.adapter import load_adapter
+    from cascadevsr.models.unimmvsr.references import IMAGE, VIDEO, Reference, References
+    from cascadevsr.nodes.conditioning import VSRConditioning
+
+    adapter, file, _ = trained
+    base = small_wan.make_model()
+    base.model.diffusion_model.load_state_dict(
+        {host_key(key): value for key, value in adapter.base.state_dict().items()}
+    )
+    space = base.get_model_object("latent_format")
+    latents = [space.process_out(reference) for reference in inputs["references"]]
+    kinds = (IMAGE, VIDEO)
+    references = References(tuple(Reference(*pair) for pair in zip(latents, kinds, strict=True)))
+    lr = {"samples": space.process_out(inputs["lr"])}
+    prompt = [[inputs["text"], {}]]
+    positive, negative, start = VSRConditioning.execute(lr, 0.3, 7, prompt, prompt, references).args
+
+    def sample(model):
+        return core.nodes.common_ksampler(
+            model, 11, 1, 1.0, "euler", "simple", positive, negative, start, denoise=1.0
+        )[0]["samples"]
+
+    patched = base.clone()
+    nodes.apply_adapter(patched, file, load_adapter(file), 1.0)
+    found = space.process_in(sample(patched))
+    import comfy.sample
+
+    noise = comfy.sample.prepare_noise(start["samples"], 11)
+    drawn = positive[0][1]["vsr_lr_noise"]
+    noised = 0.7 * inputs["lr"] + 0.3 * drawn
+    one, level = torch.ones(1), torch.tensor([0.3])
+    velocity = adapter(noise, one, noised, level, inputs["text"], inputs["references"])
+    assert (found - (noise - velocity)).abs().max() < 1e-4
+    with adapter.bare() as plain:
+        alone = noise - plain(noise, torch.tensor([1000.0]), inputs["text"], return_dict=False)[0]
+    assert (found - alone).abs().mean() > 0.1 * alone.abs().mean(), "the output moved away from the base"
