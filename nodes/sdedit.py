@@ -17,6 +17,7 @@ from .sampling import AddressedNoise, sample_restorer_euler
 from .unimmvsr_host import UniMMVSRModel
 
 _TITLE = "SDEdit Degradation"
+_PATCH = 2  # latent cells a side that most networks take together; HunyuanVideo fails on odd sides
 _LR_STREAM = (
     0x3C6E_F372_FE94_F82B  # xor with the seed: the condition's noise must not repeat the start's noise
 )
@@ -199,7 +200,7 @@ def _target(size: dict, height: int, width: int) -> tuple[int, int]:
 
 def _encode(vae, frames: torch.Tensor, target: ClipSize) -> torch.Tensor:
     clip = resize_clip(frames.movedim(-1, 0).unsqueeze(0), target.height, target.width, "bicubic").clamp(0, 1)
-    space, time = vae.spacial_compression_encode(), vae.temporal_compression_decode() or 1
+    space, time = _PATCH * vae.spacial_compression_encode(), vae.temporal_compression_decode() or 1
     return vae.encode(pad_clip(clip, padded_size(target, space, time))[0].movedim(0, -1))
 
 

@@ -33,8 +33,8 @@ def plain_trip(vae, images):
     from cascadevsr.models.layout.geometry import ClipSize, pad_clip, resize_clip
 
     clip = resize_clip(images.movedim(-1, 0).unsqueeze(0), 24, 40, "bicubic").clamp(0, 1)
-    clip = pad_clip(clip, ClipSize(9, 24, 40))[0].movedim(0, -1)
-    return vae.decode(vae.encode(clip)).flatten(0, 1)[:7]
+    clip = pad_clip(clip, ClipSize(9, 32, 48))[0].movedim(0, -1)
+    return vae.decode(vae.encode(clip)).flatten(0, 1)[:7, :24, :40]
 
 
 @pytest.mark.parametrize("kind", ["wan", "built-in"])
@@ -70,7 +70,7 @@ def test_the_start_is_the_clip_noised_by_the_forward_process(wan, noise, redraw,
     from cascadevsr.nodes.sampling import AddressedNoise
 
     model, vae = wan
-    images, seen = noise(5, 24, 40), []
+    images, seen = noise(5, 32, 48), []
     whole = comfy.samplers.sampling_function
 
     def spy(inner, x, sigma, *rest, **more):
@@ -78,7 +78,8 @@ def test_the_start_is_the_clip_noised_by_the_forward_process(wan, noise, redraw,
         return whole(inner, x, sigma, *rest, **more)
 
     monkeypatch.setattr(comfy.samplers, "sampling_function", spy)
-    redraw(model, vae, images, 0.5, positive=small_wan.prompt())
+    size = {"size": "exact size", "width": 48, "height": 32}
+    redraw(model, vae, images, 0.5, size=size, positive=small_wan.prompt())
     assert [sigma for _, sigma in seen] == pytest.approx([0.5, 0.375, 0.25, 0.125])
     latent = vae.encode(images)
     drawn = AddressedNoise(3).generate_noise({"samples": latent})
@@ -117,3 +118,33 @@ def test_errors_say_what_to_change(wan, restorer, noise, redraw):
         redraw(wan[0], None, images, 0.5, positive=small_wan.prompt())
     with pytest.raises(ValueError, match="size must be short side"):
         redraw(*wan, images, 0.5, size={"size": "half"}, positive=small_wan.prompt())
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "cosmos"])
+def test_other_families_of_sixteen_channels(core, noise, redraw, name):
+    """Cosmos counts its noise in another way than flow models do: its own schedule serves."""
+    try:
+        from . import families
+    except ImportError:
+        pytest.skip("tests/host/families.py is not there")
+    model, vae = families.make_family(name), small_wan.make_vae()
+    images, text = noise(5, 48, 80), families.text()
+    still = redraw(model, vae, images, 0.0, positive=text)[0]
+    drift = [
+        float((redraw(model, vae, images, strength, positive=text)[0] - still).abs().mean())
+        for strength in (0.125, 1.0)
+    ]
+    assert 0 < drift[0] < drift[1]
+
+
+def test_restorers_of_other_systems_are_refused(core, noise, redraw, tmp_path):
+    from cascadevsr.nodes.restorers import load_restorer
+
+    from . import uav_release
+
+    folder = uav_release.write_release(
+        uav_release.recorded("pipeline_short_3d"), tmp_path / "uav", text=False
+    )
+    model, vae = load_restorer(folder, "auto")[:2]
+    with pytest.raises(ValueError, match="base video model or the built-in one; got .*, which only restores"):
+        redraw(model, vae, noise(1, 24, 40), 0.5)
