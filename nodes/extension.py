@@ -28,6 +28,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .native_references import ReferenceTokens
         from .plan import VSRPlan
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
+        from .sdedit import SDEditDegradation
         from .tie import LowFrequencyTie
         from .tiling import SpatialTiles, TemporalWindows
 
@@ -55,4 +56,5 @@ class CascadeVSRExtension(ComfyExtension):
             VSRPlan,
             ReferenceTokens,
             LoadVSRAdapter,
+            SDEditDegradation,
         ]
