@@ -36,7 +36,7 @@ class DegradeVideo(io.ComfyNode):
                     options=list(PRESETS),
                     default="bicubic",
                     tooltip="bicubic: reduction only; real: blur, noise, JPEG and H.264; generated: soft; "
-                    "old film: grain.",
+                    "old film: grain; second order: the whole, harsh chain of RealBasicVSR.",
                 ),
                 io.Int.Input(
                     "scale", default=4, min=1, max=16, tooltip="How many times smaller the result is."

@@ -14,6 +14,7 @@ class CascadeVSRExtension(ComfyExtension):
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
+        from .adapters import LoadVSRAdapter
         from .cascade import CascadeInput
         from .conditioning import ReferenceSet, VSRConditioning
         from .decode import TemporalDecode
@@ -24,8 +25,10 @@ class CascadeVSRExtension(ComfyExtension):
         from .measure import CompareMeasure
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
+        from .native_references import ReferenceTokens
         from .plan import VSRPlan
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
+        from .sdedit import SDEditDegradation
         from .tie import LowFrequencyTie
         from .tiling import SpatialTiles, TemporalWindows
 
@@ -51,4 +54,7 @@ class CascadeVSRExtension(ComfyExtension):
             ReferenceCFG,
             LowFrequencyTie,
             VSRPlan,
+            ReferenceTokens,
+            LoadVSRAdapter,
+            SDEditDegradation,
         ]

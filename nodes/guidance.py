@@ -10,6 +10,7 @@ from ..models.schedules import step_index
 from ..models.unimmvsr.guidance import ReferenceGuidance, guide_references
 from . import host
 from .keys import REFERENCE_CONDS, REFERENCES_KEY
+from .native_references import attach, is_wan
 
 _GUIDER = "Reference CFG Guider"
 _PATCH = "Reference CFG (KSampler)"
@@ -111,8 +112,14 @@ class ReferenceCFG(io.ComfyNode):
 
 
 def take_references(model):
-    """Clone a MODEL for guidance by references; the built-in one takes them by itself."""
-    return model.clone()
+    """Clone a MODEL for guidance by references: Wan learns to take them, the built-in one takes them by itself.
+
+    Any other model stays as it is; references for it are an error when sampling starts.
+    """
+    patched = model.clone()
+    if is_wan(patched):
+        attach(patched)
+    return patched
 
 
 class ReferenceGuider(comfy.samplers.CFGGuider):

@@ -19,6 +19,7 @@ from ..models.mgld_vsr.release import MAIN, SEQUENCE
 
 RESTORER_FOLDER = "video_restorers"
 FLOW_FOLDER = "optical_flow"  # the host's own
+ADAPTER_FOLDER = "vsr_adapters"
 BUILT_IN = "built-in"
 CATEGORY = "video/upscaling/Cascade VSR"
 BUILT_IN_FILE = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
@@ -34,7 +35,7 @@ def register_folders() -> None:
     """Make the folders of our models known to the host, with the extensions of weight files."""
     # add_model_folder_path alone would leave the set of extensions empty, which means "every file".
     known = folder_paths.folder_names_and_paths
-    for name in (RESTORER_FOLDER, FLOW_FOLDER):
+    for name in (RESTORER_FOLDER, FLOW_FOLDER, ADAPTER_FOLDER):
         folder = str(Path(folder_paths.models_dir) / name)
         paths, extensions = known.get(name, ([], set()))
         paths = [*paths, *([] if folder in paths else [folder])]
@@ -57,6 +58,21 @@ def flow_path(name: str) -> Path:
     raise ValueError(
         f"Load Flow Model: the flow model must be one of the list; got {name!r}. Put the file into "
         f"models/{FLOW_FOLDER} and refresh, or choose {BUILT_IN!r}."
+    )
+
+
+def adapter_names() -> list[str]:
+    """List what Load VSR Adapter offers."""
+    return folder_paths.get_filename_list(ADAPTER_FOLDER)
+
+
+def adapter_path(name: str) -> Path:
+    """Find an adapter by the name in the list; names come from outside and may point nowhere."""
+    if name in adapter_names():
+        return Path(folder_paths.get_full_path_or_raise(ADAPTER_FOLDER, name))
+    raise ValueError(
+        f"Load VSR Adapter: the adapter must be one of the list; got {name!r}. Put the file into "
+        f"models/{ADAPTER_FOLDER} and refresh."
     )
 
 

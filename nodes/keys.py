@@ -2,7 +2,8 @@
 
 # In a conditioning
 LR_KEY = "concat_latent_image"  # the host's own name for a latent that joins on the channels
-LEVEL_KEY = "vsr_noise_level"  # noise in the LR clip, 0..1
+LEVEL_KEY = "vsr_noise_level"  # noise in the LR clip, 0..1; in transformer options: thousandths, (b,) int64
+LR_NOISE_KEY = "vsr_lr_noise"  # that noise, before it is scaled by the level; absent at level 0
 REFERENCES_KEY = "vsr_references"  # models.unimmvsr.references.References
 # Keys of a processed conditioning ("model_conds") that hold references; without them it is the null reference
 REFERENCE_CONDS = ("references", "reference_starts", "context_latents")
@@ -21,6 +22,7 @@ DEFAULT, REFERENCE = "default", "reference"
 PRESETS = (DEFAULT, REFERENCE)
 
 # In transformer options
+STARTS_KEY = "vsr_reference_starts"  # {number of a stream of context_latents, from 1: its first time index}
 # (functions (x, log variance, sigma, sigmas) -> x): act on a freshly sampled latent, in the network's own scale
 AFTER_STEP_KEY = "vsr_after_step"
 STEPPING_KEY = "vsr_stepping"  # True where the running sampler calls those functions itself

@@ -60,17 +60,22 @@ def lr_condition(values: Mapping, model: str, channels: int, what: str) -> torch
             f"{_SAMPLER}: a restorer needs the low-resolution clip in positive and negative; got a "
             "conditioning without it. Take both from the VSR Conditioning node."
         )
+    check_lr(lr, noise, model, channels, what)
+    return lr.to(values["device"])
+
+
+def check_lr(lr: torch.Tensor, noise: torch.Tensor, model: str, channels: int, what: str) -> None:
+    """Raise where an LR clip has other than `channels`, or is not on the grid of the sampled latent."""
     if lr.shape[1] != channels:
         raise ValueError(
             f"{_SAMPLER}: {model} needs {what} ({channels} channels) in its conditioning; got a latent of "
-            f"{lr.shape[1]} channels. Give Cascade Input the VAE of the same Load Video Restorer."
+            f"{lr.shape[1]} channels. Give Cascade Input the VAE of the sampled model."
         )
     if lr.shape[2:] != noise.shape[2:]:
         raise ValueError(
             f"{_SAMPLER}: the sampled latent must have the grid of the {what} {tuple(lr.shape[2:])}; got "
             f"{tuple(noise.shape[2:])}. Sample the latent that VSR Conditioning gives."
         )
-    return lr.to(values["device"])
 
 
 def check_text_width(conds: Mapping, width: int, remedy: str) -> None:

@@ -16,9 +16,11 @@ import torch
 from ..models.checkpoints import load_state, strip_prefix
 from ..models.unimmvsr.config import SPACE, TIME, DiTConfig, dit_config, vae_config
 from ..models.unimmvsr.dit import UniMMVSRDiT
+from ..models.unimmvsr.rope import REFERENCE_RULE
 from . import host
-from .keys import LEVEL_KEY, REFERENCES_KEY
+from .keys import LEVEL_KEY
 from .native_model import HostCalls, does_not_fit, load_native, lr_condition
+from .reference_conds import reference_cells, reference_conds
 from .video_vae import RestorerVAE, preview_factors
 
 
@@ -57,15 +59,21 @@ class HostDiT(HostCalls, UniMMVSRDiT):
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
 
-    def predict(self, x, timestep, context, progress, noise_level=None, references=(), **_):
+    def predict(
+        self, x, timestep, context, progress, noise_level=None, references=(), reference_starts=None, **_
+    ):
         """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
         noisy, lr = x.chunk(2, dim=1)
         level = torch.zeros_like(timestep) if noise_level is None else noise_level
-        return -UniMMVSRDiT.forward(self, noisy, timestep, lr, level, references, context, progress)
+        return -UniMMVSRDiT.forward(
+            self, noisy, timestep, lr, level, references, context, progress, reference_starts
+        )
 
 
 class UniMMVSRModel(comfy.model_base.BaseModel):
     """Turns conditioning into what the network takes, so that tiles, windows and batching see it too."""
+
+    vsr_references = True  # needs no Reference Tokens
 
     def __init__(self, model_config, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostDiT)
@@ -87,16 +95,13 @@ class UniMMVSRModel(comfy.model_base.BaseModel):
         if text is not None and text.cond.shape[-1] != self.diffusion_model.config.text_width:
             del out["c_crossattn"]
         out["noise_level"] = comfy.conds.CONDRegular(torch.tensor([float(kwargs.get(LEVEL_KEY, 0.0))]))
-        references = kwargs.get(REFERENCES_KEY) or ()
-        if references:
-            latents = [self.process_latent_in(latent).to(kwargs["device"]) for latent in references]
-            out["references"] = comfy.conds.CONDList(latents)
+        out.update(reference_conds(self, kwargs, kwargs["noise"].shape[2], REFERENCE_RULE))
         return out
 
     def extra_conds_shapes(self, **kwargs):
         """Tell the memory estimate how many reference cells there are before sampling starts."""
-        cells = sum(latent[0, 0].numel() for latent in kwargs.get(REFERENCES_KEY) or ())
-        return {"references": [1, 16, cells]} if cells else {}
+        cells = reference_cells(kwargs)
+        return {"references": [1, self.latent_format.latent_channels, cells]} if cells else {}
 
 
 def load_unimmvsr(state: dict[str, torch.Tensor], path: Path, precision: str):

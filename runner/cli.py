@@ -29,6 +29,16 @@ how a workflow is filled in (API-format json; for an editor file its twin in api
   --reference    images of the Reference Set node;  --reference-video: its videos
   OUT            the frames that enter Create Video (titled "Output" if there are several)"""
 
+_TRAIN_HELP = """usage: run.py train [NAME] ...
+
+Train the built-in model or an adapter, or run the ablations (each: run.py train NAME --help):
+  builtin    the built-in model; `run.py train --photos FOLDER ...` means this one, too
+  adapter    a UniMMVSR adapter for a Wan-family base
+  ablations  compare settings, and write a table and pictures
+
+example:
+  run.py train adapter --base Wan2.1-T2V-1.3B-Diffusers --videos my_clips"""
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
@@ -87,10 +97,10 @@ def parser() -> argparse.ArgumentParser:
         help="as in upscale",
     )
 
-    train = add("train", "train the built-in model (arguments are handed to training; try: train --help)")
-    train.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="see: run.py train --help"
-    )
+    text = "train the built-in model or an adapter, or run the ablations"
+    # No argument begins with this prefix: the training programs read their options, --help included, themselves.
+    train = commands.add_parser("train", help=text, prefix_chars="\0", add_help=False)
+    train.add_argument("arguments", nargs=argparse.REMAINDER)
 
     convert = add("convert", "write published weights of Upscale-A-Video or MGLD-VSR as one safetensors file")
     convert.add_argument(
@@ -167,6 +177,9 @@ _EXTRAS = {"test": ("test",), "bench": ("test",)}  # bench quality needs OpenCV'
 
 def main(arguments: list[str]) -> int:
     """Run a command and return the exit code; everything but --help runs inside the environment."""
+    if arguments[:1] == ["train"] and arguments[1:2] in (["-h"], ["--help"]):
+        print(_TRAIN_HELP)
+        return 0
     options = parser().parse_args(arguments)
     try:
         host = environment.host_inside()

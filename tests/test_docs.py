@@ -23,7 +23,7 @@ def test_readme_begins_with_the_two_commands_and_lists_every_node():
     commands = [line for line in text.splitlines() if line.startswith(("python", "git", "cd"))]
     assert commands[0].startswith("python3 run.py demo") and commands[1].startswith("python3 run.py test")
     listed = set(re.findall(r"js/docs/(\w+)/en\.md", text))
-    assert listed == {page.parent.name for page in PAGES[1:]} and len(listed) == 21
+    assert listed == {page.parent.name for page in PAGES[1:]} and len(listed) > 20
 
 
 def test_readme_examples_are_understood_by_run_py():

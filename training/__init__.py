@@ -1,1 +1,1 @@
-"""Training of the built-in model. Imports the host-free core only; nothing here is needed to use the pack."""
+"""Training of the built-in model and of adapters. Imports the host-free core only; using the pack needs none of it."""

@@ -20,12 +20,14 @@ from .photos import Photo
 @dataclass(frozen=True)
 class Clip:
     """``frames`` (t,3,h,w); ``flow`` (t-1,2,h,w) px from t to t+1; ``visible`` (t-1,1,h,w) 0 or 1;
-    ``plain``: the same clip without its moving layers (the unedited take of an editing pair)."""
+    ``plain``: the same clip without its moving layers (the unedited take of an editing pair); ``layer`` (t,1,h,w):
+    1 where a moving layer covers it (what an edit changed, and what an identity is cut out by)."""
 
     frames: torch.Tensor
     flow: torch.Tensor
     visible: torch.Tensor
     plain: torch.Tensor
+    layer: torch.Tensor | None = None
 
 
 def _path(rng: np.random.Generator, count: int, amplitude: float) -> np.ndarray:
@@ -144,7 +146,25 @@ def make_clip(rng: np.random.Generator, photos: Sequence[Photo], count: int, sid
         cover = torch.where(on_top, number, cover)
         if count > 1:
             flow = torch.where(on_top[:-1], _flow(maps, side, device), flow)
-    return Clip(frames, flow, _visible(flow, cover), plain)
+    return Clip(frames, flow, _visible(flow, cover), plain, (cover > 0).float())
+
+
+def lay_over(
+    rng: np.random.Generator, frames: torch.Tensor, picture: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay a moving piece of a picture (3, h, w) over frames (t, 3, H, W): (edited frames, soft mask (t, 1, H, W)).
+
+    What is under the mask is edited; the rest keeps its own detail, as local editing does.
+    """
+    count, (height, width) = len(frames), frames.shape[-2:]
+    side = max(height, width)
+    maps = _tracks(rng, count, side, float(np.exp(rng.uniform(math.log(0.05), math.log(4.0)))), 2.0)
+    inside = _source(maps, side, frames.device)[:, :height, :width]
+    centre = (rng.uniform(0.25, 0.75) * width, rng.uniform(0.25, 0.75) * height)
+    alpha = _blob(rng, inside, centre, rng.uniform(0.15, 0.3) * min(height, width))
+    scale = inside.new_tensor([(picture.shape[-1] - 1) / side, (picture.shape[-2] - 1) / side])
+    layer = _sample(picture, inside * scale)
+    return frames * (1 - alpha) + layer * alpha, alpha
 
 
 def _visible(flow: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Compression as a degradation: JPEG and H.264 round trips through Pillow and PyAV, which every host ships.
+"""Compression as a degradation: JPEG, H.264 and MPEG-4 round trips through Pillow and PyAV, which every host ships.
 
 The only file of the core that touches a codec; both libraries are imported where they are used.
 """
@@ -36,6 +36,17 @@ def jpeg_round_trip(frames: torch.Tensor, quality: int) -> torch.Tensor:
 
 def h264_round_trip(frames: torch.Tensor, crf: int) -> torch.Tensor:
     """Compress the clip (t, 3, h, w) in 0..1 as H.264 (yuv420p) with `crf` 0..51 and read it back."""
+    options = {"crf": str(int(crf)), "preset": "fast", "x264-params": "threads=1:lookahead-threads=1"}
+    return _video_round_trip(frames, "libx264", options)
+
+
+def mpeg4_round_trip(frames: torch.Tensor, quantiser: int) -> torch.Tensor:
+    """Compress the clip (t, 3, h, w) in 0..1 as MPEG-4 part 2 with a fixed `quantiser` 1..31 and read it back."""
+    step = str(int(quantiser))
+    return _video_round_trip(frames, "mpeg4", {"qmin": step, "qmax": step})
+
+
+def _video_round_trip(frames: torch.Tensor, codec: str, options: dict[str, str]) -> torch.Tensor:
     import av
 
     height, width = frames.shape[-2:]
@@ -43,9 +54,8 @@ def h264_round_trip(frames: torch.Tensor, crf: int) -> torch.Tensor:
     pad = ((0, 0), (0, -height % _ALIGN), (0, -width % _ALIGN), (0, 0))
     images = np.pad(images, pad, mode="edge")
     buffer = io.BytesIO()
-    options = {"crf": str(int(crf)), "preset": "fast", "x264-params": "threads=1:lookahead-threads=1"}
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=25, options=options)
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = images.shape[2], images.shape[1], "yuv420p"
         stream.codec_context.thread_count = 1
         for image in images:

@@ -1,5 +1,8 @@
 """Synthetic degradation of clips: blur, resize, noise and compression, twice, in the manner of RealBasicVSR.
 
+Every part that its chain has is here: Gaussian, generalised and plateau kernels, ringing (sinc), JPEG, and H.264 or
+MPEG-4 between and after the two rounds; the preset "second order" draws them all.
+
 A clip's parameters are drawn once, so that blur and quality are steady in time; noise is drawn per frame. This is
 the "synthetic" half of UniMMVSR's degradation (paper section 3.3); SDEdit is the other half.
 Clips here are (t, 3, h, w) in 0..1.
@@ -15,19 +18,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .codec import h264_round_trip, jpeg_round_trip
+from .codec import h264_round_trip, jpeg_round_trip, mpeg4_round_trip
 
-KERNEL = 13  # px; the widest blur drawn has a sigma of 2 px
+KERNEL = 13  # px; enough for a sigma of 2 px, the most of the lighter presets
+WIDE_KERNEL = 21  # px; that of the chain of Real-ESRGAN and RealBasicVSR, with sigmas up to 3 px
 FILTERS = ("area", "bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
 class Blur:
-    """Gaussian blur with standard deviations along two axes (px) and the angle of the first (radians)."""
+    """Blur with standard deviations along two axes (px) and the angle of the first (radians).
+
+    `beta` is the power of the squared distance (1: Gaussian); a plateau falls as 1 / (1 + distance^(2 beta)).
+    """
 
     sigma_x: float
     sigma_y: float
     angle: float = 0.0
+    beta: float = 1.0
+    plateau: bool = False
+    size: int = KERNEL
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,19 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Video:
+    """Video compression: "h264" with a crf of 0..51, or "mpeg4" with a quantiser of 1..31."""
+
+    codec: str
+    quality: int
+
+
+@dataclass(frozen=True)
 class Degradation:
-    """One clip's degradation; a part that is None or 0 is left out."""
+    """One clip's degradation; a part that is None or 0 is left out.
+
+    `second_scale` is a size on the way, as a multiple of the result's; sinc filters ring at a cutoff in radians.
+    """
 
     blur: Blur | None = None
     first_scale: float = 1.0
@@ -53,6 +74,12 @@ class Degradation:
     last_noise: Noise | None = None
     last_jpeg: int = 0
     crf: int = 0
+    first_sinc: float = 0.0
+    first_video: Video | None = None
+    second_scale: float = 0.0
+    second_filter: str = "bicubic"
+    last_video: Video | None = None
+    last_sinc: float = 0.0
 
 
 def _draw_blur(rng: np.random.Generator, low: float, high: float, isotropic: float) -> Blur:
@@ -103,28 +130,100 @@ def draw_bicubic(rng: np.random.Generator) -> Degradation:
     return Degradation()
 
 
+def _draw_kernel(rng: np.random.Generator, highest: float) -> Blur:
+    """Draw a kernel of the published mix: 70 % Gaussian, 15 % generalised, 15 % plateau, half of them round."""
+    kind = rng.choice(3, p=[0.7, 0.15, 0.15])
+    beta = (1.0, float(rng.uniform(0.5, 4.0)), float(rng.uniform(1.0, 2.0)))[kind]
+    return replace(_draw_blur(rng, 0.2, highest, 0.5), beta=beta, plateau=bool(kind == 2), size=WIDE_KERNEL)
+
+
+def _draw_video(rng: np.random.Generator) -> Video:
+    """Draw a codec; the published chain draws a bit rate, which means another quality for every size of clip."""
+    if rng.random() < 2 / 3:
+        return Video("h264", int(rng.integers(18, 36)))
+    return Video("mpeg4", int(rng.integers(3, 16)))
+
+
+def _draw_scale(
+    rng: np.random.Generator, shares: tuple[float, float, float], low: float, high: float
+) -> float:
+    """Draw an enlargement, a reduction or neither, in these shares."""
+    kind = rng.choice(3, p=shares)
+    return (float(rng.uniform(1, high)), float(rng.uniform(low, 1)), 1.0)[kind]
+
+
+def draw_second_order(rng: np.random.Generator) -> Degradation:
+    """Draw the whole chain of RealBasicVSR: two rounds of blur, resize, noise, JPEG and a video codec, and ringing."""
+    ring = float(rng.uniform(math.pi / 3, math.pi)) if rng.random() < 0.1 else 0.0
+    return Degradation(
+        blur=None if ring else _draw_kernel(rng, 3.0),
+        first_sinc=ring,
+        first_scale=_draw_scale(rng, (0.2, 0.7, 0.1), 0.25, 1.5),
+        first_filter=str(rng.choice(FILTERS)),
+        first_noise=Noise(float(rng.uniform(1, 30)), bool(rng.random() < 0.4), bool(rng.random() < 0.5)),
+        first_jpeg=int(rng.integers(30, 96)),
+        first_video=_draw_video(rng),
+        second_blur=_draw_kernel(rng, 1.5) if rng.random() < 0.8 else None,
+        second_scale=_draw_scale(rng, (0.3, 0.4, 0.3), 0.5, 1.2),
+        second_filter=str(rng.choice(FILTERS)),
+        last_filter=str(rng.choice(FILTERS)),
+        last_noise=Noise(float(rng.uniform(1, 25)), bool(rng.random() < 0.4), bool(rng.random() < 0.5)),
+        last_jpeg=int(rng.integers(30, 96)),
+        last_video=_draw_video(rng),
+        last_sinc=float(rng.uniform(math.pi / 3, math.pi)) if rng.random() < 0.8 else 0.0,
+    )
+
+
 PRESETS: dict[str, Callable[[np.random.Generator], Degradation]] = {
     "bicubic": draw_bicubic,
     "real": draw_real,
     "generated": draw_soft,
     "old film": draw_old_film,
+    "second order": draw_second_order,
 }
 
 
 def _kernel(blur: Blur, like: torch.Tensor) -> torch.Tensor:
-    axis = torch.arange(KERNEL, dtype=torch.float64) - (KERNEL - 1) / 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    x, y = _plane(blur.size)
     cos, sin = math.cos(blur.angle), math.sin(blur.angle)
     u, v = cos * x + sin * y, -sin * x + cos * y
-    kernel = torch.exp(-0.5 * ((u / blur.sigma_x) ** 2 + (v / blur.sigma_y) ** 2))
+    distance = ((u / blur.sigma_x) ** 2 + (v / blur.sigma_y) ** 2) ** blur.beta
+    kernel = 1 / (1 + distance) if blur.plateau else torch.exp(-0.5 * distance)
     return (kernel / kernel.sum()).to(like)
+
+
+def _plane(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    axis = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return x, y
 
 
 def apply_blur(frames: torch.Tensor, blur: Blur) -> torch.Tensor:
     """Blur every frame; the border is repeated outwards."""
-    kernel = _kernel(blur, frames).expand(frames.shape[1], 1, -1, -1)
-    padded = F.pad(frames, (KERNEL // 2,) * 4, mode="replicate")
-    return F.conv2d(padded, kernel, groups=frames.shape[1])
+    return _filter(frames, _kernel(blur, frames))
+
+
+def _filter(frames: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    padded = F.pad(frames, (kernel.shape[-1] // 2,) * 4, mode="replicate")
+    return F.conv2d(padded, kernel.expand(frames.shape[1], 1, -1, -1), groups=frames.shape[1])
+
+
+def apply_sinc(frames: torch.Tensor, cutoff: float) -> torch.Tensor:
+    """Cut off frequencies above `cutoff` radians a pixel, all around alike: edges ring, as after sharpening."""
+    x, y = _plane(WIDE_KERNEL)
+    radius = (x.square() + y.square()).sqrt()
+    kernel = torch.special.bessel_j1(cutoff * radius) / radius.clamp_min(1e-9)
+    kernel[radius == 0] = cutoff / 2
+    return _filter(frames, (kernel / kernel.sum()).to(frames))
+
+
+def apply_video(frames: torch.Tensor, video: Video) -> torch.Tensor:
+    """Compress the clip and read it back."""
+    if video.codec == "h264":
+        return h264_round_trip(frames, video.quality)
+    if video.codec == "mpeg4":
+        return mpeg4_round_trip(frames, video.quality)
+    raise ValueError(f"Degradation: codec must be h264 or mpeg4; got {video.codec!r}. Choose h264.")
 
 
 def resize(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
@@ -154,23 +253,42 @@ def degrade(
 ) -> torch.Tensor:
     """Reduce a clip (t, 3, H, W) in 0..1 to height x width with the given degradation; 8-bit levels, 0..1."""
     p = parameters
-    full_height, full_width = frames.shape[-2:]
     if p.blur:
         frames = apply_blur(frames, p.blur)
+    if p.first_sinc:
+        frames = apply_sinc(frames, p.first_sinc)
     if p.first_scale != 1.0:
-        sides = (max(8, round(side * p.first_scale)) for side in (full_height, full_width))
+        sides = (max(8, round(side * p.first_scale)) for side in frames.shape[-2:])
         frames = resize(frames, *sides, p.first_filter)
     if p.first_noise:
         frames = apply_noise(frames, p.first_noise, rng)
     if p.first_jpeg:
         frames = jpeg_round_trip(frames, p.first_jpeg)
+    if p.first_video:
+        frames = apply_video(frames, p.first_video)
     if p.second_blur:
         frames = apply_blur(frames, p.second_blur)
-    frames = resize(frames, height, width, p.last_filter)
+    if p.second_scale:
+        sides = (max(8, round(side * p.second_scale)) for side in (height, width))
+        frames = resize(frames, *sides, p.second_filter)
+    else:
+        frames = resize(frames, height, width, p.last_filter)
+    return _compressed(frames, height, width, p, rng)
+
+
+def _compressed(
+    frames: torch.Tensor, height: int, width: int, p: Degradation, rng: np.random.Generator
+) -> torch.Tensor:
+    """Do the last part of :func:`degrade`: noise, codecs, the exact size, ringing."""
     if p.last_noise:
         frames = apply_noise(frames, p.last_noise, rng)
     if p.last_jpeg:
         frames = jpeg_round_trip(frames, p.last_jpeg)
     if p.crf:
         frames = h264_round_trip(frames, p.crf)
+    if p.last_video:
+        frames = apply_video(frames, p.last_video)
+    frames = resize(frames, height, width, p.last_filter)
+    if p.last_sinc:
+        frames = apply_sinc(frames, p.last_sinc)
     return (frames.clamp(0, 1) * 255).round() / 255

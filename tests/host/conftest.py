@@ -117,6 +117,14 @@ def noise():
     return make
 
 
+@pytest.fixture(scope="session")
+def picture():
+    """Make References of one picture with `channels`: picture(channels)."""
+    from cascadevsr.models.unimmvsr.references import IMAGE, Reference, References
+
+    return lambda channels: References((Reference(torch.zeros(1, channels, 1, 4, 4), IMAGE),))
+
+
 @pytest.fixture
 def prepare(vae, noise):
     """Run Cascade Input and VSR Conditioning on random frames: prepare(count, height, width, (H, W), ...)."""

@@ -74,11 +74,11 @@ def test_cascade_input_sources_and_targets(core, vae, noise):
         _cascade(vae, {"target": "scale", "scale": 0.1}, frames=frames)
 
 
-def test_references_of_another_model(core, vae, clip):
+def test_references_of_another_model(core, vae, clip, picture):
     from cascadevsr.nodes.conditioning import VSRConditioning
 
     with pytest.raises(ValueError, match=r"reference 1 must have the channels of lr_latent \(16\); got 4"):
-        VSRConditioning.execute(clip.latent, 0.0, 0, references=(torch.zeros(1, 4, 1, 4, 4),))
+        VSRConditioning.execute(clip.latent, 0.0, 0, references=picture(4))
     with pytest.raises(ValueError, match="VSR Conditioning: lr_latent must be a video latent"):
         VSRConditioning.execute({"samples": torch.zeros(1, 4, 8, 8)}, 0.0, 0)
 

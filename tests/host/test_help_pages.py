@@ -8,7 +8,8 @@ NODES = (
     "VSRLoadVideoRestorer VSRCascadeInput VSRReferenceSet VSRConditioning VSRSeededNoise VSRRestorerSampler "
     "VSRRefineSigmas VSRLoadFlowModel VSREstimateMotion VSRLatentPropagation VSRMotionGuidance VSRSpatialTiles "
     "VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo VSRCompareMeasure "
-    "VSRReferenceGuider VSRReferenceCFG VSRLowFrequencyTie VSRPlan"
+    "VSRReferenceGuider VSRReferenceCFG VSRLowFrequencyTie VSRPlan VSRLoadAdapter VSRReferenceTokens "
+    "VSRSDEditDegradation"
 ).split()
 
 

@@ -488,7 +488,7 @@ def test_the_licence_is_logged_once(core, folder, caplog, monkeypatch):
 # Conditions that cannot work
 
 
-def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample):
+def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample, picture):
     from cascadevsr.nodes.conditioning import VSRConditioning
 
     frames = noise(2, 8, 8)
@@ -496,7 +496,7 @@ def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample):
         _prepare(loaded, frames, level=0.4)
     clip = _prepare(loaded, frames)
     with pytest.raises(ValueError, match="MGLD-VSR takes no references; got 1"):
-        VSRConditioning.execute(clip.lr, 0.0, 0, references=(torch.zeros(1, 16, 1, 4, 4),))
+        VSRConditioning.execute(clip.lr, 0.0, 0, references=picture(16))
     wide = [[torch.zeros(1, 77, 768), {}]]
     with pytest.raises(ValueError, match="text must be 32 numbers wide for this model; got 768. Leave"):
         ksample(loaded.model, _prepare(loaded, frames, texts=(wide, wide)), steps=2)

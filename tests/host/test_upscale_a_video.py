@@ -549,7 +549,7 @@ def test_the_licence_is_logged_once(core, folder, caplog, monkeypatch):
 # Conditions that cannot work
 
 
-def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample):
+def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample, picture):
     from cascadevsr.nodes.conditioning import VSRConditioning
 
     frames = noise(2, 8, 8)
@@ -557,7 +557,7 @@ def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample):
         _prepare(loaded, frames, level=0.4)
     clip = _prepare(loaded, frames)
     with pytest.raises(ValueError, match="Upscale-A-Video takes no references; got 1"):
-        VSRConditioning.execute(clip.lr, 0.1, 0, references=(torch.zeros(1, 16, 1, 4, 4),))
+        VSRConditioning.execute(clip.lr, 0.1, 0, references=picture(16))
     with pytest.raises(ValueError, match="noise must have the shape of the low-resolution clip"):
         VSRConditioning.execute(clip.lr, 0.1, 0, noise=Given(torch.zeros(1, 3, 1, 8, 8)))
     with pytest.raises(ValueError, match="Upscale-A-Video needs text; got a conditioning without"):

@@ -1,0 +1,223 @@
+"""Teaches the host's plain Wan models the references and the noise level of VSR Conditioning.
+
+References travel as the host's in-context latents (WanModel, `context_latents`): their tokens follow the target's and
+are dropped at the output. The host lets every stream begin at time 0 and tells streams apart by a rotation; the paper
+gives each a time range of its own, so `rope_encode` is made to take our starts. All changes are object patches and
+wrappers of the patcher: with it they come and go.
+"""
+
+import functools
+import inspect
+import math
+
+import comfy.conds
+import comfy.ldm.wan.model
+import torch
+import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+
+from ..models.unimmvsr.references import PAPER_RULE, StartRule
+from . import host
+from .keys import LEVEL_KEY, LR_KEY, LR_NOISE_KEY, STARTS_KEY
+from .native_model import check_lr
+from .reference_conds import reference_cells, reference_conds
+
+TITLE = "Reference Tokens"
+_KEY = "vsr_references"  # of our wrappers
+_RULE_KEY = "vsr_reference_rule"  # attachment of a patcher: the StartRule its weights were trained with
+_ROPE_NEEDS = {"t_start", "transformer_options", "source_id"}
+_LEVELS = 1000  # steps of the schedule that noises LR latents
+
+
+class ReferenceTokens(io.ComfyNode):
+    """Lets a host's video model take references."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        return io.Schema(
+            node_id="VSRReferenceTokens",
+            display_name=TITLE,
+            category=host.CATEGORY,
+            description="Lets a plain Wan 2.1 or 2.2 model take the references of VSR Conditioning: as tokens "
+            "beside the clip's own, each with a time of its own. Without references it changes nothing. Load VSR "
+            "Adapter does the same by itself; the built-in restorer needs neither.",
+            search_aliases=[
+                "in-context",
+                "identity",
+                "reference latents",
+                "context latents",
+                "multi-id",
+                "wan",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="A Wan text-to-video or image-to-video model, before the sampler."
+                )
+            ],
+            outputs=[io.Model.Output(tooltip="The model, which takes references.")],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        """Clone the model and teach it references."""
+        patched = model.clone()
+        attach(patched)
+        return io.NodeOutput(patched)
+
+
+def attach(patcher, rule: StartRule | None = None, title: str = TITLE) -> None:
+    """Make a cloned MODEL take our references; twice is as once, and models that take them anyway stay as they are.
+
+    `rule` is where the model's training began references; the paper's rule without. Raises ValueError, in the name of
+    the node `title`, for a model that cannot take references.
+    """
+    if getattr(patcher.model, "vsr_references", False):
+        return
+    if rule is not None:
+        patcher.set_attachments(_RULE_KEY, rule)
+    if patcher.get_wrappers(WrappersMP.DIFFUSION_MODEL, _KEY):
+        return
+    check_wan(patcher, title)
+    get = patcher.get_model_object
+    counted = (*get("memory_usage_factor_conds"), "references")
+    patcher.add_object_patch("memory_usage_factor_conds", counted)
+    patcher.add_object_patch("extra_conds", _own_conditions(get("extra_conds"), patcher.model))
+    rope_encode = "diffusion_model.rope_encode"
+    patcher.add_object_patch(rope_encode, _own_starts(get(rope_encode)))
+    patcher.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, _append_references)
+    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, _count_references)
+
+
+def is_wan(patcher) -> bool:
+    """Tell whether a MODEL is the host's plain Wan network, without a forward pass of its own."""
+    wan, network = comfy.ldm.wan.model.WanModel, getattr(patcher.model, "diffusion_model", None)
+    same = ("forward", "_forward", "forward_orig", "rope_encode")
+    return isinstance(network, wan) and all(getattr(type(network), n) is getattr(wan, n) for n in same)
+
+
+def check_wan(patcher, title: str) -> None:
+    """Raise where a MODEL is not the host's plain Wan network, as the host had it when this was written."""
+    if not is_wan(patcher):
+        raise ValueError(
+            f"{title}: the model must be a plain Wan 2.1 or 2.2 model (text-to-video, image-to-video); got "
+            f"{type(patcher.model).__name__}, which takes no reference tokens. Use such a model, or leave out this "
+            "node and the references."
+        )
+    found = set(inspect.signature(comfy.ldm.wan.model.WanModel.rope_encode).parameters)
+    if not found >= _ROPE_NEEDS:
+        raise ValueError(
+            f"{title}: this ComfyUI must give every reference of a Wan model its own positions; got a rope_encode "
+            f"without {', '.join(sorted(_ROPE_NEEDS - found))}. Use the tested ComfyUI (0.25 to 0.30), or a newer pack."
+        )
+
+
+# What the conditioning becomes
+
+
+def _own_conditions(original, model):
+    @functools.wraps(original)
+    def extra_conds(**values):
+        """Add references, their starts and the noise level to the model's own conditions."""
+        out = original(**_noised(model, values))
+        rule = model.current_patcher.get_attachment(_RULE_KEY) if model.current_patcher else None
+        out.update(reference_conds(model, values, _target_frames(model, values), rule or PAPER_RULE))
+        if LEVEL_KEY in values:
+            level = torch.tensor(
+                [round(_LEVELS * values[LEVEL_KEY])]
+            )  # int: the host casts floats to the weights'
+            out["noise_level"] = comfy.conds.CONDRegular(level)
+        return out
+
+    return extra_conds
+
+
+def _noised(model, values: dict) -> dict:
+    """Check the LR latent of VSR Conditioning and scale its noise to the network's latents.
+
+    VSR Conditioning mixes (1 - level) lr + level noise among the VAE's latents. Training mixes among the network's,
+    which are normalised by the latent format P: (1 - level) P(lr) + level noise. P is affine for each channel, so the
+    VAE's latent that the host turns into that is (1 - level) lr + level P^-1(noise).
+    """
+    lr = values.get(LR_KEY)
+    if lr is None or LEVEL_KEY not in values:
+        return values
+    name, channels = type(model).__name__, model.latent_format.latent_channels
+    check_lr(lr, values["noise"], name, channels, "low-resolution latent")
+    noise = values.get(LR_NOISE_KEY)
+    if noise is None:
+        return values
+    change = model.process_latent_out(noise.to(lr)) - noise.to(lr)
+    return {**values, LR_KEY: lr + values[LEVEL_KEY] * change, LR_NOISE_KEY: None}
+
+
+def _target_frames(model, values: dict) -> int:
+    """Count the time indices that the target has, with what the host itself puts on the time axis."""
+    frames, own = values["noise"].shape[2], values.get("time_dim_concat")
+    if own is not None:
+        frames += own.shape[2]
+    if model.diffusion_model.ref_conv is not None and values.get("reference_latents") is not None:
+        frames += 1
+    return frames
+
+
+# What happens at every call of the network
+
+
+def _append_references(
+    executor,
+    x,
+    timestep,
+    context,
+    clip_fea=None,
+    time_dim_concat=None,
+    transformer_options=None,
+    references=(),
+    reference_starts=(),
+    noise_level=None,
+    context_latents=None,
+    **kwargs,
+):
+    """Put references behind the host's own in-context latents, widened by zeros to the channels of x."""
+    options, own = transformer_options or {}, list(context_latents or ())
+    options[LEVEL_KEY] = noise_level
+    options[STARTS_KEY] = {len(own) + number: start for number, start in enumerate(reference_starts, 1)}
+    streams = [_widen(latent, x.shape[1]) for latent in (*own, *references)]
+    if streams:
+        kwargs["context_latents"] = streams
+    return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+
+
+def _widen(latent: torch.Tensor, channels: int) -> torch.Tensor:
+    return F.pad(latent, (0, 0, 0, 0, 0, 0, 0, channels - latent.shape[1]))
+
+
+def _own_starts(original):
+    @functools.wraps(original)
+    def rope_encode(*args, transformer_options=None, source_id=0, **kwargs):
+        """Give a reference of ours positions from its own start on, and anything else the host's."""
+        options = transformer_options or {}
+        start = options.get(STARTS_KEY, {}).get(source_id)
+        if start is not None:
+            kwargs["t_start"], source_id = start, 0
+        return original(*args, transformer_options=options, source_id=source_id, **kwargs)
+
+    return rope_encode
+
+
+def _count_references(executor, model, noise_shape, conds, *args, **kwargs):
+    """Tell the memory estimate about references, after windows and tiles have made the latent smaller."""
+    cells = max((reference_cells(cond) for group in conds.values() for cond in group), default=0)
+    if cells and len(noise_shape) == 5:
+        executor.original = _with_more_frames(executor.original, cells)
+    return executor(model, noise_shape, conds, *args, **kwargs)
+
+
+def _with_more_frames(prepare, cells: int):
+    def enlarged(model, noise_shape, *args, **kwargs):
+        extra = math.ceil(cells / math.prod(noise_shape[3:]))
+        shape = [*noise_shape[:2], noise_shape[2] + extra, *noise_shape[3:]]
+        return prepare(model, shape, *args, **kwargs)
+
+    return enlarged

@@ -1,0 +1,261 @@
+"""SDEdit degradation: a base model draws the clip again, from partway through the noise."""
+
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+from comfy.samplers import KSAMPLER
+from comfy_api.latest import io
+
+from ..models.layout.geometry import ClipSize, crop_clip, pad_clip, padded_size, resize_clip, target_size
+from ..models.unimmvsr.sdedit import SDEdit
+from . import checks, host
+from .keys import LEVEL_KEY, LR_KEY
+from .native_model import HostCalls
+from .sampling import AddressedNoise, sample_restorer_euler
+from .unimmvsr_host import UniMMVSRModel
+
+_TITLE = "SDEdit Degradation"
+_PATCH = 2  # latent cells a side that most networks take together; HunyuanVideo fails on odd sides
+_LR_STREAM = (
+    0x3C6E_F372_FE94_F82B  # xor with the seed: the condition's noise must not repeat the start's noise
+)
+
+
+class SDEditDegradation(io.ComfyNode):
+    """Imitates what a base model makes of a clip when it ignores the references."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        scale = io.Float.Input(
+            "scale",
+            default=0.25,
+            min=0.01,
+            max=4.0,
+            step=0.01,
+            tooltip="Base resolution as a multiple of the clip's.",
+        )
+        short = io.Int.Input(
+            "short_side",
+            default=480,
+            min=2,
+            max=8192,
+            tooltip="Px of the shorter side that the base model was trained on; the shape is kept.",
+        )
+        exact = [
+            io.Int.Input("width", default=832, min=2, max=8192, tooltip="Exact width in px."),
+            io.Int.Input("height", default=480, min=2, max=8192, tooltip="Exact height in px."),
+        ]
+        option = io.DynamicCombo.Option
+        return io.Schema(
+            node_id="VSRSDEditDegradation",
+            display_name=_TITLE,
+            category=host.CATEGORY,
+            description="Makes a low-resolution clip as a base model would have made it: reduces a good clip, "
+            "noises its latent to a drawn step and lets the model draw it again. Structure drifts; put Degrade "
+            "Video behind it for the whole degradation of the UniMMVSR paper.",
+            search_aliases=[
+                "sdedit",
+                "degradation",
+                "training pairs",
+                "base model",
+                "low resolution",
+                "drift",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The base video model, or the built-in one of Load Video Restorer."
+                ),
+                io.Vae.Input("vae", tooltip="The VAE of that model."),
+                io.Image.Input("images", tooltip="The good clip."),
+                io.DynamicCombo.Input(
+                    "size",
+                    options=[
+                        option("short side", [short]),
+                        option("exact size", exact),
+                        option("scale", [scale]),
+                    ],
+                    tooltip="The base model's resolution, which is that of the result.",
+                ),
+                io.Float.Input(
+                    "min_strength",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Least share of the schedule that is undone and drawn again; 0 is the VAE alone.",
+                ),
+                io.Float.Input(
+                    "max_strength",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Largest share; the strength of a run is drawn between both, evenly.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of the whole schedule; the drawn share of them is done.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly the prompt is followed; other than 1 needs negative.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the drawn strength and of the noise.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="What the clip shows; only the built-in model does without.",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="Negative prompt; used only when cfg is not 1."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The redrawn clip, at the base resolution."),
+                io.Int.Output(display_name="steps_done", tooltip="How many steps were drawn for this seed."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        vae,
+        images,
+        size,
+        min_strength,
+        max_strength,
+        steps,
+        cfg,
+        seed,
+        positive=None,
+        negative=None,
+    ):
+        """Encode at the base resolution, sample from the drawn step, decode."""
+        frames = checks.check_frames(_TITLE, "images", images)
+        _check_pair(model, vae)
+        schedule = _schedule(min_strength, max_strength, steps)
+        k = schedule.draw(np.random.default_rng(seed))
+        target = ClipSize(frames.shape[0], *_target(size, *frames.shape[1:3]))
+        latent = _encode(vae, frames, target)
+        if k:
+            conditions = _conditions(model, latent, positive, negative, cfg, schedule.start(k), seed)
+            latent = _sample(model, latent, _sigmas(model, schedule, k), cfg, seed, conditions)
+        return io.NodeOutput(host.to_output(_decode(vae, latent, target)), k)
+
+
+def _check_pair(model, vae) -> None:
+    network = model.model
+    if isinstance(network.diffusion_model, HostCalls) and not isinstance(network, UniMMVSRModel):
+        raise ValueError(
+            f"{_TITLE}: model must be a base video model or the built-in one; got {type(network).__name__}, which "
+            "only restores. Load a text-to-video model, or choose built-in in Load Video Restorer."
+        )
+    channels = model.get_model_object("latent_format").latent_channels
+    if vae is None or vae.latent_dim != 3 or vae.latent_channels != channels:
+        got = "none" if vae is None else f"one of {vae.latent_channels} channels"
+        raise ValueError(
+            f"{_TITLE}: vae must be the video VAE of model ({channels} channels); got {got}. Link the VAE that "
+            "belongs to the model."
+        )
+
+
+def _schedule(low: float, high: float, steps: int) -> SDEdit:
+    if low > high:
+        raise ValueError(
+            f"{_TITLE}: min_strength must not lie above max_strength; got {low:g} and {high:g}. Swap them."
+        )
+    return SDEdit(round(low * steps), round(high * steps), steps)
+
+
+def _target(size: dict, height: int, width: int) -> tuple[int, int]:
+    kind = size["size"]
+    if kind == "short side":
+        return target_size(height, width, short_side=size["short_side"])
+    if kind == "exact size":
+        return target_size(height, width, exact=(size["height"], size["width"]))
+    if kind == "scale":
+        return target_size(height, width, scale=size["scale"])
+    raise ValueError(
+        f"{_TITLE}: size must be short side, exact size or scale; got {kind!r}. Choose short side."
+    )
+
+
+def _encode(vae, frames: torch.Tensor, target: ClipSize) -> torch.Tensor:
+    clip = resize_clip(frames.movedim(-1, 0).unsqueeze(0), target.height, target.width, "bicubic").clamp(0, 1)
+    space, time = _PATCH * vae.spacial_compression_encode(), vae.temporal_compression_decode() or 1
+    return vae.encode(pad_clip(clip, padded_size(target, space, time))[0].movedim(0, -1))
+
+
+def _decode(vae, latent: torch.Tensor, target: ClipSize) -> torch.Tensor:
+    frames = vae.decode(latent)
+    frames = frames.flatten(0, 1) if frames.ndim == 5 else frames
+    return crop_clip(frames.movedim(-1, 0).unsqueeze(0), target)[0].movedim(0, -1)
+
+
+def _sigmas(model, schedule: SDEdit, k: int) -> torch.Tensor:
+    """Give the last k steps: even ones for a flow model, whatever its shift; the host's "simple" for others."""
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        return schedule.sigmas(k)
+    return comfy.samplers.calculate_sigmas(sampling, "simple", schedule.steps)[-(k + 1) :]
+
+
+def _conditions(model, latent, positive, negative, cfg: float, level: float, seed: int) -> tuple[list, list]:
+    """Give (positive, negative); the built-in model is shown the clip itself, noised as far as the start."""
+    if cfg != 1 and negative is None:
+        raise ValueError(
+            f"{_TITLE}: cfg other than 1 needs a negative prompt; got cfg {cfg:g} and none. Link negative, or set "
+            "cfg to 1."
+        )
+    if isinstance(model.model, UniMMVSRModel):
+        noise = AddressedNoise(seed ^ _LR_STREAM).generate_noise({"samples": latent})
+        values = {LR_KEY: (1 - level) * latent + level * noise, LEVEL_KEY: level}
+        null = [[None, {}]]
+        pair = (positive or null, negative or null)
+        return tuple([[text, {**extra, **values}] for text, extra in given] for given in pair)
+    if positive is None:
+        raise ValueError(
+            f"{_TITLE}: a text-to-video model needs positive; got none. Link CLIP Text Encode, an empty prompt "
+            "included."
+        )
+    return positive, positive if negative is None else negative
+
+
+def _sample(model, latent, sigmas, cfg: float, seed: int, conditions: tuple[list, list]) -> torch.Tensor:
+    noise = AddressedNoise(seed).generate_noise({"samples": latent})
+    show = host.Progress()
+
+    def callback(step, denoised, x, total):
+        show(step + 1, total)
+
+    sampler = KSAMPLER(sample_restorer_euler)
+    return comfy.sample.sample_custom(
+        model,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        *conditions,
+        latent,
+        callback=callback,
+        disable_pbar=True,
+        seed=seed,
+    )
