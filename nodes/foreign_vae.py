@@ -10,8 +10,9 @@ from ..models.layout.tiles import plan_tiles
 from . import host
 
 CHUNK = 16  # full-size frames that one piece and its copies cost at most
-_COPIES = 4  # of a piece that the host's VAEs hold at once: parts, their sum, the device's, the result's
-_LEAST_FRAME = 1 << 23  # px; of smaller frames a chunk holds more: 1.6 GB, as much as of 4K
+_COPIES = 6  # of a piece that the host's VAEs hold at once: parts, their sum, scaled ones, the first layers'
+_LEAST_FRAME = 1 << 23  # px; of smaller frames a chunk holds more: as many bytes as of 4K
+_SMALL_CLIP = 1 << 25  # px of all frames; a clip up to this (81 frames of 832x480) stays whole where it fits
 _SIDES = (1024, 768, 512, 384, 256)  # px of tiles, tried where whole frames do not fit
 _GOOD_SIDE = 512  # px; a tile below this is worth less than a cut in time
 _OVERLAP = 64  # px
@@ -97,7 +98,7 @@ def _plan(vae, count: int, cells, space: int, time: int, tile: int, chunk: int, 
     rows, columns = cells
     budget = max(_LEAST_FRAME, rows * columns * space**2) * chunk / _COPIES
     free = host.free_bytes(vae.device)
-    full = max(rows, columns) * space
+    full, small = max(rows, columns) * space, _SMALL_CLIP * chunk / CHUNK
     sides = [tile] if tile else [full, *(side for side in _SIDES if side < full)]
     lengths = [count]
     while lengths[-1] > causal.SHORTEST:
@@ -109,7 +110,8 @@ def _plan(vae, count: int, cells, space: int, time: int, tile: int, chunk: int, 
     def fits(side: int, length: int) -> bool:
         high, wide = shape(side)
         pixels = high * wide * space**2 * (1 + time * (length - 1))
-        return pixels <= budget and memory(high, wide, length) < free
+        whole = (high, wide, length) == (rows, columns, count)
+        return pixels <= (max(budget, small) if whole else budget) and memory(high, wide, length) < free
 
     good = [side for side in sides if side >= min(_GOOD_SIDE, sides[0])]
     choices = [(side, length) for length in lengths for side in good]

@@ -16,7 +16,8 @@ from ..models.layout.geometry import latent_frames
 from ..models.layout.tiles import Tile, TileFuser, plan_tiles
 from ..models.layout.windows import plan_windows
 from . import checks, host, run_state
-from .keys import PRESET_KEY, REFERENCE, REFERENCE_CONDS, REFERENCES_KEY, TILES_KEY
+from .keys import PRESET_KEY, REFERENCE, REFERENCE_CONDS, TILES_KEY
+from .reference_conds import reference_cells
 from .window_handler import WindowHandler
 
 _AUTO_TILES = (
@@ -249,7 +250,7 @@ def _auto_tile(model, noise_shape, conds, space: int, windows=None) -> tuple[int
     batch, channels, frames, height, width = noise_shape
     frames = min(frames, getattr(windows, "context_length", frames))
     free = host.free_bytes(model.load_device)
-    cells = max((_reference_cells(cond) for group in conds.values() for cond in group), default=0)
+    cells = max((reference_cells(cond) for group in conds.values() for cond in group), default=0)
     beside = model.memory_required([batch, channels, 1, 1, cells]) if cells else 0
     latent_format = model.get_model_object("latent_format")
     for long, short in getattr(latent_format, "vsr_tiles", _AUTO_TILES):
@@ -260,12 +261,6 @@ def _auto_tile(model, noise_shape, conds, space: int, windows=None) -> tuple[int
     wanted = getattr(latent_format, "vsr_tile_overlap", _AUTO_OVERLAP)
     overlap = min(wanted // space, min(rows, columns) // 4)
     return rows, columns, overlap
-
-
-def _reference_cells(cond: dict) -> int:
-    """Count the latent cells of the references in a raw conditioning."""
-    references = cond.get(REFERENCES_KEY) or ()
-    return sum(latent[0, 0].numel() for latent in getattr(references, "latents", references))
 
 
 def _tiled_batch(executor, model, conds, x_in, timestep, model_options):

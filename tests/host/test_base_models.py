@@ -269,12 +269,14 @@ def test_a_latent_packed_with_sound_is_refused(core, bases):
 
 def test_the_automatic_tile_makes_room_for_references(core, bases, monkeypatch):
     """Each tile sees one window, and all references, whole."""
+    from cascadevsr.models.unimmvsr.references import VIDEO, Reference, References
     from cascadevsr.nodes import host
     from cascadevsr.nodes.keys import REFERENCES_KEY, TILES_KEY
     from cascadevsr.nodes.tiling import SpatialTiles
 
     base = bases["wan21"]
-    clip, references = [1, 16, 21, 90, 160], [torch.zeros(1, 16, 21, 90, 160)]
+    clip = [1, 16, 21, 90, 160]
+    references = References((Reference(torch.zeros(clip), VIDEO),))
 
     def tile(cond, window=None):
         model = windowed(SpatialTiles.execute(base.model, {"tiling": "auto"}).args[0], window)

@@ -85,6 +85,7 @@ def pieces(monkeypatch):
 
     def shrink(frame_pixels, sides):
         monkeypatch.setattr(foreign_vae, "_LEAST_FRAME", frame_pixels)
+        monkeypatch.setattr(foreign_vae, "_SMALL_CLIP", 1)
         monkeypatch.setattr(foreign_vae, "_SIDES", sides)
 
     return shrink
@@ -161,7 +162,7 @@ class _Watched:
 @pytest.mark.parametrize("name", ["wan21", "ltxv"])
 def test_no_piece_is_larger_than_its_share_of_a_chunk(vaes, noise, name, pieces):
     """What a 4K clip meets with 8 million px a frame, a small one meets with as many fewer."""
-    vae, chunk, size = _Watched(vaes[name]), 14, (128, 160)
+    vae, chunk, size = _Watched(vaes[name]), 14, (160, 192)
     pieces(1, (64,))
     target = {"target": "exact size", "height": size[0], "width": size[1]}
     from cascadevsr.nodes import foreign_vae
