@@ -53,7 +53,10 @@ class CascadeInput(io.ComfyNode):
                 "refine input",
             ],
             inputs=[
-                io.Vae.Input("target_vae", tooltip="The VAE of the restorer that will be sampled."),
+                io.Vae.Input(
+                    "target_vae",
+                    tooltip="The VAE of the model that will be sampled: a restorer's, or any video VAE of the host.",
+                ),
                 io.DynamicCombo.Input(
                     "target",
                     options=[

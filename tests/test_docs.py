@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from cascadevsr.tools.blueprints import BLUEPRINTS, blueprint_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("js/docs/*/en.md"))]
@@ -54,16 +55,50 @@ def test_template(file):
     published = {
         "Restore-with-Upscale-A-Video": "VSRLatentPropagation",
         "Restore-with-MGLD-VSR": "VSRMotionGuidance",
+        "Cascade-to-1080p": "VSRLowFrequencyTie",
+        "Cascade-to-4K": "VSRPlan",
     }
     own = published.get(file.stem, "VSRReferenceSet")
-    for only in ("LoadVideo", "VSRCascadeInput", own, "VSRTemporalDecode", "CreateVideo", "SaveVideo"):
+    inputs = [n for n in nodes.values() if n["type"] == "LoadVideo" and n.get("title") == "Input"]
+    others = [n for n in nodes.values() if n["type"] == "LoadVideo" and n not in inputs]
+    assert len(inputs) == 1 and all(node["title"].startswith("Reference") for node in others)
+    for only in ("VSRCascadeInput", own, "VSRTemporalDecode", "CreateVideo", "SaveVideo"):
         assert types.count(only) == 1, f"run.py looks for one {only}"
     titles = {node["type"]: node.get("title") for node in nodes.values()}
-    assert titles["LoadVideo"] == "Input" and titles["CreateVideo"] == "Output"
+    assert titles["CreateVideo"] == "Output"
     assert "MarkdownNote" in types
     assert "fixed" in str(
         [n.get("widgets_values") for n in nodes.values() if n["type"] in ("VSRSeededNoise", "KSampler")]
     )
+
+
+@pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.workflow)
+def test_blueprint_is_what_its_workflow_makes(blueprint):
+    graph = json.loads((ROOT / "workflows" / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
+    stored = (ROOT / "subgraphs" / f"{blueprint.name}.json").read_text(encoding="utf-8")
+    assert blueprint_text(blueprint, graph) == stored, "run python3 tools/derive_api.py"
+    file = json.loads(stored)
+    (outer,), (inner,) = file["nodes"], file["definitions"]["subgraphs"]
+    assert outer["type"] == inner["id"] and [i["name"] for i in outer["inputs"]] == [
+        i["name"] for i in inner["inputs"]
+    ]
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    assert not {"LoadVideo", "SaveVideo", "MarkdownNote"} & {node["type"] for node in nodes.values()}
+    for link in inner["links"]:
+        if link["origin_id"] in nodes:
+            assert link["id"] in nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]
+        else:
+            assert link["id"] in inner["inputs"][link["origin_slot"]]["linkIds"]
+        if link["target_id"] in nodes:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
+        else:
+            assert link["id"] in inner["outputs"][link["target_slot"]]["linkIds"]
+    known = {link["id"] for link in inner["links"]}
+    assert all(
+        i["link"] in known for node in nodes.values() for i in node["inputs"] if i.get("link") is not None
+    )
+    for node, widget in outer["properties"]["proxyWidgets"]:
+        assert widget in [i["name"] for i in nodes[int(node)]["inputs"] if i.get("widget")]
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)

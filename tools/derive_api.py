@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Derive workflows/api/*.json from the editor files by the editor itself: `python3 tools/derive_api.py`."""
+"""Derive what follows from the editor files: `python3 tools/derive_api.py`.
+
+workflows/api/*.json by the editor itself, and subgraphs/*.json, the blueprints.
+"""
 
 import json
 import sys
@@ -14,11 +17,12 @@ register()
 from cascadevsr.runner.browser import ensure_browser  # noqa: E402
 from cascadevsr.runner.paths import scratch_folder, write_atomic  # noqa: E402
 from cascadevsr.runner.server import HostServer  # noqa: E402
+from cascadevsr.tools.blueprints import BLUEPRINTS, FOLDER, blueprint_text  # noqa: E402
 from cascadevsr.tools.editor import api_text, drive, host_here, shipped  # noqa: E402
 
 
 def main() -> int:
-    """Start a ComfyUI, let its editor convert every shipped workflow, and store the results."""
+    """Start a ComfyUI, let its editor convert every shipped workflow, store the results, derive blueprints."""
     host, files = host_here(), shipped()
     steps = [{"do": "derive", "graph": json.loads(file.read_text(encoding="utf-8"))} for file in files]
     with scratch_folder("derive-") as base, HostServer(host, base, cpu=True) as server:
@@ -28,6 +32,10 @@ def main() -> int:
             sys.exit(f"{file.name}: {result['error']}")
         write_atomic(file.parent / "api" / file.name, api_text(result["value"]))
         sys.stdout.write(f"workflows/api/{file.name}\n")
+    graphs = {file.stem: step["graph"] for file, step in zip(files, steps, strict=True)}
+    for blueprint in BLUEPRINTS:
+        write_atomic(FOLDER / f"{blueprint.name}.json", blueprint_text(blueprint, graphs[blueprint.workflow]))
+        sys.stdout.write(f"subgraphs/{blueprint.name}.json\n")
     return 0
 
 

@@ -124,6 +124,34 @@ const STEPS = {
     return { status: status.status_str, ...shown };
   },
 
+  /** What the editor makes of the pack's blueprints: messages it shows, the ones it lists, and each as a node. */
+  async blueprints(page, { pack }) {
+    await page.waitForTimeout(2000); // they are fetched after the editor is ready
+    const messages = await page.locator(".p-toast-message").allInnerTexts();
+    const found = await page.evaluate(async (pack) => {
+      const served = Object.values(await (await fetch("/global_subgraphs")).json());
+      const names = served.filter((each) => each.info.node_pack.endsWith(pack)).map((each) => each.name);
+      const root = document.querySelector("#vue-app") || document.querySelector("[data-v-app]");
+      const store = root.__vue_app__.config.globalProperties.$pinia._s.get("subgraph");
+      const nodes = {};
+      for (const listed of store.subgraphBlueprints.filter((each) => names.includes(each.display_name))) {
+        const { nodes: outer, definitions } = JSON.parse(JSON.stringify(store.getBlueprint(listed.name)));
+        window.app.graph.clear();
+        window.app.canvas._deserializeItems(
+          { nodes: outer, subgraphs: definitions.subgraphs, links: [], groups: [], reroutes: [] }, { position: [0, 0] });
+        const [node] = window.app.graph._nodes;
+        nodes[listed.display_name] = {
+          category: listed.category, inputs: node.inputs.filter((each) => !each.widget).map((each) => each.name),
+          outputs: node.outputs.map((each) => each.name),
+          widgets: Object.fromEntries(node.widgets.map((each) => [each.name, each.value])),
+          missing: node.subgraph._nodes.filter((each) => !(each.type in window.LiteGraph.registered_node_types)).length,
+        };
+      }
+      return { served: names, nodes };
+    }, pack);
+    return { messages, ...found };
+  },
+
   /** Press Run and wait until the queue is empty again; returns what the host says about the prompt. */
   async run(page, { seconds }) {
     const before = await page.evaluate(async () => Object.keys(await (await fetch("/history")).json()).length);

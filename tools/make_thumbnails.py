@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Render the thumbnails of the shipped workflows and the README's picture: `python3 tools/make_thumbnails.py`.
 
-Every picture is what the workflow itself makes of the sample clip in a real ComfyUI; run it again after training.
+Names of workflows after it render these only. Every picture is what the workflow itself makes of the sample clip in a real ComfyUI; run it again after training.
 """
 
 import io
@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from cascadevsr.models.motion.estimation import BlockFlow, estimate_pairs  # noqa: E402
 from cascadevsr.models.motion.picture import flow_picture  # noqa: E402
-from cascadevsr.runner.binding import Target, bind_input, bind_target  # noqa: E402
+from cascadevsr.runner.binding import Target, bind_input, bind_references, bind_target  # noqa: E402
 from cascadevsr.runner.demo import comparison  # noqa: E402
 from cascadevsr.runner.encode import write_video  # noqa: E402
 from cascadevsr.runner.job import open_job  # noqa: E402
@@ -40,12 +40,15 @@ def main() -> int:
     """Run every shipped workflow on the sample clip and store the pictures."""
     sample = make_sample()
     for file in shipped():
+        if sys.argv[1:] and file.stem not in sys.argv[1:]:
+            continue
         if file.stem.startswith("Restore-with"):  # these weights are not ours to ship: show what needs none
             picture = split(sample, motion(sample, "MGLD" in file.stem), "its motion")
             save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
             continue
         frames = run(file.stem, sample)
-        picture = inset(sample, frames) if file.stem.startswith("Cascade") else split(sample, frames)
+        cascade = file.stem.startswith(("Cascade", "Upscale-an-Edited"))
+        picture = inset(sample, frames, file.stem) if cascade else split(sample, frames)
         save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
         if file.stem == "Upscale-a-Video":
             save_jpeg(ROOT / "assets" / "readme.jpg", comparison(sample, frames), README_BYTES)
@@ -58,6 +61,9 @@ def run(name: str, sample: Sample) -> np.ndarray:
     with open_job(HOST) as job:
         write_video(job.input_dir / "input.mov", sample.low, Fraction(24), codec="png")
         bind_input(workflow, "input.mov")
+        if "Edited" in name:  # the sample's truth is the unedited video
+            write_video(job.input_dir / "source.mov", sample.truth, Fraction(24), codec="png")
+            bind_references(workflow, [], ["source.mov"])
         bind_target(workflow, Target(scale=SCALE))
         height, width = sample.truth.shape[1:3]
         return np.array(job.run(workflow).frames[:, :height, :width])
@@ -89,7 +95,7 @@ def split(sample: Sample, frames: np.ndarray, what: str = "result") -> Image.Ima
     return picture
 
 
-def inset(sample: Sample, frames: np.ndarray) -> Image.Image:
+def inset(sample: Sample, frames: np.ndarray, name: str) -> Image.Image:
     """Show the last frame with the base clip's own frame in a corner, at the scale of the result's pixels."""
     picture = square(frames[-1])
     factor = SIDE / min(frames.shape[1:3])
@@ -100,8 +106,11 @@ def inset(sample: Sample, frames: np.ndarray) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     draw.rectangle((left - 3, top - 3, left + size[0] + 2, top + size[1] + 2), "white")
     picture.paste(base, (left, top))
-    label(draw, (left, top - 36), "base model")
-    label(draw, (SIDE - 10, SIDE - 34), "cascade", right=True)
+    source, result = (
+        ("edited clip", "with the unedited video") if "Edited" in name else ("base model", "cascade")
+    )
+    label(draw, (left, top - 36), source)
+    label(draw, (SIDE - 10, SIDE - 34), result, right=True)
     return picture
 
 

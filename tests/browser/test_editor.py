@@ -5,6 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from cascadevsr.runner.encode import write_video
+from cascadevsr.runner.paths import PACK_NAME
+from cascadevsr.tools.blueprints import BLUEPRINTS
 from cascadevsr.tools.editor import api_text, drive, shipped
 
 FILES = shipped()
@@ -28,7 +30,10 @@ def report(host_server, browser_tools, tmp_path_factory):
     """Everything the tests look at, from one editor: (results by name, console, screenshots)."""
     clip = np.random.default_rng(0).integers(0, 256, (5, 24, 32, 3), np.uint8)
     write_video(host_server.input_dir / "input.mp4", clip, Fraction(24))
-    steps = {"templates": {"do": "templates", "names": NAMES}}
+    steps = {
+        "blueprints": {"do": "blueprints", "pack": PACK_NAME},
+        "templates": {"do": "templates", "names": NAMES},
+    }
     for file in FILES:
         steps[f"open {file.stem}"] = {"do": "open", "name": file.stem}
         if file.stem == RUN:
@@ -68,6 +73,19 @@ def test_workflow_opens_whole(value, name):
 def test_api_form_is_what_the_editor_makes_of_it(value, repository, name):
     stored = (repository / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")
     assert api_text(value(f"open {name}")["prompt"]) == stored, "run python3 tools/derive_api.py"
+
+
+def test_blueprints_are_listed_without_a_message(value):
+    found = value("blueprints")
+    names = {blueprint.name for blueprint in BLUEPRINTS}
+    assert found["messages"] == [] and set(found["served"]) == set(found["nodes"]) == names
+    for node in found["nodes"].values():
+        assert node["missing"] == 0 and node["outputs"] == ["IMAGE"] and "Cascade VSR" in node["category"]
+    cascade, pictures = (found["nodes"][name] for name in ("Cascade to 4K", "Upscale with identity images"))
+    sockets = ["target_vae", "samples", "base_vae", "model", "positive", "negative"]
+    assert [name for name in cascade["inputs"] if name in sockets] == sockets
+    assert cascade["widgets"]["target.short_side"] == 2160 and cascade["widgets"]["steps"] == 4
+    assert {"frames", "image_0"} <= set(pictures["inputs"]) and pictures["widgets"]["long_edge"] == 512
 
 
 def test_help_panel_shows_our_page(value):

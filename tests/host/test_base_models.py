@@ -292,3 +292,17 @@ def test_the_automatic_tile_makes_room_for_references(core, bases, monkeypatch):
     assert tile({REFERENCES_KEY: references}) == 90 * 160
     monkeypatch.setattr(host, "free_bytes", lambda device: room / 3 + 1)
     assert tile({}) < 90 * 160 and tile({}, (25, 8)) == 90 * 160, "a window of 7 of the 21 latent frames"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_may_go_through_vsr_conditioning(bases, refine, name):
+    """The templates keep it in the graph: at noise level 0 it hands prompts on, and base models take no LR clip."""
+    from cascadevsr.nodes.conditioning import VSRConditioning
+
+    base = bases[name]
+    clip = make_clip(base, _frames(base, 2), 4, 4)
+    plain = refine(base, clip)["samples"]
+    clip.positive, clip.negative = VSRConditioning.execute(
+        clip.latent, 0.0, 0, base.prompt, base.prompt
+    ).args[:2]
+    assert torch.equal(refine(base, clip)["samples"], plain)

@@ -204,6 +204,8 @@ def test_every_shipped_workflow_runs(host_server, client, files, path):
             node["inputs"]["file"] = "clip.mp4"
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = "picture.png"
+        if "target.short_side" in node["inputs"]:
+            node["inputs"]["target.short_side"] = 96
         if node["inputs"].get("steps") == 50:
             node["inputs"]["steps"] = 2
         if node["inputs"].get("restorer") == "built-in":
