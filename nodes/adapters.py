@@ -76,8 +76,8 @@ class LoadVSRAdapter(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model, adapter, strength):
-        """Load again when the file changed."""
+    def fingerprint_inputs(cls, adapter, strength, model=None):
+        """Load again when the file changed; the host asks before there is a model."""
         path = host.adapter_path(adapter)
         return f"{path}:{host.newest_change(path)}:{strength}"
 

@@ -21,7 +21,7 @@ from ..models.unimmvsr.references import PAPER_RULE, StartRule
 from . import host
 from .keys import LEVEL_KEY, LR_KEY, LR_NOISE_KEY, STARTS_KEY
 from .native_model import check_lr
-from .reference_conds import reference_cells, reference_conds
+from .reference_conds import SAMPLER, reference_cells, reference_conds
 
 TITLE = "Reference Tokens"
 _KEY = "vsr_references"  # of our wrappers
@@ -120,6 +120,11 @@ def _own_conditions(original, model):
     @functools.wraps(original)
     def extra_conds(**values):
         """Add references, their starts and the noise level to the model's own conditions."""
+        if values.get("cross_attn") is None:
+            raise ValueError(
+                f"{SAMPLER}: {type(model).__name__} needs a prompt in positive and negative; got none. Link CLIP Text "
+                "Encode to VSR Conditioning; an empty text will do."
+            )
         out = original(**_noised(model, values))
         rule = model.current_patcher.get_attachment(_RULE_KEY) if model.current_patcher else None
         out.update(reference_conds(model, values, _target_frames(model, values), rule or PAPER_RULE))

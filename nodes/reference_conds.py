@@ -5,7 +5,7 @@ import comfy.conds
 from ..models.unimmvsr.references import References, StartRule
 from .keys import REFERENCES_KEY
 
-_SAMPLER = "KSampler / SamplerCustomAdvanced"
+SAMPLER = "KSampler / SamplerCustomAdvanced"
 
 
 class Unanswered(comfy.conds.CONDConstant):
@@ -23,7 +23,7 @@ class Unanswered(comfy.conds.CONDConstant):
 def unanswered_references(count: int) -> Unanswered:
     """Make what VSR Conditioning puts where a model's references belong."""
     return Unanswered(
-        f"{_SAMPLER}: references need a model that takes them; got {count} with a model that would ignore them. "
+        f"{SAMPLER}: references need a model that takes them; got {count} with a model that would ignore them. "
         "Put Reference Tokens or Load VSR Adapter behind the model (plain Wan 2.1 and 2.2), use Load Video "
         "Restorer's built-in model, or unlink Reference Set from VSR Conditioning."
     )
@@ -32,7 +32,7 @@ def unanswered_references(count: int) -> Unanswered:
 def unanswered_level(level: float) -> Unanswered:
     """Make what VSR Conditioning puts where a model's noise level belongs."""
     return Unanswered(
-        f"{_SAMPLER}: noise in the low-resolution clip needs a model that knows of it; got noise_level {level:g} "
+        f"{SAMPLER}: noise in the low-resolution clip needs a model that knows of it; got noise_level {level:g} "
         "with one that does not. Put Load VSR Adapter or, behind a checkpoint with channels for the clip, "
         "Reference Tokens behind the model, or set noise_level to 0 in VSR Conditioning."
     )
@@ -58,7 +58,7 @@ def reference_conds(model, values: dict, frames: int, rule: StartRule) -> dict:
     for number, latent in enumerate(references.latents, 1):
         if latent.shape[1] != channels:
             raise ValueError(
-                f"{_SAMPLER}: reference {number} must be a latent of {channels} channels for {type(model).__name__}; "
+                f"{SAMPLER}: reference {number} must be a latent of {channels} channels for {type(model).__name__}; "
                 f"got {latent.shape[1]}. Give Reference Set the VAE of the sampled model."
             )
         latents.append(model.process_latent_in(latent).to(values["device"]))

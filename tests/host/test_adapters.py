@@ -323,3 +323,37 @@ def test_files_that_are_no_adapter(folder, base):
     with pytest.raises(ValueError, match="Load VSR Adapter: the adapter must be one of the list; got '../x'"):
         LoadVSRAdapter.execute(base, "../x", 1.0)
     assert "Put the file into models/vsr_adapters" in LoadVSRAdapter.validate_inputs("../x")
+
+
+def test_nodes_in_a_running_host(host_server, client):
+    """A base and an adapter from the host's folders, up to the sampler, which has no prompt here."""
+    from cascadevsr.models.checkpoints import save_state
+    from cascadevsr.runner.client import ExecutionFailed, PromptRejected
+
+    file = host_server.models_dir / "vsr_adapters" / "tiny.safetensors"
+    save_state(host_server.models_dir / "diffusion_models" / "wan.safetensors", tiny_wan.weights())
+    save_adapter(file, make(level=True, layers=True))
+
+    def node(kind, **inputs):
+        return {"class_type": kind, "inputs": inputs}
+
+    def run(adapter="tiny.safetensors"):
+        links = {"positive": ["5", 0], "negative": ["5", 1], "latent_image": ["5", 2]}
+        sampler = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+        prompt = {
+            "1": node("UNETLoader", unet_name="wan.safetensors", weight_dtype="default"),
+            "2": node("VSRLoadAdapter", model=["1", 0], adapter=adapter, strength=1.0),
+            "3": node("VSRReferenceTokens", model=["2", 0]),
+            "4": node("EmptyHunyuanLatentVideo", width=64, height=48, length=9, batch_size=1),
+            "5": node("VSRConditioning", lr_latent=["4", 0], noise_level=0.3, seed=1),
+            "6": node("KSampler", model=["3", 0], denoise=1.0, **links, **sampler),
+            "7": node("SaveLatent", samples=["6", 0], filename_prefix="adapter"),
+        }
+        client.run(prompt, timeout=120)
+
+    for _ in range(2):
+        with pytest.raises(ExecutionFailed, match="KSampler / SamplerCustomAdvanced: WAN21 needs a prompt"):
+            run()
+    with pytest.raises(PromptRejected, match="Put the file into models/vsr_adapters"):
+        run("missing.safetensors")
+    file.unlink()  # other tests look at the lists of this host
