@@ -13,8 +13,8 @@ from .native_vae import NativeVAE
 
 CHUNK = 16  # output frames decoded or encoded together; the peak does not depend on the clip's length
 _TILES = (1024, 512, 256, 128)  # px; tried in turn where whole frames do not fit
-# Peak bytes per output pixel and frame of a chunk in fp32; 108 and 100 were measured on the CPU (640x352).
-_DECODE_BYTES, _ENCODE_BYTES = 140, 120
+# Peak bytes per output pixel and frame of a chunk in fp32; 153 and 100 were measured on the CPU (640x352).
+_DECODE_BYTES, _ENCODE_BYTES = 190, 120
 
 
 class RestorerVAE(NativeVAE):

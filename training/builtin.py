@@ -1,7 +1,7 @@
 """Train the built-in model: `python3 run.py train --photos FOLDER [FOLDER ...]`.
 
-Three stages follow one another (training/stages.py says what each learns); `--only STAGE` runs one of them. `--start`
-names weights whose refinement network the last one goes on from; it needs a quarter of the steps then.
+Four stages follow one another (training/stages.py says what each learns); `--only STAGE` runs one of them, so that some
+can run side by side. `--start` names weights whose refinement network the refine stage goes on from.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ HELD_OUT = ("rocket", "chelsea", "hubble_deep_field", "carmine_de_fazio")
 UNLICENSED = ("page", "motorcycle_left", "motorcycle_right")  # scikit-image states no licence for these
 STAGES = {  # name: the stages whose result it starts from
     "latent": (),
+    "refine": (),
     "dit": ("latent",),
-    "decoder": ("latent", "dit"),
+    "complete": ("latent", "refine", "dit"),
 }
 REFINEMENT = "vae.decoder.refine."
 RESULTS = {  # the entries that later stages, or the shipped file, take from one
     "latent": ("vae.encoder.", "vae.decoder.latent.", "vae.latent_"),
+    "refine": (REFINEMENT,),
     "dit": ("dit.",),
-    "decoder": ("vae.", "dit."),
+    "complete": ("vae.", "dit."),
 }
 # The paper's order of tasks; longer, larger clips come in the last part of the dit stage, in a share of its draws
 CURRICULUM = stages(short=9, long=17, parts=(0.15, 0.2, 0.25, 0.4))
 LONG_SHARE = 0.5
-DECODER_SHARES = (0.5, 0.25, 0.25)  # of tasks, in the last stage
+LAST_SHARES = (0.5, 0.25, 0.25)  # of tasks, in the complete stage
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Plan:
 
 PLANS = {
     "latent": Plan(2500, (8, 5, 64), 0.015, 300, 3, Muon),
+    "refine": Plan(8000, (6, 9, 96), 1e-3, 120, 2, None),  # Muon shakes its recurrence
     "dit": Plan(4200, (5, 9, 128), 0.012, 1000, 5, Muon),
-    "decoder": Plan(3000, (4, 9, 96), 1e-3, 120, 2, None),  # Muon shakes its recurrence
+    "complete": Plan(500, (4, 9, 128), 0.01, 120, 2, Muon),
 }
 
 
@@ -94,7 +97,7 @@ class Stage:
         self.seed = 10 * seed + list(STAGES).index(name)
         torch.manual_seed(seed)
         self.networks = Networks(VAEConfig(refine_width=64, refine_blocks=10), DiTConfig()).to(self.device)
-        if start is not None and name == "decoder":
+        if start is not None and name == "refine":
             known = {
                 key: value.float()
                 for key, value in load_state(start)[0].items()
@@ -121,13 +124,13 @@ class Stage:
     def _draw(self, number: int):
         """Make draw `number`: half precision pixels, or latents for the dit stage."""
         maker, (size, count, side) = self.maker.seek(self.seed, number), self.plan.batch
-        shares = DECODER_SHARES
+        shares = LAST_SHARES
         if self.name == "dit":
             mix = stage_at(number * self.plan.fresh, self.plan.steps, CURRICULUM)
             shares = mix.shares
             if mix is CURRICULUM[-1] and maker.rng.random() < LONG_SHARE:
                 size, count, side = max(1, size // 4), 2 * count - 1, side * 3 // 2
-        task = str(maker.rng.choice(TASKS, p=shares)) if self.name != "latent" else TEXT
+        task = str(maker.rng.choice(TASKS, p=shares)) if self.name in ("dit", "complete") else TEXT
         batch = maker.draw(size, count, side, task)
         if self.name != "dit":
             return batch.map(torch.Tensor.half)
@@ -204,7 +207,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--start", type=Path, help="weights whose refinement the decoder stage goes on from")
+    parser.add_argument("--start", type=Path, help="weights whose refinement the refine stage goes on from")
     parser.add_argument("--only", choices=list(STAGES), help="run this stage alone")
     for name, plan in PLANS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=plan.steps)
@@ -228,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plans[name] = replace(PLANS[name], **asked)
         stage = Stage(name, plans[name], args.seed, makers, args.work, args.device, args.start)
         figures += stage.run(args.every)
-    if name != "decoder":
+    if name != "complete":
         return
     state = torch.load(args.work / name / "result.pt", map_location="cpu", weights_only=True)
     save_state(args.out, {k: v.half() for k, v in state.items()}, {"architecture": "unimmvsr", "format": "1"})

@@ -1,9 +1,10 @@
-"""The three stages in which the built-in model is trained, each as a loss on one batch.
+"""The four stages in which the built-in model is trained, each as a loss on one batch.
 
-latent   The encoder and the first half of the decoder learn to say in the latent what LR frames do not show.
-dit      The transformer learns the latents, in latent space alone: flow matching (paper, equation 1), noised LR
-         latents, references. Its tasks come in the paper's order, difficult to easy.
-decoder  The recurrent refinement learns to restore LR frames with what the transformer's estimates tell.
+latent    The encoder and the first half of the decoder learn to say in the latent what LR frames do not show.
+refine    The recurrent refinement learns to restore LR frames alone.
+dit       The transformer learns the latents, in latent space alone: flow matching (paper, equation 1), noised LR
+          latents, references. Its tasks come in the paper's order, difficult to easy.
+complete  What is left to add to refined frames is learned with what the transformer's estimates show.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 
 from ..models.unimmvsr.config import GRID, DiTConfig, VAEConfig
 from ..models.unimmvsr.dit import UniMMVSRDiT
-from ..models.unimmvsr.vae import CausalVideoVAE
+from ..models.unimmvsr.vae import CausalVideoVAE, to_grid
 from .batches import Batch
 from .losses import charbonnier, laplacian, lattice, pixel_loss, texture
 
@@ -44,7 +45,7 @@ class Networks(torch.nn.Module):
         self.dit = UniMMVSRDiT(dit_config, attention=attention)
         decoder = self.vae.decoder
         quiet = [self.dit.patch_out, self.dit.condition_out]
-        quiet += [decoder.latent.detail, decoder.refine.detail_in, decoder.refine.conv_out]
+        quiet += [decoder.latent.detail, decoder.refine.conv_out, decoder.complete.conv_out]
         for name, module in self.named_modules():
             if name.endswith((".conv2", ".temporal.conv")):  # residual branches start at zero
                 quiet.append(module)
@@ -87,7 +88,7 @@ def read_detail(networks: Networks, z: torch.Tensor) -> tuple[torch.Tensor, torc
     mean, deviation = (x.view(1, -1, 1, 1, 1) for x in (networks.vae.latent_mean, networks.vae.latent_std))
     features = decoder.latent(z * deviation + mean, {})
     cells = decoder.latent.detail(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-    return F.pixel_shuffle(cells, GRID).transpose(1, 2), decoder.guess_base(features)
+    return pixels_of(cells), decoder.guess_base(features)
 
 
 def _conditions(latents: Latents, rng: np.random.Generator):
@@ -110,8 +111,19 @@ def dit_loss(networks: Networks, latents: Latents, rng: np.random.Generator) -> 
     return (error * t.square() / t.clamp_min(0.4).square()).mean()
 
 
-def decoder_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-    """Stage decoder: what it makes of clean estimates, and now and then of the true latent, beside the truth."""
+def refine_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
+    """Stage refine: refined LR frames beside the truth."""
+    refined = networks.vae.decoder.refine(to_grid(batch.base), {})[0]
+    return _look(pixels_of(refined), batch)
+
+
+def pixels_of(cells: torch.Tensor) -> torch.Tensor:
+    """(b, t, 48, h, w) -> (b, 3, t, 4h, 4w)."""
+    return F.pixel_shuffle(cells, GRID).transpose(1, 2)
+
+
+def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
+    """Stage complete: what becomes of clean estimates, and now and then of the true latent, beside the truth."""
     vae = networks.vae
     with torch.no_grad():
         latents = encode_batch(networks, batch)
@@ -120,7 +132,10 @@ def decoder_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> 
         clean = noisy + t.view(-1, 1, 1, 1, 1) * velocity
         true = torch.tensor(rng.random(len(clean)) < 0.1, device=clean.device).view(-1, 1, 1, 1, 1)
         clean = torch.where(true, latents.truth + LATENT_NOISE * torch.randn_like(clean), clean)
-    output = vae.decode(clean, None if rng.random() < 0.06 else batch.base)
+    return _look(vae.decode(clean, None if rng.random() < 0.06 else batch.base), batch)
+
+
+def _look(output: torch.Tensor, batch: Batch) -> torch.Tensor:
     pixels = pixel_loss(output, batch.clip, batch.flow, batch.visible)
     return pixels + 1.6 * texture(output, batch.clip) + 1.0 * lattice(output, batch.clip)
 
@@ -134,8 +149,9 @@ def encode_batch(networks: Networks, batch: Batch) -> Latents:
 
 LOSSES: dict[str, Callable] = {
     "latent": latent_loss,
+    "refine": refine_loss,
     "dit": dit_loss,
-    "decoder": decoder_loss,
+    "complete": complete_loss,
 }
 
 
@@ -144,6 +160,7 @@ def trained_parts(networks: Networks, stage: str) -> list[torch.nn.Module]:
     vae = networks.vae
     return {
         "latent": [vae.encoder, vae.decoder.latent],
+        "refine": [vae.decoder.refine],
         "dit": [networks.dit],
-        "decoder": [vae.decoder.refine],
+        "complete": [vae.decoder.complete],
     }[stage]

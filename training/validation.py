@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..models.unimmvsr.vae import to_grid
 from .batches import Batch, BatchMaker
+from .stages import pixels_of, read_detail
 
 CLIPS, FRAMES, SIDE, SEED = 8, 9, 160, 77
 
@@ -39,8 +41,6 @@ def _still(batch: Batch) -> Batch:
 
 def _latent_figures(networks: torch.nn.Module, batch: Batch) -> dict[str, float]:
     """What a plain convolution completes from the true latent and from the LR clip's, over bicubic (dB)."""
-    from .stages import read_detail
-
     figures, base = {}, _psnr(batch.base, batch.clip)
     for name, clip in (("true", batch.clip), ("lr", batch.smooth)):
         detail, guess = read_detail(networks, networks.vae.encode(clip)[0])
@@ -78,6 +78,10 @@ def validate(networks: torch.nn.Module, maker: BatchMaker, stage: str) -> dict[s
             figures |= _reference_figures(networks, maker)
         if stage == "dit":
             continue
+        if stage == "refine":
+            refined = networks.vae.decoder.refine(to_grid(batch.base), {})[0]
+            figures[f"{preset}_gain"] = _psnr(pixels_of(refined), batch.clip) - baseline
+            continue
         if preset == "bicubic":
             z = networks.vae.encode(batch.clip)[0]
             figures["reconstruction"] = _psnr(networks.vae.decode(z, batch.base), batch.clip) - baseline
@@ -86,6 +90,6 @@ def validate(networks: torch.nn.Module, maker: BatchMaker, stage: str) -> dict[s
         figures[f"{preset}_baseline"] = baseline
         figures[f"{preset}_gain"] = _psnr(output, batch.clip) - baseline
         figures[f"{preset}_temporal"] = _psnr(output[:, :, -1:], last) - _psnr(still[:, :, -1:], last)
-    if stage == "decoder":
+    if stage == "complete":
         figures |= _reference_figures(networks, maker)
     return {key: round(value, 3) for key, value in figures.items()}

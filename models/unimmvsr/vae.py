@@ -25,6 +25,7 @@ from ..motion.warp import warp
 from .config import GRID, SPACE, TIME, VAEConfig
 
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
+COMPLETION_BLOCKS = 3
 Memory = dict[int, torch.Tensor]  # what a stream remembers, keyed by the identity of the layer that left it
 
 
@@ -139,44 +140,35 @@ class LatentDecoder(nn.Module):
 
 
 class Refiner(nn.Module):
-    """Recurrent refinement on the 4x4 grid: LR pixels + the latent's detail + aligned memory -> pixels.
+    """Recurrent refinement of LR pixels on the 4x4 grid, with an aligned memory of the frame before.
 
-    What it adds completes LR pixels and detail: nothing where the latent tells all. Pixels enter as contrast: less
-    their local mean, divided by their local deviation; the residual is multiplied by that deviation again. What is
-    learned is the shape of detail, whatever the light and the contrast.
+    Pixels enter as contrast: less their local mean, divided by their local deviation; the residual is multiplied
+    by that deviation again. What is learned is the shape of detail, whatever the light and the contrast. The latent
+    has no part in it: what cannot look at the latent cannot learn to lean on it, or be spoilt by it.
     """
 
     def __init__(self, config: VAEConfig, ops: ModuleType):
         super().__init__()
         width, cell = config.refine_width, 3 * GRID**2
-        self.lr_in = ops.Conv2d(
-            cell + 7, width, 3, padding=1
-        )  # contrast, mean (3), log deviation, motion (3)
-        self.detail_in = ops.Conv2d(cell, width, 3, padding=1)
+        # contrast, mean (3), log deviation, motion (3)
+        self.lr_in = ops.Conv2d(cell + 7, width, 3, padding=1)
         self.memory_in = ops.Conv2d(width + cell, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(config.refine_blocks))
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
-    def forward(
-        self, pixels: torch.Tensor, features: torch.Tensor, details: torch.Tensor, memory: Memory
-    ) -> torch.Tensor:
-        """Return the refined pixels for LR `pixels`, the latent's `features` and `details`.
-
-        Pixels and details are (b, t, 48, h, w).
-        """
-        outputs = []
+    def forward(self, pixels: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (refined pixels, hidden states (b, t, width, h, w)) of LR `pixels` (b, t, 48, h, w)."""
+        outputs, states = [], []
         past = memory.get(id(self))
-        parts = (x.unbind(1) for x in (pixels, features, details))
-        for frame, feature, detail in zip(*parts, strict=True):
-            output, hidden = self.step(frame, feature, detail, past)
+        for frame in pixels.unbind(1):
+            output, hidden = self.step(frame, past)
             past = torch.cat((output, hidden, _grey(frame)), 1)
             outputs.append(output)
+            states.append(hidden)
         memory[id(self)] = past
-        return torch.stack(outputs, 1)
+        return torch.stack(outputs, 1), torch.stack(states, 1)
 
-    def step(
-        self, frame: torch.Tensor, feature: torch.Tensor, detail: torch.Tensor, past: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, frame: torch.Tensor, past: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """One frame: returns its refined pixels and its hidden state.
 
         `past` holds the previous frame's refined pixels, hidden state and LR brightness. The pixels are warped to
@@ -184,24 +176,52 @@ class Refiner(nn.Module):
         grid cells.
         """
         mean, deviation = _local_statistics(frame)
-        contrast = _contrast(frame, mean, deviation)
+        contrast, width = _contrast(frame, mean, deviation), self.conv_out.in_channels
         if past is None:  # a clip starts as if its first frame had stood still before
-            hidden, before = torch.zeros_like(feature), contrast
+            hidden, before = frame.new_zeros(frame.shape[0], width, *frame.shape[2:]), contrast
             motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
         else:
-            output, hidden, grey = past.split((frame.shape[1], feature.shape[1], 1), 1)
+            output, hidden, grey = past.split((frame.shape[1], width, 1), 1)
             match = match_blocks(_grey(frame), grey)
             hidden = gather_shift(hidden, match.shift)
             before = _contrast(_warp_pixels(output, match.flow).to(frame), mean, deviation)
             motion = torch.cat((match.fraction, match.error / deviation.float()), 1).to(frame)
-        x = self.lr_in(torch.cat((contrast, mean, deviation.log(), motion), 1)) + feature
-        x = x + self.detail_in(detail / deviation)
+        x = self.lr_in(torch.cat((contrast, mean, deviation.log(), motion), 1))
         x = x + self.memory_in(torch.cat((hidden, before), 1))
         for block in self.blocks:
             x = x + block.conv2(_act(block.conv1(x)))
         # the memory is normalised, so that it cannot grow however long the clip
         hidden = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
-        return frame + detail + self.conv_out(x) * deviation, hidden
+        return frame + self.conv_out(x) * deviation, hidden
+
+
+class Completion(nn.Module):
+    """Adds to a refined frame what the latent shows and the LR frames do not, on the 4x4 grid."""
+
+    def __init__(self, config: VAEConfig, ops: ModuleType):
+        super().__init__()
+        width, cell = config.refine_width, 3 * GRID**2
+        self.conv_in = ops.Conv2d(
+            2 * cell + 2 * width, width, 3, padding=1
+        )  # detail, residual, features, hidden
+        self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(COMPLETION_BLOCKS))
+        self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
+
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        refined: torch.Tensor,
+        hidden: torch.Tensor,
+        features: torch.Tensor,
+        detail: torch.Tensor,
+    ) -> torch.Tensor:
+        """Complete one frame of `refined` pixels of LR `pixels`; all are (b, channels, h, w)."""
+        deviation = _local_statistics(pixels)[1]
+        x = torch.cat((detail / deviation, (refined - pixels) / deviation, features, hidden), 1)
+        x = self.conv_in(x)
+        for block in self.blocks:
+            x = x + block.conv2(_act(block.conv1(x)))
+        return refined + self.conv_out(_act(x)) * deviation
 
 
 def _warp_pixels(pixels: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
@@ -234,6 +254,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.latent = LatentDecoder(config, ops)
         self.refine = Refiner(config, ops)
+        self.complete = Completion(config, ops)
 
     def forward(
         self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory, weight: float = 1.0
@@ -243,8 +264,12 @@ class Decoder(nn.Module):
             base = self.guess_base(features)
         elif weight != 1.0:
             base = torch.lerp(self.guess_base(features), base, weight)
-        details = _per_frame(self.latent.detail, features)
-        return F.pixel_shuffle(self.refine(to_grid(base), features, details, memory), GRID).transpose(1, 2)
+        pixels = to_grid(base)
+        refined, hidden = self.refine(pixels, memory)
+        frames = zip(*(x.unbind(1) for x in (pixels, refined, hidden, features)), strict=True)
+        # frame by frame, so that what is wide here is never held for a whole chunk
+        completed = [self.complete(*frame, self.latent.detail(frame[-1])) for frame in frames]
+        return F.pixel_shuffle(torch.stack(completed, 1), GRID).transpose(1, 2)
 
     def guess_base(self, features: torch.Tensor) -> torch.Tensor:
         """The learned guess of the upscaled LR frames where none are given: (b, 3, t, 4h, 4w)."""

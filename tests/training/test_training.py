@@ -90,7 +90,7 @@ def test_photos_are_found_excluded_and_hashed(folder, tmp_path):
         find_photos([tmp_path / "missing"])
 
 
-TINY = "--latent-batch 1 5 32 --dit-batch 1 5 32 --decoder-batch 1 5 32"
+TINY = "--latent-batch 1 5 32 --refine-batch 1 5 32 --dit-batch 1 5 32 --complete-batch 1 5 32"
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def train(folder, work, steps, more=""):
 
 
 def test_all_stages_train_and_export(folder, tmp_path, small):
-    train(folder, tmp_path, (1, 1, 2))
+    train(folder, tmp_path, (1, 1, 1, 2))
     state, metadata = load_state(tmp_path / "weights.safetensors")
     assert is_unimmvsr(state) and metadata["architecture"] == "unimmvsr"
     assert all(key.startswith(("vae.", "dit.")) for key in state), "what only training needs is not shipped"
@@ -117,13 +117,15 @@ def test_all_stages_train_and_export(folder, tmp_path, small):
     assert vae_config(strip_prefix(state, "vae.")).refine_width == 10
     facts = json.loads((tmp_path / "weights.json").read_text())
     assert facts["photographs"] == ["a.png", "b.png", "tiny.png"] and facts["held_out"] == ["held.png"]
-    assert [(f["stage"], f["step"]) for f in facts["figures"]] == [("latent", 1), ("dit", 1), ("decoder", 2)]
+    assert [(f["stage"], f["step"]) for f in facts["figures"]] == [
+        (name, 1 + (name == "complete")) for name in builtin.STAGES
+    ]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_stage_needs_those_before_it(folder, tmp_path, small):
     with pytest.raises(ValueError, match="stage latent must be done before dit"):
-        train(folder, tmp_path, (1, 1, 1), "--only dit")
+        train(folder, tmp_path, (1, 1, 1, 1), "--only dit")
 
 
 @pytest.mark.parametrize("stage", list(builtin.STAGES))
@@ -131,8 +133,8 @@ def test_a_killed_run_resumes_to_the_same_numbers(folder, tmp_path, small, monke
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for work in (whole, killed):
         for earlier in builtin.STAGES[stage]:
-            train(folder, work, (1, 1, 1), f"--only {earlier}")
-    train(folder, whole, (5, 5, 5), f"--only {stage}")
+            train(folder, work, (1, 1, 1, 1), f"--only {earlier}")
+    train(folder, whole, (5, 5, 5, 5), f"--only {stage}")
     step = builtin.Loop._one_step
 
     def killed_in_the_fourth(loop):
@@ -143,8 +145,8 @@ def test_a_killed_run_resumes_to_the_same_numbers(folder, tmp_path, small, monke
     with monkeypatch.context() as patch:
         patch.setattr(builtin.Loop, "_one_step", killed_in_the_fourth)
         with pytest.raises(KeyboardInterrupt):
-            train(folder, killed, (5, 5, 5), f"--only {stage}")
-    train(folder, killed, (5, 5, 5), f"--only {stage}")
+            train(folder, killed, (5, 5, 5, 5), f"--only {stage}")
+    train(folder, killed, (5, 5, 5, 5), f"--only {stage}")
     losses = [[line["loss"] for line in read_log(work / stage / LOG)] for work in (whole, killed)]
     assert len(losses[0]) == 5 and losses[0] == losses[1]
     results = [torch.load(work / stage / "result.pt", weights_only=True) for work in (whole, killed)]

@@ -39,11 +39,15 @@ def sample():
 
 
 @torch.no_grad()
-def restore(networks, low, size):
+def restore(networks, low, size, reference=None):
     vae, dit = networks
     frames = torch.from_numpy(low).float() / 255
     lr = encode_clip(vae, frames, ClipSize(len(low), *size))
-    clean = dit(torch.zeros_like(lr), torch.ones(1), lr, torch.zeros(1))
+    references = ()
+    if reference is not None:
+        shown = torch.from_numpy(reference).float() / 255
+        references = (encode_clip(vae, shown, ClipSize(*shown.shape[:3]), mode="bicubic"),)
+    clean = dit(torch.zeros_like(lr), torch.ones(1), lr, torch.zeros(1), references)
     return (decode_clip(vae, clean, frames, ClipSize(len(low), *size)) * 255).round().byte()
 
 
@@ -61,6 +65,30 @@ def test_true_neighbours_beat_copies(networks, sample):
     still = np.repeat(sample.low[-1:], FRAMES, 0)
     moving, copied = (restore(networks, low, size)[-1:] for low in (sample.low, still))
     assert psnr_y(moving, truth) > psnr_y(copied, truth)
+
+
+def test_the_right_reference_video_beats_none_and_none_is_not_worse_than_a_wrong_one(networks, sample):
+    """The unedited take, here the truth itself; the wrong one is the same picture upside down in other colours."""
+    size, truth = sample.truth.shape[1:3], torch.from_numpy(sample.truth)
+    wrong = np.ascontiguousarray(sample.truth[:, ::-1, ::-1, ::-1])
+    right, none, wrong = (
+        psnr_y(restore(networks, sample.low, size, reference), truth)
+        for reference in (sample.truth, None, wrong)
+    )
+    assert right > none + 0.3
+    assert none > wrong - 0.02
+
+
+def test_the_true_latent_says_what_lr_frames_do_not(networks, sample):
+    vae, _ = networks
+    size = ClipSize(FRAMES, *sample.truth.shape[1:3])
+    low, high = (torch.from_numpy(frames).float() / 255 for frames in (sample.low, sample.truth))
+    results = []
+    with torch.no_grad():
+        for frames in (low, high):
+            result = decode_clip(vae, encode_clip(vae, frames, size), low, size)
+            results.append(psnr_y((result * 255).round().byte(), torch.from_numpy(sample.truth)))
+    assert results[1] > results[0] + 0.7
 
 
 def test_without_lr_frames_the_picture_is_recognisable(networks, sample):
