@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import bench_cascade, bench_restorers, quality
+from . import bench_cascade, bench_references, bench_restorers, quality
 from .binding import Target, bind_input, bind_target, parse_size
 from .encode import write_video
 from .errors import RunnerError
@@ -157,11 +157,17 @@ def bench_quality(options, host: Host) -> dict:
     return quality.run(options, host)
 
 
+def bench_references_on_clips(options, host: Host) -> dict:
+    """run.py upscale with right, wrong and no references on clips whose manifest names some (minutes)."""
+    return bench_references.run(options, host)
+
+
 BENCHMARKS = {
     "builtin": (bench_builtin, True),
     "import": (bench_import, True),
     "memory": (bench_memory, False),
     "quality": (bench_quality, False),
+    "references": (bench_references_on_clips, False),
     "upscale_a_video": (bench_restorers.upscale_a_video, False),
     "mgld_vsr": (bench_restorers.mgld_vsr, False),
     "cascade4k": (bench_cascade.cascade4k, False),

@@ -82,11 +82,16 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)"
     )
 
-    quality = bench.add_argument_group("bench quality")
+    quality = bench.add_argument_group("bench quality, bench references")
     quality.add_argument("--clips", metavar="DIR", help="clips with the truth")
     quality.add_argument("--lr", metavar="DIR", help="their LR files, NAME_MODE.mp4")
     quality.add_argument("--modes", nargs="+", default=["bicubic", "real"], help="default: bicubic real")
     quality.add_argument("--only", nargs="+", metavar="NAME", help="only these clips")
+    region = {
+        "metavar": "NAME=L,T,W,H",
+        "help": "bench references: what identity images show, px of the truth",
+    }
+    quality.add_argument("--region", nargs="+", default=[], dest="regions", **region)
     quality.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="not these clips")
     quality.add_argument(
         "--set",

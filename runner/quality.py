@@ -23,8 +23,8 @@ def run(options, host: Host) -> dict:
     """Measure every clip of --clips that has its LR file in --lr.
 
     Means over clips of: PSNR-Y of bicubic and what ours gains over it and over back-projection (dB), SSIM-Y
-    gained, warping error as a ratio to the truth's own, and `neighbours`: what true neighbours gain over copies
-    of the middle frame (dB, there).
+    gained, warping error as a ratio to the truth's own, sharpness (mean |Laplacian|) as a ratio to the truth's, and
+    `neighbours`: what true neighbours gain over copies of the middle frame (dB, there).
     """
     if not options.clips or not options.lr:
         raise RunnerError("bench quality: needs --clips FOLDER (truth) and --lr FOLDER (NAME_MODE.mp4 each).")
@@ -75,13 +75,14 @@ def measure(clip: Path, low: Path, options, host: Host) -> dict:
         "ssim_gain": score["ssim"] - base["ssim"],
         "warp_ratio": score["warp"] / own,
         "bicubic_warp_ratio": base["warp"] / own,
+        "sharpness": score["sharpness"],
         "neighbours": _score(ours[here], truth[here], None)["psnr"]
         - _score(still[here], truth[here], None)["psnr"],
     }
 
 
-def upscaled(small: np.ndarray, rate, size: tuple[int, int], options, host: Host) -> np.ndarray:
-    """Run the command `run.py upscale IN OUT --size WxH --lossless` on frames and read its result."""
+def upscaled(small: np.ndarray, rate, size: tuple[int, int], options, host: Host, more=()) -> np.ndarray:
+    """Run the command `run.py upscale IN OUT --size WxH --lossless` and `more` on frames and read its result."""
     from .cli import parser
 
     with scratch_folder("quality-") as folder:
@@ -89,6 +90,7 @@ def upscaled(small: np.ndarray, rate, size: tuple[int, int], options, host: Host
         write_video(source, small, rate, codec="h264-rgb")
         command = ["upscale", str(source), str(result), "--size", f"{size[1]}x{size[0]}", "--lossless"]
         command += [word for setting in options.settings for word in ("--set", setting)]
+        command += more
         if upscale.main(parser().parse_args(command), host):
             raise RunnerError(f"bench quality: run.py {' '.join(command)} failed.")
         return np.stack(list(read_frames(result)))
@@ -132,4 +134,5 @@ def _score(result: np.ndarray, truth: np.ndarray, flows) -> dict:
     score = {"psnr": float(metrics.psnr_y(a, b))}
     if flows is not None:
         score |= {"ssim": float(metrics.ssim_y(a, b)), "warp": float(metrics.warping_error(a, flows))}
+        score["sharpness"] = float(metrics.detail_ratio(a, b))
     return score

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Render the thumbnails of the shipped workflows and the README's picture: `python3 tools/make_thumbnails.py`.
 
-Names of workflows after it render these only. Every picture is what the workflow itself makes of the sample clip in
-a real ComfyUI; run it again after training.
+Names of workflows after it render these only. Every picture is what the workflow itself makes of the sample clip in a
+real ComfyUI; run it again after training.
 """
 
 import io

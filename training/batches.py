@@ -1,8 +1,13 @@
-"""Batches for the built-in model: moving clips from photographs, their degraded LR, references of the same content."""
+"""Batches for the built-in model: moving clips from photographs, their degraded LR, references of the same content.
+
+Every draw has a number and depends on the seed and that number alone, so that a resumed run sees what an unbroken
+one would have seen. Drawing costs more than a step of a small network: a pool uses each draw several times.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +20,6 @@ from .photos import Photo, procedural_photo
 PRESET_SHARES = {"bicubic": 0.3, "light": 0.25, "real": 0.3, "generated": 0.1, "old film": 0.05}
 PROCEDURAL_SHARE = 0.15
 X4_SHARE = 0.8  # the rest is drawn between x1.5 and x4
-TASKS = {"none": 0.6, "images": 0.25, "video": 0.15}  # share of clips with each kind of reference
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,27 @@ class Batch:
     flow: torch.Tensor
     visible: torch.Tensor
     references: list[torch.Tensor]
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Apply `change` to every tensor."""
+        clips = (change(x) for x in (self.clip, self.base, self.smooth, self.flow, self.visible))
+        return Batch(*clips, [change(x) for x in self.references])
+
+    def turned(self, rng: np.random.Generator) -> Batch:
+        """Mirror and transpose everything alike, as drawn."""
+        batch = self
+        for axis in (-1, -2):
+            if rng.random() < 0.5:
+                batch = batch._mirrored(axis)
+        if rng.random() < 0.5:
+            batch = batch.map(lambda x: x.transpose(-1, -2))
+            batch = Batch(**{**batch.__dict__, "flow": batch.flow.flip(2)})
+        return batch
+
+    def _mirrored(self, axis: int) -> Batch:
+        batch = self.map(lambda x: x.flip(axis))
+        sign = torch.tensor([-1.0, 1.0] if axis == -1 else [1.0, -1.0]).view(2, 1, 1).to(self.flow)
+        return Batch(**{**batch.__dict__, "flow": batch.flow * sign})
 
 
 def to_clip(frames: torch.Tensor) -> torch.Tensor:
@@ -56,11 +81,16 @@ class BatchMaker:
     """Draws batches from photographs (and formula textures), reproducibly from one seed."""
 
     def __init__(self, photos: Sequence[Photo], seed: int, textures: int = 24):
-        self.rng = np.random.default_rng(seed)
+        self.seed, self.rng = seed, np.random.default_rng(seed)
         self.photos = list(photos)
         device = self.photos[0].levels[0].device
         made = [procedural_photo(self.rng) for _ in range(textures)]
         self.textures = [Photo(p.name, tuple(level.to(device) for level in p.levels)) for p in made]
+
+    def seek(self, *number: int) -> BatchMaker:
+        """Make the next draws depend on the seed and `number` alone."""
+        self.rng = np.random.default_rng([self.seed, *number])
+        return self
 
     def _clip(self, count: int, side: int) -> Clip:
         source = self.textures if self.textures and self.rng.random() < PROCEDURAL_SHARE else self.photos
@@ -68,15 +98,7 @@ class BatchMaker:
             source[int(self.rng.integers(len(source)))],
             self.photos[int(self.rng.integers(len(self.photos)))],
         ]
-        clip = make_clip(self.rng, pair, count, side, int(self.rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15])))
-        return self._turned(clip)
-
-    def _turned(self, clip: Clip) -> Clip:
-        """Mirror half of the clips; the flow mirrors with them."""
-        if self.rng.random() < 0.5:
-            return clip
-        flow = clip.flow.flip(-1) * torch.tensor([-1.0, 1.0], device=clip.flow.device).view(1, 2, 1, 1)
-        return Clip(clip.frames.flip(-1), flow, clip.visible.flip(-1), clip.plain.flip(-1))
+        return make_clip(self.rng, pair, count, side, int(self.rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15])))
 
     def draw(self, size: int, count: int, side: int, task: str = "none", preset: str | None = None) -> Batch:
         """Make a batch of `size` clips of `count` frames of side x side px (side a multiple of 8)."""
@@ -102,9 +124,38 @@ class BatchMaker:
             pictures = [[make_reference(self.rng, clip.frames, side) for clip in clips] for _ in range(count)]
             return [torch.stack([to_clip(picture) for picture in row]) for row in pictures]
         if task == "video":  # the unedited take, its start shifted by up to a latent frame
-            shift = int(self.rng.integers(0, 5))
+            shift = int(self.rng.integers(0, 5)) if self.rng.random() < 0.7 else 0
             takes = [
                 torch.cat((clip.plain[shift:], clip.plain[-1:].expand(shift, -1, -1, -1))) for clip in clips
             ]
             return [torch.stack([to_clip(take) for take in takes])]
         return []
+
+
+class Pool:
+    """Gives the batch of a step: every `fresh`-th step a new draw, else one of the last `size` draws again.
+
+    `draw(number)` must depend on the number alone. What the pool has forgotten, or lost with a killed run, is drawn
+    anew, so the batch of a step never depends on the steps before it.
+    """
+
+    def __init__(self, draw: Callable[[int], object], seed: int, size: int, fresh: int):
+        self._draw, self._seed, self._size, self._fresh = draw, seed, size, fresh
+        self._kept: OrderedDict[int, object] = OrderedDict()
+
+    def number(self, step: int) -> int:
+        """Say which draw a step uses."""
+        newest = step // self._fresh
+        if step % self._fresh == 0:
+            return newest
+        oldest = max(0, newest - self._size + 1)
+        return int(np.random.default_rng([self._seed, step]).integers(oldest, newest + 1))
+
+    def at(self, step: int):
+        """Return the batch of a step."""
+        number = self.number(step)
+        if number not in self._kept:
+            self._kept[number] = self._draw(number)
+            while len(self._kept) > self._size:
+                self._kept.pop(min(self._kept))
+        return self._kept[number]

@@ -183,13 +183,16 @@ def _visible(flow: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
 
 
 def make_reference(rng: np.random.Generator, frames: torch.Tensor, side: int) -> torch.Tensor:
-    """An identity image of a clip's content: one of its frames, moved, turned, rescaled and re-lit (1,3,side,side)."""
-    frame = frames[int(rng.integers(len(frames)))]
-    zoom, angle = float(np.exp(rng.uniform(-0.35, 0.35))), rng.uniform(-0.35, 0.35)
+    """An identity image of a clip's content: one of its frames, moved, turned, rescaled and re-lit (1,3,side,side).
+
+    How much is drawn evenly from nothing to the most: pictures close to the clip are where matching is learned first.
+    """
+    frame, most = frames[int(rng.integers(len(frames)))], rng.random()
+    zoom, angle = float(np.exp(most * rng.uniform(-0.35, 0.35))), most * rng.uniform(-0.35, 0.35)
     centre = ((side - 1) / 2, (side - 1) / 2)
-    shift = rng.uniform(-0.2, 0.2, 2) * side
+    shift = most * rng.uniform(-0.3, 0.3, 2) * side
     matrix = _similarity(centre, zoom, angle, *shift)
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 * most:
         matrix = np.array([[-1, 0, side - 1], [0, 1, 0], [0, 0, 1.0]]) @ matrix
     picture = _sample(frame, _source([matrix], side, frame.device))
     light, gamma = rng.uniform(0.85, 1.15), rng.uniform(0.85, 1.15)

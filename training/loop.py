@@ -1,4 +1,4 @@
-"""A training loop for any network: AdamW, warm-up and cosine, average, mixed precision, exact resume, a log.
+"""A training loop for any network: warm-up and cosine, average, mixed precision, exact resume, a log.
 
 Two callables say what is trained: `draw(number)` gives the batch of a step and depends on nothing but that number (see
 :func:`.curriculum.rng_at`), `loss(module, batch)` gives a scalar, or a scalar and a dict of figures for the log. Then
@@ -122,7 +122,9 @@ class Loop:
         folder: Path,
         settings: LoopSettings,
         parameters: Iterable[torch.nn.Parameter] | None = None,
+        optimiser: Callable[[list[torch.nn.Parameter], float], torch.optim.Optimizer] | None = None,
     ):
+        """Prepare a run; `optimiser(parameters, rate)` makes another one than AdamW."""
         seed_everything(settings.seed)
         self.module, self.draw, self.loss = module, draw, loss
         self.folder, self.settings, self.step = Path(folder), settings, 0
@@ -130,11 +132,13 @@ class Loop:
         if not self.parameters:
             raise ValueError("Training: the module must have something to train; got none. Unfreeze a part.")
         self.device = self.parameters[0].device
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, settings.rate, settings.betas, weight_decay=settings.weight_decay
-        )
+        self.optimiser = (optimiser or self._adamw)(self.parameters, settings.rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.average = Average(module, settings.average)
+
+    def _adamw(self, parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        settings = self.settings
+        return torch.optim.AdamW(parameters, rate, settings.betas, weight_decay=settings.weight_decay)
 
     def run(self, until: int | None = None) -> list[float]:
         """Train to the end, or to step `until`; give the losses of the steps of this call."""

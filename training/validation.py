@@ -1,8 +1,7 @@
-"""Figures on held-out photographs in motion: PSNR against bicubic, and what true neighbours add."""
+"""Figures on held-out photographs in motion: PSNR against bicubic, what true neighbours and references add."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from .batches import Batch, BatchMaker
@@ -18,15 +17,18 @@ def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((10 * torch.log10(255**2 / error.clamp_min(1e-10))).mean())
 
 
-def one_step(networks: torch.nn.Module, batch: Batch, stage: str) -> torch.Tensor:
-    """Restore a batch as the default workflow does; in stage A the LR latent stands in for the DiT's."""
-    vae, dit = networks.vae, networks.dit
-    lr = vae.encode(batch.smooth)[0]
-    if stage == "vae":
-        return vae.decode(lr, batch.base)
-    ones = torch.ones(len(lr), device=lr.device)
-    noise = torch.zeros_like(lr)  # one step from t = 1 does not depend on it
-    return vae.decode(noise + dit(noise, ones, lr, 0 * ones, batch.references), batch.base)
+def one_step(networks: torch.nn.Module, batch: Batch, references=()) -> torch.Tensor:
+    """Restore a batch as the default workflow does."""
+    vae = networks.vae
+    return vae.decode(estimate(networks, batch, references), batch.base)
+
+
+def estimate(networks: torch.nn.Module, batch: Batch, references=()) -> torch.Tensor:
+    """Estimate the clean latent in one step from t = 1, which does not depend on noise."""
+    lr = networks.vae.encode(batch.smooth)[0]
+    seen = [networks.vae.encode(reference)[0] for reference in references]
+    ones, noise = torch.ones(len(lr), device=lr.device), torch.zeros_like(lr)
+    return noise + networks.dit(noise, ones, lr, 0 * ones, seen)
 
 
 def _still(batch: Batch) -> Batch:
@@ -35,22 +37,55 @@ def _still(batch: Batch) -> Batch:
     return Batch(*copies, batch.flow, batch.visible, [])
 
 
+def _latent_figures(networks: torch.nn.Module, batch: Batch) -> dict[str, float]:
+    """What a plain convolution completes from the true latent and from the LR clip's, over bicubic (dB)."""
+    from .stages import read_detail
+
+    figures, base = {}, _psnr(batch.base, batch.clip)
+    for name, clip in (("true", batch.clip), ("lr", batch.smooth)):
+        detail, guess = read_detail(networks, networks.vae.encode(clip)[0])
+        figures[f"{name}_latent_gain"] = _psnr(batch.base + detail, batch.clip) - base
+        figures[f"{name}_latent_guess"] = _psnr(guess, batch.base)
+    return figures
+
+
+def _reference_figures(networks: torch.nn.Module, maker: BatchMaker) -> dict[str, float]:
+    """Mean square error of the estimated latent with right references and wrong ones, as a share of that with none."""
+    figures = {}
+    for task in ("images", "video"):
+        batch = maker.seek(SEED, 1).draw(CLIPS, FRAMES, SIDE, task, preset="bicubic")
+        truth = networks.vae.encode(batch.clip)[0].float()
+        wrong = [reference.roll(1, 0) for reference in batch.references]
+        errors = [
+            (estimate(networks, batch, seen).float() - truth).square().mean()
+            for seen in ((), batch.references, wrong)
+        ]
+        figures[f"{task}_right"], figures[f"{task}_wrong"] = (float(e / errors[0]) for e in errors[1:])
+        figures["latent_error"] = float(errors[0])
+    return figures
+
+
 @torch.no_grad()
 def validate(networks: torch.nn.Module, maker: BatchMaker, stage: str) -> dict[str, float]:
     """Return dB figures for bicubic and real LR; `temporal` = last frame with its true past minus with copies."""
     figures = {}
     for preset in ("bicubic", "real"):
-        maker.rng = np.random.default_rng(SEED)
-        batch = maker.draw(CLIPS, FRAMES, SIDE, preset=preset)
-        output = one_step(networks, batch, stage)
-        still = one_step(networks, _still(batch), stage)
-        last = batch.clip[:, :, -1:]
-        baseline = _psnr(batch.base, batch.clip)
+        batch = maker.seek(SEED).draw(CLIPS, FRAMES, SIDE, preset=preset)
+        if stage == "latent":
+            return {key: round(value, 3) for key, value in _latent_figures(networks, batch).items()}
+        baseline, last = _psnr(batch.base, batch.clip), batch.clip[:, :, -1:]
+        if stage == "dit" and preset == "bicubic":
+            figures |= _reference_figures(networks, maker)
+        if stage == "dit":
+            continue
+        if preset == "bicubic":
+            z = networks.vae.encode(batch.clip)[0]
+            figures["reconstruction"] = _psnr(networks.vae.decode(z, batch.base), batch.clip) - baseline
+            figures["reconstruction_without_lr"] = _psnr(networks.vae.decode(z), batch.clip)
+        output, still = one_step(networks, batch), one_step(networks, _still(batch))
         figures[f"{preset}_baseline"] = baseline
         figures[f"{preset}_gain"] = _psnr(output, batch.clip) - baseline
         figures[f"{preset}_temporal"] = _psnr(output[:, :, -1:], last) - _psnr(still[:, :, -1:], last)
-        if preset == "bicubic":
-            z = networks.vae.encode(batch.clip)[0]
-            figures["reconstruction"] = _psnr(networks.vae.decode(z, batch.base), batch.clip)
-            figures["reconstruction_without_lr"] = _psnr(networks.vae.decode(z), batch.clip)
+    if stage == "decoder":
+        figures |= _reference_figures(networks, maker)
     return {key: round(value, 3) for key, value in figures.items()}

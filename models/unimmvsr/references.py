@@ -77,7 +77,9 @@ class References:
                 f"Reference Set: starts must name one time index for each of the {len(lengths)} references; got "
                 f"{len(self.manual)}. Write them separated by commas."
             )
-        ranges = sorted([(0, target_frames), *((n, n + k) for n, k in zip(self.manual, lengths, strict=True))])
+        ranges = sorted(
+            [(0, target_frames), *((n, n + k) for n, k in zip(self.manual, lengths, strict=True))]
+        )
         for (_, end), (start, _) in zip(ranges[:-1], ranges[1:], strict=True):
             if start < end:
                 raise ValueError(

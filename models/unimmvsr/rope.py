@@ -37,6 +37,6 @@ def rotation(position: torch.Tensor, head_width: int) -> tuple[torch.Tensor, tor
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs of channels of x (..., tokens, head_width)."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+    """Rotate channel i with channel i + head_width/2 of x (..., tokens, head_width)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)

@@ -114,7 +114,10 @@ class TimeUp(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """Latent -> one feature map per frame on the 4x4 grid."""
+    """Latent -> one feature map per frame on the 4x4 grid, and what two convolutions read from it.
+
+    `guess`: the LR frames; `detail`: what bicubic LR frames lack, as 4x4 blocks of pixels.
+    """
 
     def __init__(self, config: VAEConfig, ops: ModuleType):
         super().__init__()
@@ -126,6 +129,7 @@ class LatentDecoder(nn.Module):
         self.time_up2 = TimeUp(width, ops)
         self.space_up = ops.Conv2d(width, 4 * config.refine_width, 1)
         self.guess = ops.Conv2d(config.refine_width, 3, 3, padding=1)
+        self.detail = ops.Conv2d(config.refine_width, 3 * GRID**2, 3, padding=1)
 
     def forward(self, z: torch.Tensor, memory: Memory) -> torch.Tensor:
         x = self.block1(_per_frame(self.conv_in, z.transpose(1, 2)), memory)
@@ -135,10 +139,11 @@ class LatentDecoder(nn.Module):
 
 
 class Refiner(nn.Module):
-    """Recurrent refinement on the 4x4 grid: LR pixels + latent features + aligned memory -> pixels.
+    """Recurrent refinement on the 4x4 grid: LR pixels + the latent's detail + aligned memory -> pixels.
 
-    Pixels enter as contrast: less their local mean, divided by their local deviation; the residual is multiplied
-    by that deviation again. What is learned is the shape of detail, whatever the light and the contrast.
+    What it adds completes LR pixels and detail: nothing where the latent tells all. Pixels enter as contrast: less
+    their local mean, divided by their local deviation; the residual is multiplied by that deviation again. What is
+    learned is the shape of detail, whatever the light and the contrast.
     """
 
     def __init__(self, config: VAEConfig, ops: ModuleType):
@@ -147,23 +152,30 @@ class Refiner(nn.Module):
         self.lr_in = ops.Conv2d(
             cell + 7, width, 3, padding=1
         )  # contrast, mean (3), log deviation, motion (3)
+        self.detail_in = ops.Conv2d(cell, width, 3, padding=1)
         self.memory_in = ops.Conv2d(width + cell, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(config.refine_blocks))
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
-    def forward(self, pixels: torch.Tensor, features: torch.Tensor, memory: Memory) -> torch.Tensor:
-        """Return the refined pixels (b, t, 48, h, w) for LR `pixels` (b, t, 48, h, w) and latent `features`."""
+    def forward(
+        self, pixels: torch.Tensor, features: torch.Tensor, details: torch.Tensor, memory: Memory
+    ) -> torch.Tensor:
+        """Return the refined pixels for LR `pixels`, the latent's `features` and `details`.
+
+        Pixels and details are (b, t, 48, h, w).
+        """
         outputs = []
         past = memory.get(id(self))
-        for frame, feature in zip(pixels.unbind(1), features.unbind(1), strict=True):
-            output, hidden = self.step(frame, feature, past)
+        parts = (x.unbind(1) for x in (pixels, features, details))
+        for frame, feature, detail in zip(*parts, strict=True):
+            output, hidden = self.step(frame, feature, detail, past)
             past = torch.cat((output, hidden, _grey(frame)), 1)
             outputs.append(output)
         memory[id(self)] = past
         return torch.stack(outputs, 1)
 
     def step(
-        self, frame: torch.Tensor, feature: torch.Tensor, past: torch.Tensor | None
+        self, frame: torch.Tensor, feature: torch.Tensor, detail: torch.Tensor, past: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One frame: returns its refined pixels and its hidden state.
 
@@ -183,12 +195,13 @@ class Refiner(nn.Module):
             before = _contrast(_warp_pixels(output, match.flow).to(frame), mean, deviation)
             motion = torch.cat((match.fraction, match.error / deviation.float()), 1).to(frame)
         x = self.lr_in(torch.cat((contrast, mean, deviation.log(), motion), 1)) + feature
+        x = x + self.detail_in(detail / deviation)
         x = x + self.memory_in(torch.cat((hidden, before), 1))
         for block in self.blocks:
             x = x + block.conv2(_act(block.conv1(x)))
         # the memory is normalised, so that it cannot grow however long the clip
         hidden = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
-        return frame + self.conv_out(x) * deviation, hidden
+        return frame + detail + self.conv_out(x) * deviation, hidden
 
 
 def _warp_pixels(pixels: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
@@ -230,7 +243,8 @@ class Decoder(nn.Module):
             base = self.guess_base(features)
         elif weight != 1.0:
             base = torch.lerp(self.guess_base(features), base, weight)
-        return F.pixel_shuffle(self.refine(to_grid(base), features, memory), GRID).transpose(1, 2)
+        details = _per_frame(self.latent.detail, features)
+        return F.pixel_shuffle(self.refine(to_grid(base), features, details, memory), GRID).transpose(1, 2)
 
     def guess_base(self, features: torch.Tensor) -> torch.Tensor:
         """The learned guess of the upscaled LR frames where none are given: (b, 3, t, 4h, 4w)."""

@@ -1,13 +1,16 @@
 """The benchmarks that need no host, at toy size."""
 
+import json
 from argparse import Namespace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
-from cascadevsr.runner import bench, quality
+from cascadevsr.runner import bench, bench_references, quality
 from cascadevsr.runner.encode import write_video
 from cascadevsr.runner.errors import RunnerError
+from cascadevsr.runner.video import read_frames
 from PIL import Image
 
 
@@ -30,7 +33,7 @@ def clips(folder):
 def test_quality_gives_bicubic_no_gain_over_itself(tmp_path, monkeypatch):
     pytest.importorskip("cv2", reason="OpenCV's flow measures the warping error")
 
-    def bicubic(small, rate, size, options, host):
+    def bicubic(small, rate, size, options, host, more=()):
         return np.stack([quality._bicubic(frame, size) for frame in small])
 
     monkeypatch.setattr(quality, "upscaled", bicubic)
@@ -39,6 +42,7 @@ def test_quality_gives_bicubic_no_gain_over_itself(tmp_path, monkeypatch):
     means = result["means"]["bicubic"]
     assert means["gain"] == means["ssim_gain"] == means["neighbours"] == 0
     assert means["over_ibp"] < 0 < means["bicubic"]
+    assert 0 < means["sharpness"] < 1
     assert means["warp_ratio"] == means["bicubic_warp_ratio"]
 
 
@@ -48,3 +52,36 @@ def test_quality_says_what_is_missing(tmp_path):
         quality.run(Namespace(**{**vars(options), "clips": None}), None)
     with pytest.raises(RunnerError, match="no clip"):
         quality.run(Namespace(**{**vars(options), "modes": ["none"]}), None)
+
+
+def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch):
+    options = clips(tmp_path)
+    truth = np.stack(list(read_frames(tmp_path / "a.mp4")))
+    edited = truth.copy()
+    edited[:, :, 32:] = 255 - edited[:, :, 32:]
+    write_video(tmp_path / "video.mp4", edited, Fraction(24), codec="h264-rgb")
+    Image.fromarray(truth[0]).save(tmp_path / "face.png")
+    entries = [
+        {"name": "a", "file": "a.mp4", "role": "GT", "reference_video": {"file": "video.mp4"}},
+        {"name": "b", "file": "a.mp4", "role": "GT", "reference_images": [{"file": "face.png"}]},
+        {"name": "plain", "file": "a.mp4", "role": "GT"},
+    ]
+    (tmp_path / "manifest.json").write_text(json.dumps({"clips": entries}))
+    (tmp_path / "b_bicubic.mp4").write_bytes((tmp_path / "a_bicubic.mp4").read_bytes())
+    asked = []
+
+    def better_on_the_left(small, rate, size, options, host, more=()):
+        asked.append([Path(word).name for word in more])
+        bicubic = np.stack([quality._bicubic(frame, size) for frame in small])
+        if more and more[-1].endswith("video.mp4"):
+            bicubic[:, :, :32] = truth[:, :, :32]
+        return bicubic
+
+    monkeypatch.setattr(bench_references, "upscaled", better_on_the_left)
+    options = Namespace(**vars(options), regions=["b=32,0,32,48"])
+    rows = bench_references.run(options, None)["bicubic"]
+    assert asked[:3] == [[], ["--reference-video", "video.mp4"], ["--reference", "face.png"]]
+    assert rows["a"]["right"] > 20 and rows["a"]["wrong"] == 0 and rows["a"]["frames_better"] == 3
+    assert rows["b"]["right"] == 0 and rows["b"]["wrong"] == 0, "the video changes nothing in the region"
+    with pytest.raises(RunnerError, match="--region"):
+        bench_references.parse_region("b=1,2")

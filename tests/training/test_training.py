@@ -7,11 +7,13 @@ import pytest
 import torch
 from cascadevsr.models.checkpoints import load_state, strip_prefix
 from cascadevsr.models.motion.warp import warp
-from cascadevsr.models.unimmvsr.config import dit_config, is_unimmvsr, vae_config
+from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig, dit_config, is_unimmvsr, vae_config
 from cascadevsr.training import builtin
-from cascadevsr.training.batches import BatchMaker
+from cascadevsr.training.batches import BatchMaker, Pool
 from cascadevsr.training.clips import make_clip
+from cascadevsr.training.loop import CURVE, LOG, read_log
 from cascadevsr.training.losses import flicker, lattice, pixel_loss, texture
+from cascadevsr.training.muon import Muon, orthogonalise
 from cascadevsr.training.photos import corpus_hash, find_photos, load_photo, procedural_photo
 
 
@@ -53,14 +55,6 @@ def test_batches_are_reproducible_and_whole(photos):
     assert [tuple(r.shape) for r in video] == [(2, 3, 5, 32, 32)]
 
 
-def test_mirrored_clips_keep_their_flow(photos):
-    maker = BatchMaker(photos, 5, textures=0)
-    for _ in range(6):
-        clip = maker._clip(3, 64)
-        error = (warp(clip.frames[1:], clip.flow) - clip.frames[:-1]).abs() * clip.visible
-        assert error.mean() < 0.02
-
-
 def test_losses_are_zero_only_without_error(photos):
     batch = BatchMaker(photos, 1, textures=0).draw(1, 3, 32)
     nothing = pixel_loss(batch.clip, batch.clip, batch.flow, batch.visible)
@@ -96,24 +90,110 @@ def test_photos_are_found_excluded_and_hashed(folder, tmp_path):
         find_photos([tmp_path / "missing"])
 
 
-def test_both_stages_train_resume_and_export(folder, tmp_path, monkeypatch):
+TINY = "--latent-batch 1 5 32 --dit-batch 1 5 32 --decoder-batch 1 5 32"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(builtin, "NORMALISING", 1)
+    monkeypatch.setattr(builtin, "BatchMaker", lambda photos, seed, **_: BatchMaker(photos, seed, textures=1))
     monkeypatch.setattr(builtin, "validate", lambda *_: {"gain": 0.0})
-    monkeypatch.setattr(builtin, "VAEConfig", lambda **_: builtin_vae(4, 8, 12, 10, 1))
-    monkeypatch.setattr(builtin, "DiTConfig", lambda **_: builtin_dit(4, 48, 1, 2, 2))
-    out = tmp_path / "weights.safetensors"
-    arguments = f"--photos {folder} --hold-out held --work {tmp_path} --out {out} --device cpu --every 1"
-    arguments += " --vae-batch 1 5 32 --dit-batch 1 5 32 --vae-steps 1 --dit-steps {}"
-    builtin.main(arguments.format(1).split())
-    assert is_unimmvsr(load_state(out)[0])
-    builtin.main(arguments.format(2).split())  # goes on from the checkpoint
-    state, metadata = load_state(out)
-    assert metadata["architecture"] == "unimmvsr"
+    monkeypatch.setattr(builtin, "VAEConfig", lambda **_: VAEConfig(4, 8, 12, 10, 1))
+    monkeypatch.setattr(builtin, "DiTConfig", lambda **_: DiTConfig(4, 48, 1, 2, 2))
+
+
+def train(folder, work, steps, more=""):
+    steps = " ".join(f"--{stage}-steps {count}" for stage, count in zip(builtin.STAGES, steps, strict=True))
+    paths = f"--photos {folder} --hold-out held --work {work} --out {work / 'weights.safetensors'}"
+    builtin.main(f"{paths} --device cpu --every 2 {TINY} {steps} {more}".split())
+
+
+def test_all_stages_train_and_export(folder, tmp_path, small):
+    train(folder, tmp_path, (1, 1, 2))
+    state, metadata = load_state(tmp_path / "weights.safetensors")
+    assert is_unimmvsr(state) and metadata["architecture"] == "unimmvsr"
+    assert all(key.startswith(("vae.", "dit.")) for key in state), "what only training needs is not shipped"
     assert dit_config(strip_prefix(state, "dit.")).width == 48
     assert vae_config(strip_prefix(state, "vae.")).refine_width == 10
-    facts = json.loads(out.with_suffix(".json").read_text())
+    facts = json.loads((tmp_path / "weights.json").read_text())
     assert facts["photographs"] == ["a.png", "b.png", "tiny.png"] and facts["held_out"] == ["held.png"]
-    assert [(f["stage"], f["step"]) for f in facts["figures"]] == [("vae", 1), ("cascade", 1), ("cascade", 2)]
-    assert not (tmp_path / "state.tmp").exists()
+    assert [(f["stage"], f["step"]) for f in facts["figures"]] == [("latent", 1), ("dit", 1), ("decoder", 2)]
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
-builtin_vae, builtin_dit = builtin.VAEConfig, builtin.DiTConfig
+def test_a_stage_needs_those_before_it(folder, tmp_path, small):
+    with pytest.raises(ValueError, match="stage latent must be done before dit"):
+        train(folder, tmp_path, (1, 1, 1), "--only dit")
+
+
+@pytest.mark.parametrize("stage", list(builtin.STAGES))
+def test_a_killed_run_resumes_to_the_same_numbers(folder, tmp_path, small, monkeypatch, stage):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for work in (whole, killed):
+        for earlier in builtin.STAGES[stage]:
+            train(folder, work, (1, 1, 1), f"--only {earlier}")
+    train(folder, whole, (5, 5, 5), f"--only {stage}")
+    step = builtin.Loop._one_step
+
+    def killed_in_the_fourth(loop):
+        if loop.step == 3:
+            raise KeyboardInterrupt
+        return step(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtin.Loop, "_one_step", killed_in_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, killed, (5, 5, 5), f"--only {stage}")
+    train(folder, killed, (5, 5, 5), f"--only {stage}")
+    losses = [[line["loss"] for line in read_log(work / stage / LOG)] for work in (whole, killed)]
+    assert len(losses[0]) == 5 and losses[0] == losses[1]
+    results = [torch.load(work / stage / "result.pt", weights_only=True) for work in (whole, killed)]
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
+    assert (whole / stage / CURVE).exists()
+
+
+def test_muon_brings_singular_values_near_one_and_descends():
+    torch.manual_seed(0)
+    for shape in ((24, 40), (40, 24)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)).float())
+        assert values.min() > 0.6 and values.max() < 1.3
+    layer, data = torch.nn.Linear(16, 16), torch.randn(64, 16)
+    target = data @ torch.randn(16, 16) + 1
+    optimiser = Muon(layer.parameters(), lr=0.1)
+    losses = []
+    for step in range(200):
+        optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
+        loss = (layer(data) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.01 * losses[0]
+
+
+def test_the_pool_depends_on_the_step_alone():
+    drawn = []
+
+    def draw(number):
+        drawn.append(number)
+        return number
+
+    pool = Pool(draw, 3, size=4, fresh=3)
+    seen = [pool.at(step) for step in range(60)]
+    assert seen[::3] == list(range(20)) and len(drawn) == 20, (
+        "every third step is new, and nothing is drawn twice"
+    )
+    assert any(number != step // 3 for step, number in enumerate(seen))
+    assert all(step // 3 - 4 < number <= step // 3 for step, number in enumerate(seen))
+    assert [Pool(draw, 3, size=4, fresh=3).at(step) for step in (31, 7, 58)] == [seen[31], seen[7], seen[58]]
+
+
+def test_turned_batches_keep_their_flow(photos):
+    batch = BatchMaker(photos, 5, textures=0).draw(2, 3, 64, "video")
+    rng = np.random.default_rng(1)
+    for _ in range(6):
+        turned = batch.turned(rng)
+        frames = turned.clip[0].transpose(0, 1)
+        error = (warp(frames[1:], turned.flow[0]) - frames[:-1]).abs() * turned.visible[0]
+        assert error.mean() < 0.04
+    assert turned.references[0].shape == batch.references[0].shape

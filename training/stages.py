@@ -1,0 +1,149 @@
+"""The three stages in which the built-in model is trained, each as a loss on one batch.
+
+latent   The encoder and the first half of the decoder learn to say in the latent what LR frames do not show.
+dit      The transformer learns the latents, in latent space alone: flow matching (paper, equation 1), noised LR
+         latents, references. Its tasks come in the paper's order, difficult to easy.
+decoder  The recurrent refinement learns to restore LR frames with what the transformer's estimates tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..models.unimmvsr.config import GRID, DiTConfig, VAEConfig
+from ..models.unimmvsr.dit import UniMMVSRDiT
+from ..models.unimmvsr.vae import CausalVideoVAE
+from .batches import Batch
+from .losses import charbonnier, laplacian, lattice, pixel_loss, texture
+
+LATENT_NOISE = (
+    0.1  # deviation of what is added to latents while the VAE learns: latents must bear small errors
+)
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attend over (b, heads, n, d). On a CPU PyTorch's fused backward pass takes 2 to 5 times as long as this."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    q, k = q.to(v), k.to(v)
+    with torch.autocast("cpu", enabled=False):
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
+class Networks(torch.nn.Module):
+    """The two networks under the key prefixes of the shipped file."""
+
+    def __init__(self, vae_config: VAEConfig, dit_config: DiTConfig):
+        super().__init__()
+        self.vae = CausalVideoVAE(vae_config)
+        self.dit = UniMMVSRDiT(dit_config, attention=attention)
+        decoder = self.vae.decoder
+        quiet = [self.dit.patch_out, self.dit.condition_out]
+        quiet += [decoder.latent.detail, decoder.refine.detail_in, decoder.refine.conv_out]
+        for name, module in self.named_modules():
+            if name.endswith((".conv2", ".temporal.conv")):  # residual branches start at zero
+                quiet.append(module)
+        for module in quiet:
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+        halves = self.vae.encoder.conv_out.bias.shape[0] // 2
+        # the spread that the encoder states is that of LATENT_NOISE, and is not trained
+        with torch.no_grad():
+            self.vae.encoder.conv_out.bias[halves:] = 2 * np.log(LATENT_NOISE)
+            self.vae.encoder.conv_out.weight[halves:] = 0.0
+        for block in self.dit.blocks:  # gates start open a little: no dead start
+            torch.nn.init.constant_(block.modulation[2::3], 0.1)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A batch in latent space: the truth, the bilinear LR clip (b,16,T,h,w), references (b,16,Tr,h,w)."""
+
+    truth: torch.Tensor
+    lr: torch.Tensor
+    references: list[torch.Tensor]
+
+
+def latent_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
+    """Stage latent: what a convolution alone reads from the latent's features must complete the bicubic LR clip.
+
+    With the refinement in the way from the start, the decoder learned to do without the latent.
+    """
+    mean = networks.vae.encode(batch.clip)[0]
+    detail, guess = read_detail(networks, mean + LATENT_NOISE * torch.randn_like(mean))
+    error = batch.base + detail - batch.clip
+    size = mean.float().square().mean()
+    return charbonnier(error) + 0.1 * laplacian(error) + 0.1 * charbonnier(guess - batch.base) + 1e-3 * size
+
+
+def read_detail(networks: Networks, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read from a latent (what completes the bicubic LR clip, the guess of that clip), both (b,3,t,h,w)."""
+    decoder = networks.vae.decoder
+    mean, deviation = (x.view(1, -1, 1, 1, 1) for x in (networks.vae.latent_mean, networks.vae.latent_std))
+    features = decoder.latent(z * deviation + mean, {})
+    cells = decoder.latent.detail(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    return F.pixel_shuffle(cells, GRID).transpose(1, 2), decoder.guess_base(features)
+
+
+def _conditions(latents: Latents, rng: np.random.Generator):
+    """Draw (time, noise level, noised LR latent, noise, noised truth) of every clip; 60 % are at t = 1."""
+    z, column = latents.truth, (-1, 1, 1, 1, 1)
+    count = len(z)
+    t = np.where(rng.random(count) < 0.6, 1.0, 1 / (1 + np.exp(-rng.standard_normal(count))))
+    level = np.where(rng.random(count) < 0.5, 0.0, rng.uniform(0.02, 0.6, count))
+    t, level = (torch.tensor(v, dtype=torch.float32, device=z.device) for v in (t, level))
+    lr = (1 - level.view(column)) * latents.lr + level.view(column) * torch.randn_like(z)
+    eps = torch.randn_like(z)
+    return t, level, lr, eps, (1 - t.view(column)) * z + t.view(column) * eps
+
+
+def dit_loss(networks: Networks, latents: Latents, rng: np.random.Generator) -> torch.Tensor:
+    """Stage dit: flow matching on the velocity z_HR - eps, small times weighted down."""
+    t, level, lr, eps, noisy = _conditions(latents, rng)
+    velocity = networks.dit(noisy, t, lr, level, latents.references).float()
+    error = (velocity - (latents.truth - eps)).square().mean((1, 2, 3, 4))
+    return (error * t.square() / t.clamp_min(0.4).square()).mean()
+
+
+def decoder_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
+    """Stage decoder: what it makes of clean estimates, and now and then of the true latent, beside the truth."""
+    vae = networks.vae
+    with torch.no_grad():
+        latents = encode_batch(networks, batch)
+        t, level, lr, _, noisy = _conditions(latents, rng)
+        velocity = networks.dit(noisy, t, lr, level, latents.references).float()
+        clean = noisy + t.view(-1, 1, 1, 1, 1) * velocity
+        true = torch.tensor(rng.random(len(clean)) < 0.1, device=clean.device).view(-1, 1, 1, 1, 1)
+        clean = torch.where(true, latents.truth + LATENT_NOISE * torch.randn_like(clean), clean)
+    output = vae.decode(clean, None if rng.random() < 0.06 else batch.base)
+    pixels = pixel_loss(output, batch.clip, batch.flow, batch.visible)
+    return pixels + 1.6 * texture(output, batch.clip) + 1.0 * lattice(output, batch.clip)
+
+
+@torch.no_grad()
+def encode_batch(networks: Networks, batch: Batch) -> Latents:
+    """Encode what the transformer sees."""
+    clips = [networks.vae.encode(x)[0].float() for x in (batch.clip, batch.smooth, *batch.references)]
+    return Latents(clips[0], clips[1], clips[2:])
+
+
+LOSSES: dict[str, Callable] = {
+    "latent": latent_loss,
+    "dit": dit_loss,
+    "decoder": decoder_loss,
+}
+
+
+def trained_parts(networks: Networks, stage: str) -> list[torch.nn.Module]:
+    """List what a stage trains."""
+    vae = networks.vae
+    return {
+        "latent": [vae.encoder, vae.decoder.latent],
+        "dit": [networks.dit],
+        "decoder": [vae.decoder.refine],
+    }[stage]
