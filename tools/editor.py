@@ -26,7 +26,7 @@ def drive(tools: BrowserTools, url: str, steps: list[dict], screenshots: Path | 
         capture_output=True,
         text=True,
         env=tools.environ(),
-        timeout=600,
+        timeout=max(600, 90 * len(steps)),  # machines busy with other work take a minute for a step
     )
     if done.returncode:
         raise RunnerError(

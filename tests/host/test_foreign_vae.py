@@ -1,5 +1,7 @@
 """The host's own VAEs behind Cascade Input and Temporal Decode: exact sizes, bounded memory, seams measured."""
 
+import gc
+
 import pytest
 import torch
 
@@ -140,23 +142,37 @@ def test_no_seam_where_time_is_cut(vaes, name, pieces):
         assert torch.equal(cut[:first], whole[:first]), "the first span has its whole past"
 
 
+def _alive():
+    """Count the bytes of all tensors there are."""
+    storages = {}
+    for each in gc.get_objects():
+        if type(each) is torch.Tensor and each.numel():
+            storage = each.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
 class _Watched:
-    """A VAE that notes the pixels of every piece it is given or gives."""
+    """A VAE that notes the pixels of every piece it is given or gives, and the tensors there are meanwhile."""
 
     def __init__(self, vae):
-        self._vae, self.pixels, self.alive = vae, [], 0
+        self._vae, self.pixels, self.alive, self._before = vae, [], [], _alive()
 
     def __getattr__(self, name):
         return getattr(self._vae, name)
 
     def encode(self, frames):
-        self.pixels.append(frames[..., 0].numel())
+        self._note(frames)
         return self._vae.encode(frames)
 
     def decode(self, latent):
         frames = self._vae.decode(latent)
-        self.pixels.append(frames[..., 0].numel())
+        self._note(frames)
         return frames
+
+    def _note(self, frames):
+        self.pixels.append(frames[..., 0].numel())
+        self.alive.append(_alive() - self._before)
 
 
 @pytest.mark.parametrize("name", ["wan21", "ltxv"])
@@ -173,6 +189,9 @@ def test_no_piece_is_larger_than_its_share_of_a_chunk(vaes, noise, name, pieces)
     frames = _decode(vae, latent, chunk)
     assert frames.shape == (17, *size, 3) and len(vae.pixels) > count + 1
     assert max(vae.pixels[count:]) <= size[0] * size[1] * chunk / foreign_vae._COPIES
+    one_chunk, result = 12 * chunk * size[0] * size[1], frames.nbytes
+    assert max(vae.alive[:count]) < one_chunk and max(vae.alive[count:]) < result + one_chunk
+    assert max(vae.alive[count:]) > result, "the count sees the result"
 
 
 def test_the_tiles_fit_the_memory_the_host_says_a_vae_needs(vaes, monkeypatch):
