@@ -45,8 +45,9 @@ def load_state(path: str | os.PathLike) -> tuple[State, dict[str, str]]:
         raise CheckpointError(f"Checkpoint: the weight file must exist; got {path}. Check name and folder.")
     with path.open("rb") as file:
         head = file.read(9)
-    # The length of safetensors' header comes first and may begin like a torch file, so that form is tried first.
-    fits = 8 + int.from_bytes(head[:8], "little") <= path.stat().st_size
+    # The length of safetensors' header comes first and may begin like a torch file, so that form is tried first. Of a
+    # file that was cut short the header need not fit; lengths below 16 MB are told by their zeros.
+    fits = 8 + int.from_bytes(head[:8], "little") <= path.stat().st_size or head[3:8] == bytes(5)
     torch_file = head[:2] == _ZIP or head[:1] == _PICKLE
     if len(head) == 9 and head[8:] == b"{" and (fits or not torch_file):
         return _load_safetensors(path)

@@ -52,6 +52,13 @@ def test_a_header_that_begins_like_a_torch_file(tmp_path, first):
     assert load_state(path)[0].keys() == tensors().keys()
 
 
+def test_a_cut_file_whose_header_begins_like_a_pickle_is_damaged_and_no_pickle(tmp_path):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((0x1280).to_bytes(8, "little") + b'{"a":{"dtype":"F16"')
+    with pytest.raises(CheckpointError, match="complete and readable"):
+        load_state(path)
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.safetensors"
     save_state(path, {"a": torch.ones(2)})
