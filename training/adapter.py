@@ -26,6 +26,7 @@ from .photos import find_photos, load_photo
 from .sdedit import SDEditTransform
 from .wan_adapter import AdapterConfig, WanAdapter, flow_matching_loss
 from .wan_base import SPACE, Texts, WanBase, WanCodec, load_base, load_vae
+from .wan_export import export
 
 log = logging.getLogger(__name__)
 _MAKE, _STEP = 1, 2  # streams of random numbers: of samples, of steps
@@ -192,8 +193,6 @@ def make_loop(args: argparse.Namespace) -> tuple[Loop, WanAdapter]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train from the command line and write the averaged adapter."""
-    from .wan_export import export
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args = _arguments(argv)
     loop, adapter = make_loop(args)

@@ -22,9 +22,8 @@ from ..models.unimmvsr.vae import CausalVideoVAE, to_grid
 from .batches import Batch
 from .losses import charbonnier, laplacian, lattice, pixel_loss, texture
 
-LATENT_NOISE = (
-    0.1  # deviation of what is added to latents while the VAE learns: latents must bear small errors
-)
+# Deviation of what is added to latents while the VAE learns: latents must bear small errors.
+LATENT_NOISE = 0.1
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

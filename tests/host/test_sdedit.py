@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from . import small_wan
+from . import families, small_wan
 
 SIZE = {"size": "exact size", "width": 40, "height": 24}
 
@@ -123,10 +123,6 @@ def test_errors_say_what_to_change(wan, restorer, noise, redraw):
 @pytest.mark.parametrize("name", ["hunyuan", "cosmos"])
 def test_other_families_of_sixteen_channels(core, noise, redraw, name):
     """Cosmos counts its noise in another way than flow models do: its own schedule serves."""
-    try:
-        from . import families
-    except ImportError:
-        pytest.skip("tests/host/families.py is not there")
     model, vae = families.make_family(name), small_wan.make_vae()
     images, text = noise(5, 48, 80), families.text()
     still = redraw(model, vae, images, 0.0, positive=text)[0]

@@ -5,8 +5,6 @@ import torch
 
 from . import small_wan
 
-pytest.importorskip("cascadevsr.models.unimmvsr.adapter")
-
 # Whole names from diffusers to the host: what the adapter file's table does not need because it never changes
 NAMES = (
     ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
@@ -180,9 +178,9 @@ def test_the_file_says_what_it_is(trained):
 
 def test_load_vsr_adapter_samples_what_was_trained(core, trained, inputs):
     """Through the graph's nodes: one step from noise is noise - velocity, and strength 0 is the base."""
-    nodes = pytest.importorskip("cascadevsr.nodes.adapters")
     from cascadevsr.models.unimmvsr.adapter import load_adapter
     from cascadevsr.models.unimmvsr.references import IMAGE, VIDEO, Reference, References
+    from cascadevsr.nodes import adapters as nodes
     from cascadevsr.nodes.conditioning import VSRConditioning
 
     adapter, file, _ = trained

@@ -295,9 +295,8 @@ def arguments(folder, videos, work, steps, *more):
 
 def test_a_run_learns_resumes_and_follows_the_curriculum(folder, videos, tmp_path, monkeypatch):
     written = []
-    exporting = pytest.importorskip("cascadevsr.training.wan_export")
     monkeypatch.setattr(
-        exporting, "export", lambda adapter, path, steps, *_: written.append((path.name, steps))
+        program, "export", lambda adapter, path, steps, *_: written.append((path.name, steps))
     )
     program.main(arguments(folder, videos, tmp_path / "whole", 60, "--checkpointing"))
     losses = [line["loss"] for line in read_log(tmp_path / "whole" / "log.jsonl")]
@@ -327,7 +326,6 @@ def test_a_run_learns_resumes_and_follows_the_curriculum(folder, videos, tmp_pat
 
 
 def test_the_command_line_says_what_is_missing(folder):
-    pytest.importorskip("cascadevsr.training.wan_export")
     with pytest.raises(ValueError, match="needs --videos or --photos"):
         program.main(["--base", str(folder), "--size", "32", "48"])
     with pytest.raises(ValueError, match="multiples of 16"):
