@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from ..models.pixels.degradation import FILTERS, PRESETS, Degradation, Noise, degrade, resize
-from .clips import Clip, make_clip, make_reference
+from .clips import CELL, Clip, keep_part, make_clip, make_reference
 from .photos import Photo, procedural_photo
 
 PRESET_SHARES = {"bicubic": 0.3, "light": 0.25, "real": 0.3, "generated": 0.1, "old film": 0.05}
 PROCEDURAL_SHARE = 0.15
+WRONG_SHARE = 0.2  # of references
 X4_SHARE = 0.8  # the rest is drawn between x1.5 and x4
 
 
@@ -119,17 +120,32 @@ class BatchMaker:
         return degrade(clip.frames, small, small, draw_degradation(self.rng, preset), self.rng)
 
     def _references(self, clips: Sequence[Clip], side: int, task: str) -> list[torch.Tensor]:
+        """Draw references; WRONG_SHARE of them show something else, and are to be left alone."""
         if task == "images":
-            count = int(self.rng.integers(1, 3))
-            pictures = [[make_reference(self.rng, clip.frames, side) for clip in clips] for _ in range(count)]
-            return [torch.stack([to_clip(picture) for picture in row]) for row in pictures]
-        if task == "video":  # the unedited take, its start shifted by up to a latent frame
-            shift = int(self.rng.integers(0, 5)) if self.rng.random() < 0.7 else 0
-            takes = [
-                torch.cat((clip.plain[shift:], clip.plain[-1:].expand(shift, -1, -1, -1))) for clip in clips
-            ]
-            return [torch.stack([to_clip(take) for take in takes])]
-        return []
+            count = int(self.rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
+            rows = [self._pictures(clips, side) for _ in range(count)]
+        elif task == "video":
+            rows = [[self._take(clip, side) for clip in clips]]
+        else:
+            return []
+        return [torch.stack([to_clip(reference) for reference in row]) for row in rows]
+
+    def _pictures(self, clips: Sequence[Clip], side: int) -> list[torch.Tensor]:
+        size = side + CELL * int(self.rng.integers(0, side // (2 * CELL) + 1))
+        return [make_reference(self.rng, self._shown(clip, side).frames, size) for clip in clips]
+
+    def _shown(self, clip: Clip, side: int) -> Clip:
+        return self._clip(len(clip.frames), side) if self.rng.random() < WRONG_SHARE else clip
+
+    def _take(self, clip: Clip, side: int) -> torch.Tensor:
+        """The unedited take of a clip, its start shifted by up to a latent frame."""
+        shown = self._shown(clip, side)
+        if self.rng.random() < 0.5:
+            take = shown.plain
+        else:
+            take = keep_part(self.rng, shown.frames, self._clip(len(clip.frames), side).frames)
+        shift = int(self.rng.integers(0, 5)) if self.rng.random() < 0.5 else 0
+        return torch.cat((take[shift:], take[-1:].expand(shift, -1, -1, -1)))
 
 
 class Pool:

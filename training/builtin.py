@@ -1,7 +1,8 @@
 """Train the built-in model: `python3 run.py train --photos FOLDER [FOLDER ...]`.
 
 Four stages follow one another (training/stages.py says what each learns); `--only STAGE` runs one of them, so that some
-can run side by side. `--start` names weights whose refinement network the refine stage goes on from.
+can run side by side. `--start` names weights to go on from: the tasks' easy beginnings are then left out, and what
+earlier stages have left in the work folder replaces what the weights hold of it.
 """
 
 from __future__ import annotations
@@ -36,17 +37,20 @@ STAGES = {  # name: the stages whose result it starts from
     "dit": ("latent",),
     "complete": ("latent", "refine", "dit"),
 }
-REFINEMENT = "vae.decoder.refine."
 RESULTS = {  # the entries that later stages, or the shipped file, take from one
     "latent": ("vae.encoder.", "vae.decoder.latent.", "vae.latent_"),
-    "refine": (REFINEMENT,),
+    "refine": ("vae.decoder.refine.",),
     "dit": ("dit.",),
     "complete": ("vae.", "dit."),
 }
 # The paper's order of tasks; longer, larger clips come in the last part of the dit stage, in a share of its draws
 CURRICULUM = stages(short=9, long=17, parts=(0.15, 0.2, 0.25, 0.4))
 LONG_SHARE = 0.5
-LAST_SHARES = (0.5, 0.25, 0.25)  # of tasks, in the complete stage
+# Clips of a larger batch, and by what its frames and its side are multiplied: about as many tokens as the small clips
+LARGER = ((2, 2.0, 1.0), (1, 4.0, 1.0), (1, 2.0, 1.5), (1, 1.0, 2.0), (1, 0.5, 3.0))
+# Shares of tasks where a trained transformer goes on, which needs practice in references most, and while completing
+MORE_REFERENCES = (0.15, 0.5, 0.35)
+LAST_SHARES = (0.35, 0.25, 0.4)
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,9 @@ class Stage:
         self.seed = 10 * seed + list(STAGES).index(name)
         torch.manual_seed(seed)
         self.networks = Networks(VAEConfig(refine_width=64, refine_blocks=10), DiTConfig()).to(self.device)
-        if start is not None and name == "refine":
-            known = {
-                key: value.float()
-                for key, value in load_state(start)[0].items()
-                if key.startswith(REFINEMENT)
-            }
-            self.networks.load_state_dict(known, strict=False)
+        self.goes_on = start is not None
+        if start is not None:
+            self.networks.load_state_dict({key: v.float() for key, v in load_state(start)[0].items()})
         for earlier in STAGES[name]:
             self.networks.load_state_dict(self._result(earlier), strict=False)
         self.networks.requires_grad_(False)
@@ -114,10 +114,12 @@ class Stage:
     def _result(self, stage: str) -> dict[str, torch.Tensor]:
         """Read what an earlier stage has made."""
         file = self.folder / stage / "result.pt"
+        if not file.exists() and self.goes_on:
+            return {}
         if not file.exists():
             raise ValueError(
                 f"Training: stage {stage} must be done before {self.name}; got no {file}. Run "
-                f"`run.py train --only {stage}` first."
+                f"`run.py train --only {stage}` first, or name weights with --start."
             )
         return torch.load(file, map_location=self.device, weights_only=True)
 
@@ -127,9 +129,10 @@ class Stage:
         shares = LAST_SHARES
         if self.name == "dit":
             mix = stage_at(number * self.plan.fresh, self.plan.steps, CURRICULUM)
-            shares = mix.shares
+            mix = CURRICULUM[-1] if self.goes_on else mix
+            shares = MORE_REFERENCES if self.goes_on else mix.shares
             if mix is CURRICULUM[-1] and maker.rng.random() < LONG_SHARE:
-                size, count, side = max(1, size // 4), 2 * count - 1, side * 3 // 2
+                size, count, side = larger(maker.rng, size, count, side)
         task = str(maker.rng.choice(TASKS, p=shares)) if self.name in ("dit", "complete") else TEXT
         batch = maker.draw(size, count, side, task)
         if self.name != "dit":
@@ -188,6 +191,13 @@ class Stage:
         (self.folder / self.name / "result.tmp").replace(self.folder / self.name / "result.pt")
 
 
+def larger(rng: np.random.Generator, size: int, count: int, side: int) -> tuple[int, int, int]:
+    """Draw a batch of fewer clips that are longer or larger: (clips, frames, side), side a multiple of 16 px."""
+    most, longer, wider = LARGER[int(rng.integers(len(LARGER)))]
+    count = 1 + int(longer * (count - 1)) // 4 * 4
+    return min(size, most), max(5, count), int(wider * side) // 16 * 16
+
+
 def _name(plan: Plan) -> str:
     return plan.optimiser.__name__ if plan.optimiser else "AdamW"
 
@@ -207,7 +217,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--start", type=Path, help="weights whose refinement the refine stage goes on from")
+    parser.add_argument("--start", type=Path, help="weights to go on from")
     parser.add_argument("--only", choices=list(STAGES), help="run this stage alone")
     for name, plan in PLANS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=plan.steps)

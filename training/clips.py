@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from .photos import Photo
 
+CELL = 16  # px of a token, each side
 
 @dataclass(frozen=True)
 class Clip:
@@ -182,18 +183,40 @@ def _visible(flow: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
     return (inside & (there == cover[:-1, 0])).unsqueeze(1).float() * (~edge).float()
 
 
-def make_reference(rng: np.random.Generator, frames: torch.Tensor, side: int) -> torch.Tensor:
+def make_reference(
+    rng: np.random.Generator, frames: torch.Tensor, side: int, whole_cells: float = 0.5
+) -> torch.Tensor:
     """An identity image of a clip's content: one of its frames, moved, turned, rescaled and re-lit (1,3,side,side).
 
-    How much is drawn evenly from nothing to the most: pictures close to the clip are where matching is learned first.
+    A share `whole_cells` is only moved, by multiples of CELL px (often not at all): a network that sees cells learns to
+    find content there first. How much the others are changed is drawn evenly from nothing to the most.
     """
-    frame, most = frames[int(rng.integers(len(frames)))], rng.random()
-    zoom, angle = float(np.exp(most * rng.uniform(-0.35, 0.35))), most * rng.uniform(-0.35, 0.35)
-    centre = ((side - 1) / 2, (side - 1) / 2)
-    shift = most * rng.uniform(-0.3, 0.3, 2) * side
-    matrix = _similarity(centre, zoom, angle, *shift)
-    if rng.random() < 0.3 * most:
-        matrix = np.array([[-1, 0, side - 1], [0, 1, 0], [0, 0, 1.0]]) @ matrix
+    frame, own = frames[int(rng.integers(len(frames)))], frames.shape[-1]
+    if rng.random() < whole_cells:
+        half = own // (2 * CELL)  # cells of which at least so many stay in the picture
+        shift = CELL * rng.integers(half - side // CELL, half + 1, 2) * (rng.random() < 0.8)
+        matrix = _similarity((0.0, 0.0), 1.0, 0.0, *shift.astype(float))
+        light, gamma = rng.uniform(0.95, 1.05), 1.0
+    else:
+        most = rng.random()
+        zoom, angle = float(np.exp(most * rng.uniform(-0.35, 0.35))), most * rng.uniform(-0.35, 0.35)
+        centre = ((side - 1) / 2, (side - 1) / 2)
+        shift = most * rng.uniform(-0.3, 0.3, 2) * side + (own - side) / 2
+        matrix = _similarity(centre, zoom, angle, *shift)
+        if rng.random() < 0.3 * most:
+            matrix = np.array([[-1, 0, own - 1], [0, 1, 0], [0, 0, 1.0]]) @ matrix
+        light, gamma = rng.uniform(0.85, 1.15), rng.uniform(0.85, 1.15)
     picture = _sample(frame, _source([matrix], side, frame.device))
-    light, gamma = rng.uniform(0.85, 1.15), rng.uniform(0.85, 1.15)
     return (picture.clamp_min(1e-4) ** gamma * light).clamp(0, 1)
+
+
+def keep_part(rng: np.random.Generator, frames: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Imitate the unedited take of an edit: frames (t, 3, h, w) with a moving part, or all but it, of something else.
+
+    Something else is a flat colour, as behind a studio's subject, or the `other` frames.
+    """
+    if rng.random() < 0.6:
+        other = torch.from_numpy(rng.random((1, 3, 1, 1))).to(frames).expand_as(frames)
+    mask = lay_over(rng, frames, frames[0])[1]
+    mask = mask if rng.random() < 0.5 else 1 - mask
+    return frames * mask + other * (1 - mask)

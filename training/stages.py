@@ -129,9 +129,17 @@ def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) ->
         t, level, lr, _, noisy = _conditions(latents, rng)
         velocity = networks.dit(noisy, t, lr, level, latents.references).float()
         clean = noisy + t.view(-1, 1, 1, 1, 1) * velocity
-        true = torch.tensor(rng.random(len(clean)) < 0.1, device=clean.device).view(-1, 1, 1, 1, 1)
-        clean = torch.where(true, latents.truth + LATENT_NOISE * torch.randn_like(clean), clean)
+        true = _true_share(clean, rng)
+        clean = torch.lerp(clean, latents.truth + LATENT_NOISE * torch.randn_like(clean), true)
     return _look(vae.decode(clean, None if rng.random() < 0.06 else batch.base), batch)
+
+
+def _true_share(like: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Draw how much of a latent (b,16,T,h,w) is the truth's: none of half of the clips, all of a quarter, else parts."""
+    parts = torch.from_numpy(4 * rng.standard_normal((len(like), 1, 1, 4, 4))).to(like)
+    parts = F.interpolate(parts, like.shape[2:], mode="trilinear").sigmoid()
+    kind = torch.from_numpy(rng.random(len(like))).to(like).view(-1, 1, 1, 1, 1)
+    return torch.where(kind < 0.5, 0.0, torch.where(kind < 0.75, 1.0, parts))
 
 
 def _look(output: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -161,5 +169,5 @@ def trained_parts(networks: Networks, stage: str) -> list[torch.nn.Module]:
         "latent": [vae.encoder, vae.decoder.latent],
         "refine": [vae.decoder.refine],
         "dit": [networks.dit],
-        "complete": [vae.decoder.complete],
+        "complete": [vae.decoder.latent, vae.decoder.complete],
     }[stage]

@@ -8,9 +8,9 @@ import torch
 from cascadevsr.models.checkpoints import load_state, strip_prefix
 from cascadevsr.models.motion.warp import warp
 from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig, dit_config, is_unimmvsr, vae_config
-from cascadevsr.training import builtin
+from cascadevsr.training import batches, builtin
 from cascadevsr.training.batches import BatchMaker, Pool
-from cascadevsr.training.clips import make_clip
+from cascadevsr.training.clips import CELL, keep_part, make_clip, make_reference
 from cascadevsr.training.loop import CURVE, LOG, read_log
 from cascadevsr.training.losses import flicker, lattice, pixel_loss, texture
 from cascadevsr.training.muon import Muon, orthogonalise
@@ -50,9 +50,48 @@ def test_batches_are_reproducible_and_whole(photos):
     a, b = (BatchMaker(photos, 3, textures=1).draw(2, 5, 32, "images") for _ in range(2))
     assert torch.equal(a.clip, b.clip) and torch.equal(a.base, b.base)
     assert a.clip.shape == a.base.shape == a.smooth.shape == (2, 3, 5, 32, 32)
-    assert all(r.shape == (2, 3, 1, 32, 32) for r in a.references) and a.references
+    assert a.references and all(r.shape[:3] == (2, 3, 1) for r in a.references)
+    assert all(r.shape[3] == r.shape[4] in (32, 48) for r in a.references)
     video = BatchMaker(photos, 3, textures=1).draw(2, 5, 32, "video").references
     assert [tuple(r.shape) for r in video] == [(2, 3, 5, 32, 32)]
+
+
+def cells_of(picture):
+    cells = picture[0].unfold(1, CELL, CELL).unfold(2, CELL, CELL)
+    return cells.permute(1, 2, 0, 3, 4)
+
+
+def test_identity_images_of_the_first_kind_show_the_clip_at_whole_cells(photos):
+    frames = make_clip(np.random.default_rng(2), photos, 2, 64, layers=0).frames[:1]
+    places = set()
+    for seed in range(12):
+        picture = make_reference(np.random.default_rng(seed), frames, 96, whole_cells=1.0)
+        ours, seen = (cells.flatten(0, 1) for cells in (cells_of(frames), cells_of(picture)))
+        errors = (seen[:, None] / seen[:, None].mean((-3, -2, -1), True) - ours / ours.mean((-3, -2, -1), True)).abs()
+        errors = errors.mean((-3, -2, -1))  # of every cell of the picture beside every cell of the clip
+        found = errors.amin(0) < 0.01
+        places.add(int(errors[:, found].argmin(0)[0]))
+        assert found.float().mean() >= 0.25, "half of the rows and half of the columns at least are in the picture"
+    assert len(places) > 3
+
+
+def test_an_edit_keeps_one_side_of_a_moving_outline(photos):
+    rng = np.random.default_rng(4)
+    frames, other = (make_clip(rng, photos, 5, 64, layers=0).frames for _ in range(2))
+    for seed in range(8):
+        taken = keep_part(np.random.default_rng(seed), frames, other)
+        kept = ((taken - frames).abs().amax(1) < 1e-6).float().mean()
+        assert taken.shape == frames.shape and 0.02 < kept < 0.98
+
+
+def test_some_references_are_of_something_else(photos, monkeypatch):
+    shares = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(batches, "WRONG_SHARE", share)
+        batch = BatchMaker(photos, 9, textures=0).draw(6, 5, 64, "video")
+        still = (batch.references[0] - batch.clip).abs().flatten(1).median(1).values
+        shares.append(float((still < 0.02).float().mean()))
+    assert shares[0] > shares[1]
 
 
 def test_losses_are_zero_only_without_error(photos):
@@ -126,6 +165,24 @@ def test_all_stages_train_and_export(folder, tmp_path, small):
 def test_a_stage_needs_those_before_it(folder, tmp_path, small):
     with pytest.raises(ValueError, match="stage latent must be done before dit"):
         train(folder, tmp_path, (1, 1, 1, 1), "--only dit")
+
+
+def test_weights_go_on_without_the_stages_before(folder, tmp_path, small):
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(folder, first, (1, 1, 1, 1))
+    before = load_state(first / "weights.safetensors")[0]
+    train(folder, second, (1, 1, 1, 1), f"--only complete --start {first / 'weights.safetensors'}")
+    after = load_state(second / "weights.safetensors")[0]
+    trained = ("vae.decoder.complete.", "vae.decoder.latent.")
+    assert all(torch.equal(value, after[key]) for key, value in before.items() if not key.startswith(trained))
+    assert any(not torch.equal(value, after[key]) for key, value in before.items() if key.startswith(trained))
+
+
+def test_larger_batches_are_of_lengths_and_sides_that_the_vae_takes():
+    drawn = {builtin.larger(np.random.default_rng(seed), 5, 9, 128) for seed in range(40)}
+    assert len(drawn) == len(builtin.LARGER)
+    assert all(size <= 5 and count % 4 == 1 and side % 16 == 0 for size, count, side in drawn)
+    assert max(count for _, count, _ in drawn) > 21 and max(side for *_, side in drawn) > 256
 
 
 @pytest.mark.parametrize("stage", list(builtin.STAGES))
