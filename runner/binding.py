@@ -10,6 +10,7 @@ The convention, for shipped and own workflows alike:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .errors import RunnerError
@@ -17,6 +18,7 @@ from .workflow import Workflow
 
 CAPTURE_NODE = "CascadeVSRRunnerCapture"
 _SAVERS = ("SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
+_LOADERS = {"LoadVideo": "file", "LoadImage": "image"}
 _FINAL = (
     ("CreateVideo", "images"),
     ("SaveImage", "images"),
@@ -126,6 +128,19 @@ def final_frames(workflow: Workflow) -> list:
     raise RunnerError(
         f"OUT: workflow {workflow.name} must end in Create Video, Save Image or Preview Image; found none."
     )
+
+
+def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
+    """Refuse a workflow whose result depends on a picture or video that nobody has named."""
+    for node_id in workflow.ancestors(str(final_frames(workflow)[0])):
+        node = workflow.prompt[node_id]
+        file = node["inputs"].get(_LOADERS.get(node["class_type"], ""))
+        if isinstance(file, str) and file not in staged:
+            option = "--reference-video" if node["class_type"] == "LoadVideo" else "--reference"
+            raise RunnerError(
+                f"{option}: the result of {workflow.name} depends on {workflow.title(node_id)!r}, for which no file "
+                f"is named; got the stand-in {file!r}. Name one with {option} FILE."
+            )
 
 
 def bind_output(workflow: Workflow, name: str, keep_savers: bool = False) -> str:

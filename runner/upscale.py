@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .binding import Target, bind_input, bind_prompt, bind_references, bind_target, final_frames, parse_size
+from .binding import Target, bind_input, bind_prompt, bind_references, bind_target, check_loaders, parse_size
 from .encode import write_pngs, write_video
 from .errors import RunnerError
 from .host import Host
@@ -90,7 +90,7 @@ def fill(workflow: Workflow, options, files: dict[str, Path]) -> None:
     )
     for setting in options.settings:
         workflow.set(setting)
-    final_frames(workflow)
+    check_loaders(workflow, names.values())
 
 
 def check_sides(info: ClipInfo) -> None:

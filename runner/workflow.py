@@ -190,6 +190,17 @@ class Workflow:
             if isinstance(value, list) and len(value) == 2 and str(value[0]) == node_id
         ]
 
+    def ancestors(self, node_id: str) -> list[str]:
+        """Return the ids of a node and of all it depends on."""
+        found, open_ids = [], [node_id]
+        while open_ids:
+            if (current := open_ids.pop()) in found or current not in self.prompt:
+                continue
+            found.append(current)
+            values = self.prompt[current]["inputs"].values()
+            open_ids += [str(value[0]) for value in values if isinstance(value, list) and len(value) == 2]
+        return found
+
 
 def convert(text: str, old: Any, where: str) -> Any:
     """Turn text into the type of the value it replaces."""

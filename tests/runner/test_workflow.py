@@ -11,6 +11,7 @@ from cascadevsr.runner.binding import (
     bind_prompt,
     bind_references,
     bind_target,
+    check_loaders,
     final_frames,
     parse_size,
 )
@@ -105,6 +106,15 @@ def test_references_become_loaders_in_order():
     assert workflow.prompt[inputs["videos.video_0"][0]]["class_type"] == "GetVideoComponents"
     bind_input(workflow, "clip.mp4")  # the new Load Video is not mistaken for IN
     assert workflow.prompt["1"]["inputs"]["file"] == "clip.mp4"
+
+
+def test_a_stand_in_that_nobody_has_replaced_is_an_error():
+    workflow = Workflow.load("Upscale-an-Edited-Video")
+    bind_input(workflow, "clip.mp4")
+    with pytest.raises(RunnerError, match=r"--reference-video.*'Reference \(unedited\)'.*got the stand-in"):
+        check_loaders(workflow, ["clip.mp4"])
+    bind_references(workflow, [], ["take.mp4"])  # the stand-in is still there, but nothing depends on it
+    check_loaders(workflow, ["clip.mp4", "take.mp4"])
 
 
 def test_output_is_captured_and_savers_go():
