@@ -35,9 +35,11 @@ from .augment import Dropout, noise_latent, normal
 from .curriculum import VIDEO, rng_at, stage_at, stages, task_at
 from .latents import LatentSample, LatentStore, encode_pair
 from .loop import Loop, LoopSettings
+from .muon import Muon
 from .pairs import Pair, PhotoTakes, Recipe, make_pair, without_augmentation
 from .photos import corpus_hash, find_photos, load_photo
 from .sdedit import BuiltInBase, SDEditTransform
+from .stages import attention
 
 WEIGHTS = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
 _MAKE, _STEP, _TEST = 3, 4, 5  # streams of random numbers
@@ -56,7 +58,7 @@ class Scale:
     width: int = 96
     depth: int = 3
     heads: int = 4
-    rate: float = 1e-3
+    rate: float = 0.012
 
 
 class ChannelReferences(nn.Module):
@@ -94,7 +96,7 @@ def _on_grid(reference: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
 
 def fresh_dit(config: DiTConfig) -> UniMMVSRDiT:
     """Make a DiT that starts as its own average: outputs and modulation at zero, gates a little open."""
-    dit = UniMMVSRDiT(config)
+    dit = UniMMVSRDiT(config, attention=attention)
     for layer in (dit.patch_out, dit.condition_out):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -184,8 +186,10 @@ class LatentWorld:
             # of the clean estimate: the velocity's error grows without bound as t falls
             return (share * (made - (z - eps))).square().mean()
 
-        settings = LoopSettings(config.steps, self.scale.rate, seed=config.seed, average=0.99)
-        loop = Loop(networks, draw, loss, folder, settings)
+        settings = LoopSettings(
+            config.steps, self.scale.rate, largest_gradient=0.5, average=0.99, precision="bf16", seed=config.seed
+        )
+        loop = Loop(networks, draw, loss, folder, settings, optimiser=Muon)  # as the built-in model is trained
         loop.run()
         networks.load_state_dict(loop.average.state)
 

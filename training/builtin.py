@@ -69,7 +69,7 @@ PLANS = {
     "latent": Plan(2500, (8, 5, 64), 0.015, 300, 3, Muon),
     "refine": Plan(8000, (6, 9, 96), 1e-3, 120, 2, None),  # Muon shakes its recurrence
     "dit": Plan(4200, (5, 9, 128), 0.012, 1000, 5, Muon),
-    "complete": Plan(500, (4, 9, 128), 0.01, 120, 2, Muon),
+    "complete": Plan(1600, (4, 9, 128), 0.01, 240, 4, Muon),
 }
 
 

@@ -83,11 +83,15 @@ def latent_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> t
 
 def read_detail(networks: Networks, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Read from a latent (what completes the bicubic LR clip, the guess of that clip), both (b,3,t,h,w)."""
-    decoder = networks.vae.decoder
-    mean, deviation = (x.view(1, -1, 1, 1, 1) for x in (networks.vae.latent_mean, networks.vae.latent_std))
-    features = decoder.latent(z * deviation + mean, {})
+    decoder, features = networks.vae.decoder, features_of(networks, z)
     cells = decoder.latent.detail(features.flatten(0, 1)).unflatten(0, features.shape[:2])
     return pixels_of(cells), decoder.guess_base(features)
+
+
+def features_of(networks: Networks, z: torch.Tensor) -> torch.Tensor:
+    """Decode a latent to features on the 4x4 grid (b,t,width,2h,2w)."""
+    mean, deviation = (x.view(1, -1, 1, 1, 1) for x in (networks.vae.latent_mean, networks.vae.latent_std))
+    return networks.vae.decoder.latent(z * deviation + mean, {})
 
 
 def _conditions(latents: Latents, rng: np.random.Generator):
@@ -122,8 +126,11 @@ def pixels_of(cells: torch.Tensor) -> torch.Tensor:
 
 
 def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-    """Stage complete: what becomes of clean estimates, and now and then of the true latent, beside the truth."""
-    vae = networks.vae
+    """Stage complete: what becomes of clean estimates, and now and then of the true latent, beside the truth.
+
+    What the latent's features say of the LR frames is kept up for hosts that decode without them.
+    """
+    decoder = networks.vae.decoder
     with torch.no_grad():
         latents = encode_batch(networks, batch)
         t, level, lr, _, noisy = _conditions(latents, rng)
@@ -131,7 +138,9 @@ def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) ->
         clean = noisy + t.view(-1, 1, 1, 1, 1) * velocity
         true = _true_share(clean, rng)
         clean = torch.lerp(clean, latents.truth + LATENT_NOISE * torch.randn_like(clean), true)
-    return _look(vae.decode(clean, None if rng.random() < 0.06 else batch.base), batch)
+    features = features_of(networks, clean)
+    output = decoder.from_features(features, None if rng.random() < 0.06 else batch.base, {})
+    return _look(output, batch) + 0.1 * charbonnier(decoder.guess_base(features) - batch.base)
 
 
 def _true_share(like: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

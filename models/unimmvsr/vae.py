@@ -259,7 +259,12 @@ class Decoder(nn.Module):
     def forward(
         self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory, weight: float = 1.0
     ) -> torch.Tensor:
-        features = self.latent(z, memory)
+        return self.from_features(self.latent(z, memory), base, memory, weight)
+
+    def from_features(
+        self, features: torch.Tensor, base: torch.Tensor | None, memory: Memory, weight: float = 1.0
+    ) -> torch.Tensor:
+        """Go on from the latent's features (b, t, width, 2h, 2w)."""
         if base is None:
             base = self.guess_base(features)
         elif weight != 1.0:
