@@ -187,9 +187,16 @@ class LatentWorld:
             return (share * (made - (z - eps))).square().mean()
 
         settings = LoopSettings(
-            config.steps, self.scale.rate, largest_gradient=0.5, average=0.99, precision="bf16", seed=config.seed
+            config.steps,
+            self.scale.rate,
+            largest_gradient=0.5,
+            average=0.99,
+            precision="bf16",
+            seed=config.seed,
         )
-        loop = Loop(networks, draw, loss, folder, settings, optimiser=Muon)  # as the built-in model is trained
+        loop = Loop(
+            networks, draw, loss, folder, settings, optimiser=Muon
+        )  # as the built-in model is trained
         loop.run()
         networks.load_state_dict(loop.average.state)
 

@@ -18,6 +18,7 @@ from .photos import Photo
 
 CELL = 16  # px of a token, each side
 
+
 @dataclass(frozen=True)
 class Clip:
     """``frames`` (t,3,h,w); ``flow`` (t-1,2,h,w) px from t to t+1; ``visible`` (t-1,1,h,w) 0 or 1;

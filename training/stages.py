@@ -144,7 +144,7 @@ def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) ->
 
 
 def _true_share(like: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Draw how much of a latent (b,16,T,h,w) is the truth's: none of half of the clips, all of a quarter, else parts."""
+    """Draw how much of a latent (b,16,T,h,w) is true: of half of the clips nothing, of a quarter all, else parts."""
     parts = torch.from_numpy(4 * rng.standard_normal((len(like), 1, 1, 4, 4))).to(like)
     parts = F.interpolate(parts, like.shape[2:], mode="trilinear").sigmoid()
     kind = torch.from_numpy(rng.random(len(like))).to(like).view(-1, 1, 1, 1, 1)

@@ -67,11 +67,15 @@ def test_identity_images_of_the_first_kind_show_the_clip_at_whole_cells(photos):
     for seed in range(12):
         picture = make_reference(np.random.default_rng(seed), frames, 96, whole_cells=1.0)
         ours, seen = (cells.flatten(0, 1) for cells in (cells_of(frames), cells_of(picture)))
-        errors = (seen[:, None] / seen[:, None].mean((-3, -2, -1), True) - ours / ours.mean((-3, -2, -1), True)).abs()
+        errors = (
+            seen[:, None] / seen[:, None].mean((-3, -2, -1), True) - ours / ours.mean((-3, -2, -1), True)
+        ).abs()
         errors = errors.mean((-3, -2, -1))  # of every cell of the picture beside every cell of the clip
         found = errors.amin(0) < 0.01
         places.add(int(errors[:, found].argmin(0)[0]))
-        assert found.float().mean() >= 0.25, "half of the rows and half of the columns at least are in the picture"
+        assert found.float().mean() >= 0.25, (
+            "half of the rows and half of the columns at least are in the picture"
+        )
     assert len(places) > 3
 
 
