@@ -95,13 +95,14 @@ class Stage:
         folder: Path,
         device: str,
         start: Path | None = None,
+        shares: Sequence[float] = MORE_REFERENCES,
     ):
         self.name, self.plan, self.folder = name, plan, folder
         (self.maker, self.held_out), self.device = makers, torch.device(device)
         self.seed = 10 * seed + list(STAGES).index(name)
         torch.manual_seed(seed)
         self.networks = Networks(VAEConfig(refine_width=64, refine_blocks=10), DiTConfig()).to(self.device)
-        self.goes_on = start is not None
+        self.goes_on, self.shares = start is not None, shares
         if start is not None:
             self.networks.load_state_dict({key: v.float() for key, v in load_state(start)[0].items()})
         for earlier in STAGES[name]:
@@ -130,7 +131,7 @@ class Stage:
         if self.name == "dit":
             mix = stage_at(number * self.plan.fresh, self.plan.steps, CURRICULUM)
             mix = CURRICULUM[-1] if self.goes_on else mix
-            shares = MORE_REFERENCES if self.goes_on else mix.shares
+            shares = self.shares if self.goes_on else mix.shares
             if mix is CURRICULUM[-1] and maker.rng.random() < LONG_SHARE:
                 size, count, side = larger(maker.rng, size, count, side)
         task = str(maker.rng.choice(TASKS, p=shares)) if self.name in ("dit", "complete") else TEXT
@@ -218,9 +219,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs=3,
+        default=MORE_REFERENCES,
+        metavar=("NONE", "IMAGES", "VIDEO"),
+        help="of samples by their references, where the dit stage goes on; they add up to 1",
+    )
     parser.add_argument("--only", choices=list(STAGES), help="run this stage alone")
     for name, plan in PLANS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=plan.steps)
+        parser.add_argument(f"--{name}-rate", type=float, default=plan.rate)
         meaning = {"metavar": ("CLIPS", "FRAMES", "SIDE"), "help": "frames 4n+1, side a multiple of 16 px"}
         parser.add_argument(f"--{name}-batch", type=int, nargs=3, default=plan.batch, **meaning)
     return parser.parse_args(argv)
@@ -230,6 +240,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args = _arguments(argv)
+    if abs(sum(args.shares) - 1) > 1e-6 or min(args.shares) < 0:
+        raise ValueError(f"Training: --shares must add up to 1; got {args.shares}. Use 0.15 0.5 0.35.")
     paths = find_photos(args.photos, args.exclude)
     train = [path for path in paths if path.stem not in args.hold_out]
     held = [path for path in paths if path.stem in args.hold_out] or train[:1]
@@ -237,9 +249,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     makers = [BatchMaker(photos[0], args.seed), BatchMaker(photos[1], args.seed, textures=0)]
     plans, figures = {}, []
     for name in [args.only] if args.only else STAGES:
-        asked = {key: getattr(args, f"{name}_{key}") for key in ("steps", "batch")}
+        asked = {key: getattr(args, f"{name}_{key}") for key in ("steps", "rate", "batch")}
         plans[name] = replace(PLANS[name], **asked)
-        stage = Stage(name, plans[name], args.seed, makers, args.work, args.device, args.start)
+        stage = Stage(name, plans[name], args.seed, makers, args.work, args.device, args.start, args.shares)
         figures += stage.run(args.every)
     if name != "complete":
         return

@@ -182,6 +182,11 @@ def test_weights_go_on_without_the_stages_before(folder, tmp_path, small):
     assert any(not torch.equal(value, after[key]) for key, value in before.items() if key.startswith(trained))
 
 
+def test_shares_must_add_up(folder, tmp_path, small):
+    with pytest.raises(ValueError, match="--shares must add up to 1"):
+        train(folder, tmp_path, (1, 1, 1, 1), "--shares 0.5 0.5 0.5")
+
+
 def test_larger_batches_are_of_lengths_and_sides_that_the_vae_takes():
     drawn = {builtin.larger(np.random.default_rng(seed), 5, 9, 128) for seed in range(40)}
     assert len(drawn) == len(builtin.LARGER)
