@@ -7,8 +7,7 @@ geometry only. Three properties carry the rest of the pack:
 * no statistics over time or space, so a tile or a chunk is computed like the whole;
 * the decoder predicts a residual over the upscaled LR frames (Upscale-A-Video and MGLD-VSR condition their
   decoders on LR frames too), so the latent need not carry what the LR frames already say. It walks through the
-  frames one by one; its memory of the previous frame is aligned by weight-free block matching on the LR frames. A
-  latent frame shows its first video frame four times as well as the clip's later ones: that memory carries it on.
+  frames one by one; its memory of the previous frame is aligned by weight-free block matching on the LR frames.
 
 Tensors inside are (b, t, c, h, w); at the border clips are (b, 3, t, h, w) in -1..1, latents (b, 16, T, h, w).
 """
@@ -21,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..motion.matching import Match, gather_shift, match_blocks
+from ..motion.matching import gather_shift, match_blocks
 from ..motion.warp import warp
 from .config import GRID, SPACE, TIME, VAEConfig
 
@@ -157,28 +156,20 @@ class Refiner(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(config.refine_blocks))
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
-    def forward(
-        self, pixels: torch.Tensor, memory: Memory
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Match | None]]:
-        """Refine LR `pixels` (b, t, 48, h, w).
-
-        Return (refined pixels, hidden states (b, t, width, h, w), where each frame is found in the one before it).
-        """
-        outputs, states, matches = [], [], []
+    def forward(self, pixels: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (refined pixels, hidden states (b, t, width, h, w)) of LR `pixels` (b, t, 48, h, w)."""
+        outputs, states = [], []
         past = memory.get(id(self))
         for frame in pixels.unbind(1):
-            output, hidden, match = self.step(frame, past)
+            output, hidden = self.step(frame, past)
             past = torch.cat((output, hidden, _grey(frame)), 1)
             outputs.append(output)
             states.append(hidden)
-            matches.append(match)
         memory[id(self)] = past
-        return torch.stack(outputs, 1), torch.stack(states, 1), matches
+        return torch.stack(outputs, 1), torch.stack(states, 1)
 
-    def step(
-        self, frame: torch.Tensor, past: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, Match | None]:
-        """One frame: returns its refined pixels, its hidden state, and where it is found in the frame before.
+    def step(self, frame: torch.Tensor, past: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """One frame: returns its refined pixels and its hidden state.
 
         `past` holds the previous frame's refined pixels, hidden state and LR brightness. The pixels are warped to
         the present with fractions of a pixel (frame-recurrent, as Sajjadi et al. 2018), the hidden state by whole
@@ -189,7 +180,6 @@ class Refiner(nn.Module):
         if past is None:  # a clip starts as if its first frame had stood still before
             hidden, before = frame.new_zeros(frame.shape[0], width, *frame.shape[2:]), contrast
             motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
-            match = None
         else:
             output, hidden, grey = past.split((frame.shape[1], width, 1), 1)
             match = match_blocks(_grey(frame), grey)
@@ -202,20 +192,18 @@ class Refiner(nn.Module):
             x = x + block.conv2(_act(block.conv1(x)))
         # the memory is normalised, so that it cannot grow however long the clip
         hidden = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
-        return frame + self.conv_out(x) * deviation, hidden, match
+        return frame + self.conv_out(x) * deviation, hidden
 
 
 class Completion(nn.Module):
-    """Adds to a refined frame what the latent shows and the LR frames do not, on the 4x4 grid.
-
-    The frame before, completed and warped to the present, is looked at too: what the latent showed there stays.
-    """
+    """Adds to a refined frame what the latent shows and the LR frames do not, on the 4x4 grid."""
 
     def __init__(self, config: VAEConfig, ops: ModuleType):
         super().__init__()
         width, cell = config.refine_width, 3 * GRID**2
-        # detail, residual, features, hidden; what the frame before would change, the error of its match
-        self.conv_in = ops.Conv2d(3 * cell + 2 * width + 1, width, 3, padding=1)
+        self.conv_in = ops.Conv2d(
+            2 * cell + 2 * width, width, 3, padding=1
+        )  # detail, residual, features, hidden
         self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(COMPLETION_BLOCKS))
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
@@ -226,21 +214,11 @@ class Completion(nn.Module):
         hidden: torch.Tensor,
         features: torch.Tensor,
         detail: torch.Tensor,
-        past: torch.Tensor | None,
-        match: Match | None,
     ) -> torch.Tensor:
-        """Complete one frame of `refined` pixels of LR `pixels`; all are (b, channels, h, w).
-
-        `past` is the frame before as it was completed, and `match` where the present one is found in it.
-        """
+        """Complete one frame of `refined` pixels of LR `pixels`; all are (b, channels, h, w)."""
         deviation = _local_statistics(pixels)[1]
-        if past is None or match is None:
-            kept, error = torch.zeros_like(refined), torch.zeros_like(deviation)
-        else:
-            kept = (_warp_pixels(past, match.flow).to(refined) - refined) / deviation
-            error = match.error.to(deviation) / deviation
-        x = (detail / deviation, (refined - pixels) / deviation, features, hidden, kept, error)
-        x = self.conv_in(torch.cat(x, 1))
+        x = torch.cat((detail / deviation, (refined - pixels) / deviation, features, hidden), 1)
+        x = self.conv_in(x)
         for block in self.blocks:
             x = x + block.conv2(_act(block.conv1(x)))
         return refined + self.conv_out(_act(x)) * deviation
@@ -292,14 +270,10 @@ class Decoder(nn.Module):
         elif weight != 1.0:
             base = torch.lerp(self.guess_base(features), base, weight)
         pixels = to_grid(base)
-        refined, hidden, matches = self.refine(pixels, memory)
-        frames = zip(*(x.unbind(1) for x in (pixels, refined, hidden, features)), matches, strict=True)
+        refined, hidden = self.refine(pixels, memory)
+        frames = zip(*(x.unbind(1) for x in (pixels, refined, hidden, features)), strict=True)
         # frame by frame, so that what is wide here is never held for a whole chunk
-        completed, past = [], memory.get(id(self.complete))
-        for *frame, match in frames:
-            past = self.complete(*frame, self.latent.detail(frame[-1]), past, match)
-            completed.append(past)
-        memory[id(self.complete)] = past
+        completed = [self.complete(*frame, self.latent.detail(frame[-1])) for frame in frames]
         return F.pixel_shuffle(torch.stack(completed, 1), GRID).transpose(1, 2)
 
     def guess_base(self, features: torch.Tensor) -> torch.Tensor:
