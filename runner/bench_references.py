@@ -14,6 +14,10 @@ from .quality import upscaled
 from .video import probe, read_frames
 
 KEPT = 12  # levels of 255 (largest of the colours) by which what an edit kept may differ from the reference video
+WORKFLOWS = {
+    "--reference-video": "Upscale-an-Edited-Video",
+    "--reference": "Upscale-with-Identity-Images",
+}
 _BORDER = 4  # px shaved off before measuring, as in bench quality
 
 
@@ -69,7 +73,7 @@ def parse_region(text: str) -> tuple[str, tuple[slice, slice]]:
 
 
 def measure(entry: dict, low: Path, others: list[dict], region, folder: Path, options, host: Host) -> dict:
-    """Upscale one LR file without, with its own and with another clip's references."""
+    """Upscale one LR file without, with its own and with another clip's references, by the templates made for them."""
     truth, small = (np.stack(list(read_frames(file))) for file in (folder / entry["file"], low))
     files, option = references_of(entry, folder)
     where = _kept(truth, files[0]) if option == "--reference-video" else np.zeros(truth.shape[:3], bool)
@@ -96,9 +100,10 @@ def measure(entry: dict, low: Path, others: list[dict], region, folder: Path, op
 
 def _words(files: list[Path], option: str) -> list[str]:
     """Write the options of run.py upscale: images follow one option, every video has its own."""
+    words = ["--workflow", WORKFLOWS[option]]
     if option == "--reference":
-        return [option, *map(str, files)]
-    return [word for file in files for word in (option, str(file))]
+        return [*words, option, *map(str, files)]
+    return words + [word for file in files for word in (option, str(file))]
 
 
 def _kept(truth: np.ndarray, video: Path) -> np.ndarray:
