@@ -81,8 +81,8 @@ def draw_light(rng: np.random.Generator) -> Degradation:
 class BatchMaker:
     """Draws batches from photographs (and formula textures), reproducibly from one seed."""
 
-    def __init__(self, photos: Sequence[Photo], seed: int, textures: int = 24):
-        self.seed, self.rng = seed, np.random.default_rng(seed)
+    def __init__(self, photos: Sequence[Photo], seed: int, textures: int = 24, wrong: float = WRONG_SHARE):
+        self.seed, self.rng, self.wrong = seed, np.random.default_rng(seed), wrong
         self.photos = list(photos)
         device = self.photos[0].levels[0].device
         made = [procedural_photo(self.rng) for _ in range(textures)]
@@ -120,7 +120,7 @@ class BatchMaker:
         return degrade(clip.frames, small, small, draw_degradation(self.rng, preset), self.rng)
 
     def _references(self, clips: Sequence[Clip], side: int, task: str) -> list[torch.Tensor]:
-        """Draw references; WRONG_SHARE of them show something else, and are to be left alone."""
+        """Draw references; a share `wrong` of them show something else, and are to be left alone."""
         if task == "images":
             count = int(self.rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
             rows = [self._pictures(clips, side) for _ in range(count)]
@@ -135,7 +135,7 @@ class BatchMaker:
         return [make_reference(self.rng, self._shown(clip, side).frames, size) for clip in clips]
 
     def _shown(self, clip: Clip, side: int) -> Clip:
-        return self._clip(len(clip.frames), side) if self.rng.random() < WRONG_SHARE else clip
+        return self._clip(len(clip.frames), side) if self.rng.random() < self.wrong else clip
 
     def _take(self, clip: Clip, side: int) -> torch.Tensor:
         """The unedited take of a clip, its start shifted by up to a latent frame."""

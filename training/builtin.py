@@ -19,7 +19,7 @@ import torch
 
 from ..models.checkpoints import load_state, save_state
 from ..models.unimmvsr.config import DiTConfig, VAEConfig
-from .batches import BatchMaker, Pool
+from .batches import WRONG_SHARE, BatchMaker, Pool
 from .curriculum import TASKS, TEXT, rng_at, stage_at, stages
 from .loop import Loop, LoopSettings
 from .muon import Muon
@@ -227,6 +227,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("NONE", "IMAGES", "VIDEO"),
         help="of samples by their references, where the dit stage goes on; they add up to 1",
     )
+    parser.add_argument(
+        "--wrong", type=float, default=WRONG_SHARE, help="share of references that show something else"
+    )
     parser.add_argument("--only", choices=list(STAGES), help="run this stage alone")
     for name, plan in PLANS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=plan.steps)
@@ -246,7 +249,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = [path for path in paths if path.stem not in args.hold_out]
     held = [path for path in paths if path.stem in args.hold_out] or train[:1]
     photos = [[p for p in (load_photo(path, args.device) for path in group) if p] for group in (train, held)]
-    makers = [BatchMaker(photos[0], args.seed), BatchMaker(photos[1], args.seed, textures=0)]
+    makers = [
+        BatchMaker(photos[0], args.seed, wrong=args.wrong),
+        BatchMaker(photos[1], args.seed, textures=0),
+    ]
     plans, figures = {}, []
     for name in [args.only] if args.only else STAGES:
         asked = {key: getattr(args, f"{name}_{key}") for key in ("steps", "rate", "batch")}

@@ -81,7 +81,11 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
     options = Namespace(**vars(options), regions=["b=32,0,32,48"])
     rows = bench_references.run(options, None)["bicubic"]
     edited, identity = (["--workflow", name] for name in bench_references.WORKFLOWS.values())
-    assert asked[:3] == [[], [*edited, "--reference-video", "video.mp4"], [*identity, "--reference", "face.png"]]
+    assert asked[:3] == [
+        [],
+        [*edited, "--reference-video", "video.mp4"],
+        [*identity, "--reference", "face.png"],
+    ]
     assert rows["a"]["right"] > 20 and rows["a"]["wrong"] == 0 and rows["a"]["frames_better"] == 3
     assert rows["b"]["right"] == 0 and rows["b"]["wrong"] == 0, "the video changes nothing in the region"
     with pytest.raises(RunnerError, match="--region"):
