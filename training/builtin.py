@@ -129,8 +129,8 @@ class Stage:
         maker, (size, count, side) = self.maker.seek(self.seed, number), self.plan.batch
         shares = LAST_SHARES
         if self.name == "dit":
-            mix = stage_at(number * self.plan.fresh, self.plan.steps, CURRICULUM)
-            mix = CURRICULUM[-1] if self.goes_on else mix
+            first = number * self.plan.fresh  # the first step that uses the draw
+            mix = CURRICULUM[-1] if self.goes_on else stage_at(first, self.plan.steps, CURRICULUM)
             shares = self.shares if self.goes_on else mix.shares
             if mix is CURRICULUM[-1] and maker.rng.random() < LONG_SHARE:
                 size, count, side = larger(maker.rng, size, count, side)
@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     photos = [[p for p in (load_photo(path, args.device) for path in group) if p] for group in (train, held)]
     makers = [
         BatchMaker(photos[0], args.seed, wrong=args.wrong),
-        BatchMaker(photos[1], args.seed, textures=0),
+        BatchMaker(photos[1], args.seed, textures=0, wrong=0.0),
     ]
     plans, figures = {}, []
     for name in [args.only] if args.only else STAGES:
