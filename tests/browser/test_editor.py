@@ -85,7 +85,7 @@ def test_blueprints_are_listed_without_a_message(value):
     sockets = ["target_vae", "samples", "base_vae", "model", "positive", "negative"]
     assert [name for name in cascade["inputs"] if name in sockets] == sockets
     assert cascade["widgets"]["target.short_side"] == 2160 and cascade["widgets"]["steps"] == 4
-    assert {"frames", "image_0"} <= set(pictures["inputs"]) and pictures["widgets"]["long_edge"] == 512
+    assert {"frames", "image_0"} <= set(pictures["inputs"]) and pictures["widgets"]["long_edge"] == 384
 
 
 def test_help_panel_shows_our_page(value):
