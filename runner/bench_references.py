@@ -25,8 +25,9 @@ def run(options, host: Host) -> dict:
     """Measure every clip of --clips whose entry in its manifest.json names references.
 
     Figures: PSNR-Y in dB of the referenced region without references, and what right and wrong ones gain there;
-    `t`: the paired t value of the right ones' gain over frames. The region is what an edit kept of its reference
-    video, or for identity images the rectangle given with --region, else the whole frame.
+    `t`: the paired t value of the right ones' gain over frames. Wrong ones are every other entry's in turn; `wrong`
+    is the most that any of them gains. The region is what an edit kept of its reference video, or for identity images
+    the rectangle given with --region, else the whole frame.
     """
     if not options.clips or not options.lr:
         raise RunnerError(
@@ -34,10 +35,10 @@ def run(options, host: Host) -> dict:
         )
     folder, rows = Path(options.clips), {}
     entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["clips"]
-    entries = [entry for entry in entries if references_of(entry, folder)[0] and entry["role"] == "GT"]
+    entries = [entry for entry in entries if references_of(entry, folder)[0]]
     regions = dict(parse_region(text) for text in options.regions)
     for mode in options.modes:
-        for entry in entries:
+        for entry in (entry for entry in entries if entry["role"] == "GT"):
             low = Path(options.lr) / f"{entry['name']}_{mode}.mp4"
             if not low.is_file() or (options.only and entry["name"] not in options.only):
                 continue
@@ -82,16 +83,15 @@ def measure(entry: dict, low: Path, others: list[dict], region, folder: Path, op
     inside = np.zeros_like(where)
     inside[:, _BORDER:-_BORDER, _BORDER:-_BORDER] = True
     cases = {"none": [], "right": _words(files, option)}
-    if others:
-        cases["wrong"] = _words(*references_of(others[0], folder))
+    cases |= {f"wrong {other['name']}": _words(*references_of(other, folder)) for other in others}
     scores = {}
     for name, more in cases.items():
         result = upscaled(small, probe(low).rate, truth.shape[1:3], options, host, more)
         scores[name] = _psnr(result, truth, where & inside)
     gain = scores["right"] - scores["none"]
     row = {"none": scores["none"].mean(), "right": gain.mean()}
-    if "wrong" in scores:
-        row["wrong"] = (scores["wrong"] - scores["none"]).mean()
+    wrong = {name: (scores[name] - scores["none"]).mean() for name in cases if name.startswith("wrong")}
+    row |= wrong | ({"wrong": max(wrong.values())} if wrong else {})
     row["t"] = gain.mean() / max(gain.std(ddof=1) / len(gain) ** 0.5, 1e-9)
     return {key: round(float(value), 3) for key, value in row.items()} | {
         "frames_better": int((gain > 0).sum())

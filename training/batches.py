@@ -114,6 +114,10 @@ class BatchMaker:
             references=self._references(clips, side, task),
         )
 
+    def unrelated(self, size: int, count: int, side: int, task: str) -> list[torch.Tensor]:
+        """Draw references (size,3,Tr,h,w) of clips that no batch shows; none for a task without references."""
+        return self._references([self._clip(count, side) for _ in range(size)], side, task)
+
     def _degraded(self, clip: Clip, side: int, preset: str | None) -> torch.Tensor:
         scale = 4.0 if preset or self.rng.random() < X4_SHARE else self.rng.uniform(1.5, 4.0)
         small = max(8, round(side / scale))

@@ -138,8 +138,9 @@ class Stage:
         batch = maker.draw(size, count, side, task)
         if self.name != "dit":
             return batch.map(torch.Tensor.half)
+        unrelated = [] if task == TEXT else maker.unrelated(size, count, side, task)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return encode_batch(self.networks, batch)
+            return encode_batch(self.networks, batch, unrelated)
 
     def _batch(self, step: int):
         """Give the batch of a step, and the generator of what else is drawn in it."""

@@ -9,8 +9,8 @@ complete  What is left to add to refined frames is learned with what the transfo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from .losses import charbonnier, laplacian, lattice, pixel_loss, texture
 
 # Deviation of what is added to latents while the VAE learns: latents must bear small errors.
 LATENT_NOISE = 0.1
+# Of dit steps with references: the share that goes without, and how much it counts what unrelated ones change there.
+ALONE_SHARE, NEUTRAL = 0.35, 5.0
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -62,11 +64,13 @@ class Networks(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Latents:
-    """A batch in latent space: the truth, the bilinear LR clip (b,16,T,h,w), references (b,16,Tr,h,w)."""
+    """A batch in latent space: the truth, the bilinear LR clip (b,16,T,h,w), references (b,16,Tr,h,w) and references of
+    other clips, which must change nothing."""
 
     truth: torch.Tensor
     lr: torch.Tensor
     references: list[torch.Tensor]
+    unrelated: list[torch.Tensor] = field(default_factory=list)
 
 
 def latent_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
@@ -107,10 +111,18 @@ def _conditions(latents: Latents, rng: np.random.Generator):
 
 
 def dit_loss(networks: Networks, latents: Latents, rng: np.random.Generator) -> torch.Tensor:
-    """Stage dit: flow matching on the velocity z_HR - eps, small times weighted down."""
+    """Stage dit: flow matching on the velocity z_HR - eps, small times weighted down.
+
+    In a share of steps references are left out, and unrelated ones must give what none gives. Without this any picture
+    helped a little: what all photographs have in common sharpens the estimate, whatever they show.
+    """
     t, level, lr, eps, noisy = _conditions(latents, rng)
-    velocity = networks.dit(noisy, t, lr, level, latents.references).float()
+    alone = bool(latents.unrelated) and rng.random() < ALONE_SHARE
+    velocity = networks.dit(noisy, t, lr, level, () if alone else latents.references).float()
     error = (velocity - (latents.truth - eps)).square().mean((1, 2, 3, 4))
+    if alone:
+        distracted = networks.dit(noisy, t, lr, level, latents.unrelated).float()
+        error = error + NEUTRAL * (distracted - velocity.detach()).square().mean((1, 2, 3, 4))
     return (error * t.square() / t.clamp_min(0.4).square()).mean()
 
 
@@ -157,10 +169,12 @@ def _look(output: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode_batch(networks: Networks, batch: Batch) -> Latents:
+def encode_batch(networks: Networks, batch: Batch, unrelated: Sequence[torch.Tensor] = ()) -> Latents:
     """Encode what the transformer sees."""
-    clips = [networks.vae.encode(x)[0].float() for x in (batch.clip, batch.smooth, *batch.references)]
-    return Latents(clips[0], clips[1], clips[2:])
+    clips = (batch.clip, batch.smooth, *batch.references, *unrelated)
+    truth, lr, *seen = [networks.vae.encode(clip)[0].float() for clip in clips]
+    count = len(batch.references)
+    return Latents(truth, lr, seen[:count], seen[count:])
 
 
 LOSSES: dict[str, Callable] = {

@@ -8,7 +8,7 @@ import torch
 from cascadevsr.models.checkpoints import load_state, strip_prefix
 from cascadevsr.models.motion.warp import warp
 from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig, dit_config, is_unimmvsr, vae_config
-from cascadevsr.training import builtin
+from cascadevsr.training import builtin, stages
 from cascadevsr.training.batches import BatchMaker, Pool
 from cascadevsr.training.clips import CELL, keep_part, make_clip, make_reference
 from cascadevsr.training.loop import CURVE, LOG, read_log
@@ -52,6 +52,9 @@ def test_batches_are_reproducible_and_whole(photos):
     assert a.clip.shape == a.base.shape == a.smooth.shape == (2, 3, 5, 32, 32)
     assert a.references and all(r.shape[:3] == (2, 3, 1) for r in a.references)
     assert all(r.shape[3] == r.shape[4] in (32, 48) for r in a.references)
+    maker = BatchMaker(photos, 3, textures=1)
+    assert [tuple(r.shape) for r in maker.unrelated(2, 5, 32, "video")] == [(2, 3, 5, 32, 32)]
+    assert maker.unrelated(2, 5, 32, "none") == []
     video = BatchMaker(photos, 3, textures=1).draw(2, 5, 32, "video").references
     assert [tuple(r.shape) for r in video] == [(2, 3, 5, 32, 32)]
 
@@ -95,6 +98,30 @@ def test_some_references_are_of_something_else(photos):
         still = (batch.references[0] - batch.clip).abs().flatten(1).median(1).values
         shares.append(float((still < 0.02).float().mean()))
     assert shares[0] > shares[1]
+
+
+def test_unrelated_references_are_trained_to_change_nothing(monkeypatch):
+    torch.manual_seed(4)
+    config = VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1)
+    networks = stages.Networks(config, DiTConfig(width=32, depth=1, heads=2))
+    for parameter in networks.dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    truth, lr, right, other = (torch.randn(2, 16, 2, 4, 4) for _ in range(4))
+
+    def loss(neutral, *references):
+        torch.manual_seed(5)
+        monkeypatch.setattr(stages, "NEUTRAL", neutral)
+        return stages.dit_loss(
+            networks, stages.Latents(truth, lr, *references), np.random.default_rng(6)
+        ).detach()
+
+    monkeypatch.setattr(stages, "ALONE_SHARE", 1.0)
+    nothing = loss(5.0, [], [])
+    assert loss(0.0, [right], [other]) == nothing, "the step goes without references"
+    assert loss(5.0, [right], [other]) > nothing * 1.001, "what unrelated ones change is counted"
+    assert loss(5.0, [right], [lr]) != loss(5.0, [right], [other])
+    monkeypatch.setattr(stages, "ALONE_SHARE", 0.0)
+    assert loss(5.0, [right], [other]) == loss(0.0, [right], []) != nothing, "else references are seen"
 
 
 def test_losses_are_zero_only_without_error(photos):
