@@ -62,10 +62,10 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
 
-    test = add("test", "run every test (unit, host, browser), or those named by pytest arguments")
-    test.add_argument(
-        "pytest", nargs=argparse.REMAINDER, metavar="PYTEST_ARGUMENT", help="handed to pytest as they are"
-    )
+    # No argument begins with this prefix: pytest and the training programs read their own options, --help included
+    own = {"prefix_chars": "\0", "add_help": False}
+    test = commands.add_parser("test", help="run every test, or what the pytest arguments say", **own)
+    test.add_argument("pytest", nargs=argparse.REMAINDER)
 
     serve = add("serve", "open the ComfyUI editor with the pack loaded")
     serve.add_argument("--port", type=int, help="port (default: 8188, or any free one)")
@@ -103,8 +103,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     text = "train the built-in model or an adapter, or run the ablations"
-    # No argument begins with this prefix: the training programs read their options, --help included, themselves.
-    train = commands.add_parser("train", help=text, prefix_chars="\0", add_help=False)
+    train = commands.add_parser("train", help=text, **own)
     train.add_argument("arguments", nargs=argparse.REMAINDER)
 
     convert = add("convert", "write published weights of Upscale-A-Video or MGLD-VSR as one safetensors file")

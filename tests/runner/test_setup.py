@@ -21,6 +21,11 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+@pytest.mark.parametrize("typed", ["", "-k seams -x", "tests/models --lf", "-- -k seams"])
+def test_arguments_of_test_are_pytests(typed):
+    assert cli.parser().parse_args(["test", *typed.split()]).pytest == typed.split()
+
+
 def make_host(path, version="0.30.0"):
     for name in ("comfy", "comfy_api"):
         (path / name).mkdir(parents=True)
