@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..models.pixels.degradation import FILTERS, PRESETS, Degradation, Noise, degrade, resize
-from .clips import CELL, Clip, keep_part, make_clip, make_reference, relight, soften
+from .clips import CELL, Clip, keep_part, make_clip, make_reference, soften
 from .photos import Photo, procedural_photo
 
 PRESET_SHARES = {"bicubic": 0.3, "light": 0.25, "real": 0.3, "generated": 0.1, "old film": 0.05}
@@ -108,8 +108,7 @@ class BatchMaker:
             source[int(self.rng.integers(len(source)))],
             self.photos[int(self.rng.integers(len(self.photos)))],
         ]
-        layers = int(self.rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15]))
-        clip = relight(self.rng, make_clip(self.rng, pair, count, side, layers))
+        clip = make_clip(self.rng, pair, count, side, int(self.rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15])))
         return soften(self.rng, clip) if self.rng.random() < self.soft else clip
 
     def draw(self, size: int, count: int, side: int, task: str = "none", preset: str | None = None) -> Batch:

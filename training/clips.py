@@ -59,21 +59,9 @@ def _tracks(rng: np.random.Generator, count: int, side: int, speed: float, spin:
 
 
 def _placement(rng: np.random.Generator, photo: Photo, side: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Choose the more detailed of two random places, turned and mirrored at will: sky and wall teach little."""
+    """Choose the more detailed of two random places: sky and wall teach little."""
     candidates = [_random_place(rng, photo, side) for _ in range(2)]
-    level, place = max(candidates, key=lambda place: _detail(*place, side))
-    return level, place @ _any_turn(rng, side)
-
-
-def _any_turn(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Draw one of the eight maps of a square of side x side px onto itself."""
-    left_right = np.array([[-1, 0, side - 1], [0, 1, 0], [0, 0, 1.0]])
-    up_down = np.array([[1, 0, 0], [0, -1, side - 1], [0, 0, 1.0]])
-    swap = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1.0]])
-    turn = np.eye(3)
-    for step in (left_right, up_down, swap):
-        turn = step @ turn if rng.random() < 0.5 else turn
-    return turn
+    return max(candidates, key=lambda place: _detail(*place, side))
 
 
 def _detail(level: torch.Tensor, place: np.ndarray, side: int) -> float:
@@ -171,17 +159,6 @@ def soften(rng: np.random.Generator, clip: Clip) -> Clip:
     """
     blur = Blur(*rng.uniform(0.3, 1.2, 2), rng.uniform(0, math.pi), size=7)
     return replace(clip, frames=apply_blur(clip.frames, blur), plain=apply_blur(clip.plain, blur))
-
-
-def relight(rng: np.random.Generator, clip: Clip) -> Clip:
-    """Give a clip another gamma and tint, now and then its colours in another order: few photographs become more."""
-    gamma, tint = rng.uniform(0.75, 1.35), torch.from_numpy(rng.uniform(0.85, 1.15, (3, 1, 1)))
-    order = rng.permutation(3) if rng.random() < 0.25 else np.arange(3)
-
-    def lit(frames: torch.Tensor) -> torch.Tensor:
-        return (frames[:, order].clamp_min(1e-4) ** gamma * tint.to(frames)).clamp(0, 1)
-
-    return replace(clip, frames=lit(clip.frames), plain=lit(clip.plain))
 
 
 def lay_over(

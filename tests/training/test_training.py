@@ -10,7 +10,7 @@ from cascadevsr.models.motion.warp import warp
 from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig, dit_config, is_unimmvsr, vae_config
 from cascadevsr.training import builtin, stages
 from cascadevsr.training.batches import BatchMaker, Pool
-from cascadevsr.training.clips import CELL, _any_turn, keep_part, make_clip, make_reference, relight, soften
+from cascadevsr.training.clips import CELL, keep_part, make_clip, make_reference, soften
 from cascadevsr.training.loop import CURVE, LOG, read_log
 from cascadevsr.training.losses import flicker, lattice, pixel_loss, texture
 from cascadevsr.training.muon import Muon, orthogonalise
@@ -94,26 +94,6 @@ def test_soft_clips_have_less_detail_and_the_same_motion(photos, seed):
         assert 0.2 < detail(getattr(soft, name)) / detail(getattr(sharp, name)) < 0.95
         assert (getattr(soft, name).mean() - getattr(sharp, name).mean()).abs() < 5e-3
     assert soft.flow is sharp.flow and soft.visible is sharp.visible and soft.layer is sharp.layer
-
-
-def test_photographs_are_laid_in_all_eight_ways():
-    corner = np.zeros((4, 4))
-    corner[0, 1] = 1.0
-    y, x = np.mgrid[:4, :4]
-    ways = set()
-    for seed in range(60):
-        u, v, _ = _any_turn(np.random.default_rng(seed), 4) @ np.stack((x, y, np.ones_like(x))).reshape(3, -1)
-        ways.add(tuple(corner[v.astype(int), u.astype(int)]))
-    assert len(ways) == 8
-
-
-def test_relit_clips_keep_their_motion_and_their_pair(photos):
-    clip = make_clip(np.random.default_rng(2), photos, 3, 64, layers=1)
-    lit = [relight(np.random.default_rng(seed), clip) for seed in range(6)]
-    assert all(x.frames.min() >= 0 and x.frames.max() <= 1 and x.flow is clip.flow for x in lit)
-    assert len({round(float(x.frames.mean()), 4) for x in lit}) == 6
-    kept = (clip.frames == clip.plain).all(1, keepdim=True).expand_as(clip.frames)
-    assert all(torch.equal(x.frames[kept], x.plain[kept]) for x in lit), "a take and its edit are lit alike"
 
 
 def test_a_share_of_clips_is_soft(photos):
