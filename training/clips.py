@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..models.pixels.degradation import Blur, apply_blur
 from .photos import Photo
 
 CELL = 16  # px of a token, each side
@@ -150,15 +149,6 @@ def make_clip(rng: np.random.Generator, photos: Sequence[Photo], count: int, sid
         if count > 1:
             flow = torch.where(on_top[:-1], _flow(maps, side, device), flow)
     return Clip(frames, flow, _visible(flow, cover), plain, (cover > 0).float())
-
-
-def soften(rng: np.random.Generator, clip: Clip) -> Clip:
-    """Blur a clip a little, as lenses, motion and codecs have blurred most footage.
-
-    Photographs reduced in size are crisper than the frames of most videos.
-    """
-    blur = Blur(*rng.uniform(0.3, 1.2, 2), rng.uniform(0, math.pi), size=7)
-    return replace(clip, frames=apply_blur(clip.frames, blur), plain=apply_blur(clip.plain, blur))
 
 
 def lay_over(

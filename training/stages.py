@@ -25,7 +25,7 @@ from .losses import charbonnier, laplacian, lattice, pixel_loss, texture
 # Deviation of what is added to latents while the VAE learns: latents must bear small errors.
 LATENT_NOISE = 0.1
 # Of dit steps with references: the share that goes without, and how much it counts what unrelated ones change there.
-ALONE_SHARE, NEUTRAL = 0.5, 25.0
+ALONE_SHARE, NEUTRAL = 0.35, 5.0
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

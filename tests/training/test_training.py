@@ -10,7 +10,7 @@ from cascadevsr.models.motion.warp import warp
 from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig, dit_config, is_unimmvsr, vae_config
 from cascadevsr.training import builtin, stages
 from cascadevsr.training.batches import BatchMaker, Pool
-from cascadevsr.training.clips import CELL, keep_part, make_clip, make_reference, soften
+from cascadevsr.training.clips import CELL, keep_part, make_clip, make_reference
 from cascadevsr.training.loop import CURVE, LOG, read_log
 from cascadevsr.training.losses import flicker, lattice, pixel_loss, texture
 from cascadevsr.training.muon import Muon, orthogonalise
@@ -80,27 +80,6 @@ def test_identity_images_of_the_first_kind_show_the_clip_at_whole_cells(photos):
             "half of the rows and half of the columns at least are in the picture"
         )
     assert len(places) > 3
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_soft_clips_have_less_detail_and_the_same_motion(photos, seed):
-    sharp = make_clip(np.random.default_rng(seed), photos, 3, 64, layers=1)
-    soft = soften(np.random.default_rng(seed), sharp)
-
-    def detail(frames):
-        return frames.diff(dim=-1).abs().mean() + frames.diff(dim=-2).abs().mean()
-
-    for name in ("frames", "plain"):
-        assert 0.2 < detail(getattr(soft, name)) / detail(getattr(sharp, name)) < 0.95
-        assert (getattr(soft, name).mean() - getattr(sharp, name).mean()).abs() < 5e-3
-    assert soft.flow is sharp.flow and soft.visible is sharp.visible and soft.layer is sharp.layer
-
-
-def test_a_share_of_clips_is_soft(photos):
-    def drawn(soft):
-        return BatchMaker(photos, 9, textures=0, soft=soft).draw(1, 3, 64, "none", "bicubic").clip
-
-    assert (drawn(0.0).diff(dim=-1).abs().mean() > 1.05 * drawn(1.0).diff(dim=-1).abs().mean()).item()
 
 
 def test_an_edit_keeps_one_side_of_a_moving_outline(photos):
