@@ -115,7 +115,7 @@ class BatchMaker:
         )
 
     def unrelated(self, size: int, count: int, side: int, task: str) -> list[torch.Tensor]:
-        """Draw references (size,3,Tr,h,w) of clips that no batch shows; none for a task without references."""
+        """Draw references (size,3,Tr,h,w) of newly drawn clips; none for a task without references."""
         return self._references([self._clip(count, side) for _ in range(size)], side, task)
 
     def _degraded(self, clip: Clip, side: int, preset: str | None) -> torch.Tensor:

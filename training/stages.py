@@ -10,7 +10,7 @@ complete  What is left to add to refined frames is learned with what the transfo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class Latents:
     truth: torch.Tensor
     lr: torch.Tensor
     references: list[torch.Tensor]
-    unrelated: list[torch.Tensor] = field(default_factory=list)
+    unrelated: list[torch.Tensor]
 
 
 def latent_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
@@ -113,8 +113,8 @@ def _conditions(latents: Latents, rng: np.random.Generator):
 def dit_loss(networks: Networks, latents: Latents, rng: np.random.Generator) -> torch.Tensor:
     """Stage dit: flow matching on the velocity z_HR - eps, small times weighted down.
 
-    In a share of steps references are left out, and unrelated ones must give what none gives. Without this any picture
-    helped a little: what all photographs have in common sharpens the estimate, whatever they show.
+    In a share of steps references are left out, and unrelated ones must give what none gives: any picture draws some
+    attention, which weakens what the network adds, and where it adds too much a wrong picture helped.
     """
     t, level, lr, eps, noisy = _conditions(latents, rng)
     alone = bool(latents.unrelated) and rng.random() < ALONE_SHARE
