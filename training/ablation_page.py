@@ -9,29 +9,51 @@ from pathlib import Path
 
 import torch
 
-from .ablation_settings import Ablation, Outcome
+from .ablation_settings import Ablation, Outcome, Outcomes
 from .chart import draw_bars
 
+ABOUT = (
+    "Mean ± standard error over the test clips, and over trainings (seeds) where there are several: the root "
+    "of the sum of both squares. A difference is clear above twice its error."
+)
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Give the mean of finite values and its standard error."""
-    kept = [value for value in values if math.isfinite(value)]
-    if not kept:
+
+def mean_and_error(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Give the mean over runs of the same test clips, and its standard error over clips and (of several) over runs.
+
+    `runs` hold one value for each clip, in the same order; what is not finite in one is left out of all.
+    """
+    clips = [values for values in zip(*runs, strict=True) if all(map(math.isfinite, values))]
+    if not clips:
         return math.nan, math.nan
-    mean = sum(kept) / len(kept)
-    if len(kept) < 2:
-        return mean, math.nan
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in kept) / (len(kept) - 1) / len(kept))
+    over_clips = _error([sum(values) / len(values) for values in clips])
+    over_runs = (
+        _error([sum(values) / len(values) for values in zip(*clips, strict=True)]) if len(runs) > 1 else 0.0
+    )
+    return sum(map(sum, clips)) / len(clips) / len(runs), math.hypot(over_clips, over_runs)
 
 
-def verdict(ablation: Ablation, outcomes: Mapping[str, Outcome]) -> str:
+def _error(values: Sequence[float]) -> float:
+    """Give the standard error of a mean; NaN of fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _runs(outcomes: Sequence[Outcome], figure: str) -> list[Sequence[float]]:
+    return [outcome.figures[figure] for outcome in outcomes]
+
+
+def verdict(ablation: Ablation, outcomes: Outcomes) -> str:
     """Say whether the first variant is better than each other, by the paired difference against its error."""
     labels = list(ablation.variants)
-    first = outcomes[labels[0]].figures[ablation.figure]
+    first = _runs(outcomes[labels[0]], ablation.figure)
     words = []
     for label in labels[1:]:
-        other = outcomes[label].figures[ablation.figure]
-        mean, error = mean_and_error([a - b for a, b in zip(first, other, strict=True)])
+        other = _runs(outcomes[label], ablation.figure)
+        paired = [[a - b for a, b in zip(*run, strict=True)] for run in zip(first, other, strict=True)]
+        mean, error = mean_and_error(paired)
         if not math.isfinite(error):
             words.append(f"{label}: too few samples to say")
         elif abs(mean) <= 2 * error:
@@ -45,14 +67,12 @@ def verdict(ablation: Ablation, outcomes: Mapping[str, Outcome]) -> str:
 # Reporting
 
 
-def report(
-    ablations: Sequence[Ablation], outcomes: Mapping[str, Mapping[str, Outcome]], path: Path, about: str
-) -> None:
+def report(ablations: Sequence[Ablation], outcomes: Mapping[str, Outcomes], path: Path, about: str) -> None:
     """Write the markdown page, and beside it a folder of pictures."""
     path = Path(path)
     pictures = path.parent / path.stem
     pictures.mkdir(parents=True, exist_ok=True)
-    lines = ["# Ablations", "", about, ""]
+    lines = ["# Ablations", "", about, "", ABOUT, ""]
     for ablation in ablations:
         lines += _chapter(ablation, outcomes[ablation.name], pictures)
     partial = path.with_name(f".{path.name}.part")
@@ -60,15 +80,15 @@ def report(
     os.replace(partial, path)
 
 
-def _chapter(ablation: Ablation, outcomes: Mapping[str, Outcome], pictures: Path) -> list[str]:
+def _chapter(ablation: Ablation, outcomes: Outcomes, pictures: Path) -> list[str]:
     stem = ablation.name.replace(" ", "-")
-    names = list(dict.fromkeys(name for outcome in outcomes.values() for name in outcome.figures))
-    lines = [f"## {ablation.name[0].upper()}{ablation.name[1:]}", "", ablation.question, ""]
-    lines += [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for label, outcome in outcomes.items():
-        cells = [_cell(outcome.figures.get(name, ())) for name in names]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines.append("")
+    lines = [
+        f"## {ablation.name[0].upper()}{ablation.name[1:]}",
+        "",
+        ablation.question,
+        "",
+        *_table(outcomes),
+    ]
     if ablation.finding:
         lines += [
             f"The paper: {ablation.finding}",
@@ -76,12 +96,10 @@ def _chapter(ablation: Ablation, outcomes: Mapping[str, Outcome], pictures: Path
             f"Here ({ablation.figure}): {verdict(ablation, outcomes)}",
             "",
         ]
-    means = {
-        label: mean_and_error(outcome.figures[ablation.figure])[0] for label, outcome in outcomes.items()
-    }
+    means = {label: mean_and_error(_runs(runs, ablation.figure))[0] for label, runs in outcomes.items()}
     draw_bars(pictures / f"{stem}.png", means, f"{ablation.name}: {ablation.figure}")
     lines += [f"![{ablation.name}]({pictures.name}/{stem}.png)", ""]
-    shown = {label: outcome.picture for label, outcome in outcomes.items() if outcome.picture is not None}
+    shown = {label: runs[0].picture for label, runs in outcomes.items() if runs[0].picture is not None}
     if shown:
         height = max(picture.shape[1] for picture in shown.values())
         rows = [
@@ -97,8 +115,17 @@ def _chapter(ablation: Ablation, outcomes: Mapping[str, Outcome], pictures: Path
     return lines
 
 
-def _cell(values: Sequence[float]) -> str:
-    mean, error = mean_and_error(values)
+def _table(outcomes: Outcomes) -> list[str]:
+    names = list(next(iter(outcomes.values()))[0].figures)
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for label, runs in outcomes.items():
+        cells = [_cell(*mean_and_error(_runs(runs, name))) for name in names]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    trainings = len(next(iter(outcomes.values())))
+    return [*lines, "", *([f"Means of {trainings} trainings.", ""] if trainings > 1 else [])]
+
+
+def _cell(mean: float, error: float) -> str:
     if not math.isfinite(mean):
         return "-"
     return f"{mean:.3f}" + (f" ± {error:.3f}" if math.isfinite(error) else "")

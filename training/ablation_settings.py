@@ -74,6 +74,9 @@ class Outcome:
     picture: torch.Tensor | None = None
 
 
+Outcomes = Mapping[str, Sequence[Outcome]]  # of a question: by variant, one for each seed
+
+
 class World(Protocol):
     """What ablations are run on; `identity` names all that outcomes depend on beside the config."""
 

@@ -8,7 +8,8 @@ business:
     train(networks, config, folder)        # in `folder`, resumable
     evaluate(networks, config) -> Outcome  # figures of every test sample, in the same order for all configs
 
-Configs that differ in how they are sampled only share one training; every outcome is kept in the work folder.
+Configs that differ in how they are sampled only share one training; every outcome is kept in the work folder. What is
+trained is trained once with each seed: two trainings alike but for it differ by more than test clips tell.
 """
 
 from __future__ import annotations
@@ -18,28 +19,33 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from . import ablation_world
 from .ablation_page import load_picture, report, save_picture
-from .ablation_settings import REGISTRY, Ablation, Config, Outcome, World, digest
+from .ablation_settings import REGISTRY, Ablation, Config, Outcome, Outcomes, World, digest
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    ablations: Sequence[Ablation], world: World, base: Config, folder: Path
-) -> dict[str, dict[str, Outcome]]:
-    """Do what is not done yet, and give all outcomes: {ablation: {variant: outcome}}."""
+    ablations: Sequence[Ablation], world: World, base: Config, folder: Path, seeds: Sequence[int] = (1,)
+) -> dict[str, Outcomes]:
+    """Do what is not done yet, and give all outcomes: {ablation: {variant: [an outcome of each seed]}}.
+
+    Given networks are measured with the first seed alone.
+    """
     outcomes = {}
     for ablation in ablations:
         outcomes[ablation.name] = {}
         for label, config in ablation.configs(base).items():
             log.info("%s: %s", ablation.name, label)
-            outcomes[ablation.name][label] = _outcome(config, world, Path(folder))
+            drawn = seeds[:1] if config.given else seeds
+            runs = [_outcome(replace(config, seed=seed), world, Path(folder)) for seed in drawn]
+            outcomes[ablation.name][label] = runs
     return outcomes
 
 
@@ -91,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--only", nargs="+", metavar="NAME", help=f"of: {', '.join(ablation.name for ablation in REGISTRY)}")
     add("--steps", type=int, default=Config.steps, help="of each training")
-    add("--seed", type=int, default=1)
+    add(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="each setting is trained once with every seed"
+    )
     add(
         "--work",
         type=Path,
@@ -108,7 +116,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     chosen = choose(args.only)
     world = ablation_world.make_world(args)
-    base = Config(steps=args.steps, seed=args.seed)
-    outcomes = run(chosen, world, base, args.work)
-    report(chosen, outcomes, args.out, f"{world.identity}\n\nMean ± standard error over the test clips.")
+    outcomes = run(chosen, world, Config(steps=args.steps), args.work, args.seeds)
+    report(chosen, outcomes, args.out, world.identity)
     log.info("wrote %s", args.out)

@@ -62,8 +62,8 @@ def test_equal_trainings_are_shared_and_outcomes_kept(tmp_path):
     again = Counting()
     second = run([PAIR], again, base, tmp_path)
     assert again.calls == []
-    assert second["pair"]["b"].figures == first["pair"]["b"].figures
-    assert torch.allclose(second["pair"]["b"].picture, first["pair"]["b"].picture, atol=1 / 255)
+    (before,), (after,) = (outcomes["pair"]["b"] for outcomes in (first, second))
+    assert after.figures == before.figures and torch.allclose(after.picture, before.picture, atol=1 / 255)
     again.identity = "others"
     run([PAIR], again, base, tmp_path)
     assert again.calls.count("evaluate") == 3, "another world's outcomes are not these"
@@ -73,6 +73,15 @@ def test_given_weights_are_not_trained(tmp_path):
     world = Counting()
     run([PAIR], world, Config(), tmp_path)
     assert not any(call.startswith("train") for call in world.calls)
+
+
+def test_what_is_trained_is_trained_once_with_every_seed(tmp_path):
+    world = Counting()
+    outcomes = run([PAIR], world, Config(given=False), tmp_path, seeds=(4, 5))["pair"]
+    trained = {call for call in world.calls if call.startswith("train")}
+    assert len(trained) == 4 and all(len(runs) == 2 for runs in outcomes.values())
+    given = run([PAIR], Counting(), Config(), tmp_path, seeds=(4, 5))["pair"]
+    assert all(len(runs) == 1 for runs in given.values())
 
 
 def test_a_stop_between_variants_loses_nothing(tmp_path):
@@ -89,18 +98,46 @@ def test_a_stop_between_variants_loses_nothing(tmp_path):
     assert world.calls.count("evaluate") == 2
 
 
-def test_verdicts_follow_paired_differences():
-    def outcome(*values):
-        return Outcome({"psnr": values})
+def of_values(*runs):
+    return [Outcome({"psnr": values}) for values in runs]
 
-    outcomes = {"a": outcome(3.0, 5.0, 8.0), "b": outcome(2.0, 4.1, 7.0), "c": outcome(4.1, 6.0, 9.0)}
+
+def test_verdicts_follow_paired_differences():
+    outcomes = {
+        "a": of_values((3.0, 5.0, 8.0)),
+        "b": of_values((2.0, 4.1, 7.0)),
+        "c": of_values((4.1, 6.0, 9.0)),
+    }
     words = verdict(PAIR, outcomes)
     assert "b: reproduced (+0.967" in words and "c: **not reproduced**, the opposite (-1.033" in words
-    outcomes["b"] = outcome(9.0, 1.0, 6.0)
+    outcomes["b"] = of_values((9.0, 1.0, 6.0))
     assert "b: no clear difference" in verdict(PAIR, outcomes)
-    single = {name: outcome(1.0) for name in "abc"}
+    single = {name: of_values((1.0,)) for name in "abc"}
     assert "too few samples" in verdict(PAIR, single)
-    assert mean_and_error([1.0, float("nan"), 3.0]) == (2.0, 1.0)
+
+
+def test_errors_are_those_over_clips_and_over_trainings():
+    assert mean_and_error([[1.0, float("nan"), 3.0]]) == (2.0, 1.0)
+    assert mean_and_error([[1.0, 3.0], [1.0, 3.0]]) == (2.0, 1.0), "trainings that agree add nothing"
+    assert mean_and_error([[0.0, 2.0], [4.0, 6.0]]) == pytest.approx((3.0, 5**0.5))
+    assert mean_and_error([[1.0, 2.0, float("nan")], [1.0, float("nan"), 3.0]])[0] == 1.0
+
+
+def test_a_difference_that_only_one_training_shows_is_not_clear():
+    outcomes = {
+        "a": of_values((1.0, 1.0, 1.1)),
+        "b": of_values((0.5, 0.5, 0.6)),
+        "c": of_values((0.0, 0.1, 0.0)),
+    }
+    assert "b: reproduced (+0.500" in verdict(PAIR, outcomes)
+    second = {
+        "a": of_values((0.6, 0.6, 0.6)),
+        "b": of_values((1.0, 1.0, 1.0)),
+        "c": of_values((0.0, 0.1, 0.0)),
+    }
+    both = {label: outcomes[label] + second[label] for label in outcomes}
+    words = verdict(PAIR, both)
+    assert "b: no clear difference (+0.050" in words and "c: reproduced" in words
 
 
 def test_the_page_has_tables_pictures_and_verdicts(tmp_path):
@@ -241,7 +278,7 @@ def test_every_ablation_runs(weights, photos, tmp_path):
     logs = list(tmp_path.rglob("log.jsonl"))
     assert len(logs) == 8 and all(len(read_log(path)) == 2 for path in logs)
     for variants in outcomes.values():
-        for outcome in variants.values():
+        for (outcome,) in variants.values():
             assert tuple(outcome.figures) == (
                 "psnr",
                 "referenced psnr",
