@@ -25,7 +25,7 @@ def run(options, host: Host) -> dict:
     """Measure every clip of --clips whose entry in its manifest.json names references.
 
     Figures: PSNR-Y in dB of the referenced region without references, and what right and wrong ones gain there;
-    `t`: the paired t value of the right ones' gain over frames. Wrong ones are every other entry's in turn; `wrong`
+    `t`: the paired t values of these gains over frames. Wrong ones are every other entry's in turn; `wrong`
     is the most that any of them gains. The region is what an edit kept of its reference video, or for identity images
     the rectangle given with --region, else the whole frame.
     """
@@ -46,7 +46,7 @@ def run(options, host: Host) -> dict:
             row = measure(entry, low, others, regions.get(entry["name"]), folder, options, host)
             rows.setdefault(mode, {})[entry["name"]] = row
             print(
-                f"  {mode:8} {entry['name']:16} " + " ".join(f"{k} {v:.3f}" for k, v in row.items()),
+                f"  {mode:8} {entry['name']:16} " + " ".join(f"{k} {v:.4f}" for k, v in row.items()),
                 flush=True,
             )
     if not rows:
@@ -88,14 +88,19 @@ def measure(entry: dict, low: Path, others: list[dict], region, folder: Path, op
     for name, more in cases.items():
         result = upscaled(small, probe(low).rate, truth.shape[1:3], options, host, more)
         scores[name] = _psnr(result, truth, where & inside)
-    gain = scores["right"] - scores["none"]
-    row = {"none": scores["none"].mean(), "right": gain.mean()}
-    wrong = {name: (scores[name] - scores["none"]).mean() for name in cases if name.startswith("wrong")}
-    row |= wrong | ({"wrong": max(wrong.values())} if wrong else {})
-    row["t"] = gain.mean() / max(gain.std(ddof=1) / len(gain) ** 0.5, 1e-9)
-    return {key: round(float(value), 3) for key, value in row.items()} | {
-        "frames_better": int((gain > 0).sum())
+    gains = {name: score - scores["none"] for name, score in scores.items() if name != "none"}
+    wrong = [gain.mean() for name, gain in gains.items() if name.startswith("wrong")]
+    row = {"none": scores["none"].mean(), **{name: gain.mean() for name, gain in gains.items()}}
+    row |= {"wrong": max(wrong)} if wrong else {}
+    row |= {f"t {name}": _t(gain) for name, gain in gains.items()}
+    return {key: round(float(value), 4) for key, value in row.items()} | {
+        "frames_better": int((gains["right"] > 0).sum())
     }
+
+
+def _t(gain: np.ndarray) -> float:
+    """Give the mean over frames in its standard errors."""
+    return gain.mean() / max(gain.std(ddof=1) / len(gain) ** 0.5, 1e-9)
 
 
 def _words(files: list[Path], option: str) -> list[str]:

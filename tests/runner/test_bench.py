@@ -87,6 +87,7 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
         [*identity, "--reference", "face.png"],
     ]
     assert rows["a"]["right"] > 20 and rows["a"]["wrong"] == 0 and rows["a"]["frames_better"] == 3
+    assert rows["a"]["t right"] > 10 and rows["a"]["t wrong b"] == 0
     assert rows["b"]["right"] == 0 and rows["b"]["wrong"] == 0, "the video changes nothing in the region"
     with pytest.raises(RunnerError, match="--region"):
         bench_references.parse_region("b=1,2")
