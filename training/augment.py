@@ -80,7 +80,7 @@ def relight(picture: torch.Tensor, rng: np.random.Generator, most: Augmentation)
     )
     grey = (picture * picture.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     picture = grey + (1 + saturation) * (picture - grey)
-    middle = grey.mean((-2, -1), keepdim=True)
+    middle = grey.mean()  # of all frames: one of each would flicker
     picture = (middle + (1 + contrast) * (picture - middle)) * (1 + light)
     picture = picture * picture.new_tensor((1 + warmth, 1.0, 1 - warmth)).view(1, 3, 1, 1)
     return picture.clamp(0, 1) ** math.exp(gamma)

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from ..models.pixels.degradation import FILTERS, PRESETS, Degradation, Noise, degrade, resize
-from .clips import CELL, Clip, keep_part, make_clip, make_reference
+from .clips import CELL, Clip, in_other_light, keep_part, make_clip, make_reference, soften
 from .photos import Photo, procedural_photo
 
 PRESET_SHARES = {"bicubic": 0.3, "light": 0.25, "real": 0.3, "generated": 0.1, "old film": 0.05}
 PROCEDURAL_SHARE = 0.15
 WRONG_SHARE = 0.2  # of references
+SOFT_SHARE = 0.5  # of clips
 X4_SHARE = 0.8  # the rest is drawn between x1.5 and x4
 
 
@@ -81,8 +82,16 @@ def draw_light(rng: np.random.Generator) -> Degradation:
 class BatchMaker:
     """Draws batches from photographs (and formula textures), reproducibly from one seed."""
 
-    def __init__(self, photos: Sequence[Photo], seed: int, textures: int = 24, wrong: float = WRONG_SHARE):
-        self.seed, self.rng, self.wrong = seed, np.random.default_rng(seed), wrong
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        seed: int,
+        textures: int = 24,
+        wrong: float = WRONG_SHARE,
+        soft: float = SOFT_SHARE,
+    ):
+        self.seed, self.rng = seed, np.random.default_rng(seed)
+        self.wrong, self.soft = wrong, soft
         self.photos = list(photos)
         device = self.photos[0].levels[0].device
         made = [procedural_photo(self.rng) for _ in range(textures)]
@@ -99,7 +108,9 @@ class BatchMaker:
             source[int(self.rng.integers(len(source)))],
             self.photos[int(self.rng.integers(len(self.photos)))],
         ]
-        return make_clip(self.rng, pair, count, side, int(self.rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15])))
+        layers = int(self.rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15]))
+        clip = in_other_light(self.rng, make_clip(self.rng, pair, count, side, layers))
+        return soften(self.rng, clip) if self.rng.random() < self.soft else clip
 
     def draw(self, size: int, count: int, side: int, task: str = "none", preset: str | None = None) -> Batch:
         """Make a batch of `size` clips of `count` frames of side x side px (side a multiple of 8)."""

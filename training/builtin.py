@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     photos = [[p for p in (load_photo(path, args.device) for path in group) if p] for group in (train, held)]
     makers = [
         BatchMaker(photos[0], args.seed, wrong=args.wrong),
-        BatchMaker(photos[1], args.seed, textures=0, wrong=0.0),
+        BatchMaker(photos[1], args.seed, textures=0, wrong=0.0, soft=0.0),
     ]
     plans, figures = {}, []
     for name in [args.only] if args.only else STAGES:

@@ -10,7 +10,15 @@ from cascadevsr.models.motion.warp import warp
 from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig, dit_config, is_unimmvsr, vae_config
 from cascadevsr.training import builtin, stages
 from cascadevsr.training.batches import BatchMaker, Pool
-from cascadevsr.training.clips import CELL, keep_part, make_clip, make_reference
+from cascadevsr.training.clips import (
+    CELL,
+    _any_turn,
+    in_other_light,
+    keep_part,
+    make_clip,
+    make_reference,
+    soften,
+)
 from cascadevsr.training.loop import CURVE, LOG, read_log
 from cascadevsr.training.losses import flicker, lattice, pixel_loss, texture
 from cascadevsr.training.muon import Muon, orthogonalise
@@ -80,6 +88,47 @@ def test_identity_images_of_the_first_kind_show_the_clip_at_whole_cells(photos):
             "half of the rows and half of the columns at least are in the picture"
         )
     assert len(places) > 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_soft_clips_have_less_detail_and_the_same_motion(photos, seed):
+    sharp = make_clip(np.random.default_rng(seed), photos, 3, 64, layers=1)
+    soft = soften(np.random.default_rng(seed), sharp)
+
+    def detail(frames):
+        return frames.diff(dim=-1).abs().mean() + frames.diff(dim=-2).abs().mean()
+
+    for name in ("frames", "plain"):
+        assert 0.2 < detail(getattr(soft, name)) / detail(getattr(sharp, name)) < 0.95
+        assert (getattr(soft, name).mean() - getattr(sharp, name).mean()).abs() < 5e-3
+    assert soft.flow is sharp.flow and soft.visible is sharp.visible and soft.layer is sharp.layer
+
+
+def test_photographs_are_laid_in_all_eight_ways():
+    corner = np.zeros((4, 4))
+    corner[0, 1] = 1.0
+    y, x = np.mgrid[:4, :4]
+    ways = set()
+    for seed in range(60):
+        u, v, _ = _any_turn(np.random.default_rng(seed), 4) @ np.stack((x, y, np.ones_like(x))).reshape(3, -1)
+        ways.add(tuple(corner[v.astype(int), u.astype(int)]))
+    assert len(ways) == 8
+
+
+def test_relit_clips_keep_their_motion_and_their_pair(photos):
+    clip = make_clip(np.random.default_rng(2), photos, 3, 64, layers=1)
+    lit = [in_other_light(np.random.default_rng(seed), clip) for seed in range(6)]
+    assert all(x.frames.min() >= 0 and x.frames.max() <= 1 and x.flow is clip.flow for x in lit)
+    assert len({round(float(x.frames.mean()), 4) for x in lit}) == 6
+    kept = (clip.frames == clip.plain).all(1, keepdim=True).expand_as(clip.frames)
+    assert all(torch.equal(x.frames[kept], x.plain[kept]) for x in lit), "a take and its edit are lit alike"
+
+
+def test_a_share_of_clips_is_soft(photos):
+    def drawn(soft):
+        return BatchMaker(photos, 9, textures=0, soft=soft).draw(1, 3, 64, "none", "bicubic").clip
+
+    assert (drawn(0.0).diff(dim=-1).abs().mean() > 1.05 * drawn(1.0).diff(dim=-1).abs().mean()).item()
 
 
 def test_an_edit_keeps_one_side_of_a_moving_outline(photos):
