@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,19 +27,15 @@ def mean_and_error(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
     clips = [values for values in zip(*runs, strict=True) if all(map(math.isfinite, values))]
     if not clips:
         return math.nan, math.nan
-    over_clips = _error([sum(values) / len(values) for values in clips])
-    over_runs = (
-        _error([sum(values) / len(values) for values in zip(*clips, strict=True)]) if len(runs) > 1 else 0.0
-    )
-    return sum(map(sum, clips)) / len(clips) / len(runs), math.hypot(over_clips, over_runs)
+    by_clip = [statistics.fmean(values) for values in clips]
+    by_run = [statistics.fmean(values) for values in zip(*clips, strict=True)]
+    over_runs = _error(by_run) if len(runs) > 1 else 0.0
+    return statistics.fmean(by_clip), math.hypot(_error(by_clip), over_runs)
 
 
 def _error(values: Sequence[float]) -> float:
     """Give the standard error of a mean; NaN of fewer than two values."""
-    if len(values) < 2:
-        return math.nan
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _runs(outcomes: Sequence[Outcome], figure: str) -> list[Sequence[float]]:

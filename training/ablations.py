@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    ablations: Sequence[Ablation], world: World, base: Config, folder: Path, seeds: Sequence[int] = (1,)
+    ablations: Sequence[Ablation], world: World, base: Config, folder: Path, seeds: Sequence[int] = ()
 ) -> dict[str, Outcomes]:
     """Do what is not done yet, and give all outcomes: {ablation: {variant: [an outcome of each seed]}}.
 
-    Given networks are measured with the first seed alone.
+    Without seeds the base's own is taken. Given networks are measured with the first seed alone.
     """
-    outcomes = {}
+    outcomes, seeds = {}, seeds or (base.seed,)
     for ablation in ablations:
         outcomes[ablation.name] = {}
         for label, config in ablation.configs(base).items():

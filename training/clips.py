@@ -168,8 +168,8 @@ def make_clip(rng: np.random.Generator, photos: Sequence[Photo], count: int, sid
 def soften(rng: np.random.Generator, clip: Clip) -> Clip:
     """Blur a clip a little, as lenses, motion and codecs have blurred most footage.
 
-    Photographs reduced in size are crisper than the frames of most videos: a network that has seen nothing else adds
-    too much detail, about a quarter too much on the evaluation clips.
+    Photographs reduced in size are crisper than the frames of most videos: a network that had seen nothing else added
+    too much on the evaluation clips.
     """
     blur = Blur(*rng.uniform(0.3, 1.2, 2), rng.uniform(0, math.pi), size=7)
     return replace(clip, frames=apply_blur(clip.frames, blur), plain=apply_blur(clip.plain, blur))
