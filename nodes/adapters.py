@@ -1,4 +1,12 @@
-"""Load VSR Adapter: a file that makes the host's Wan text-to-video model a restorer."""
+"""Load VSR Adapter: a file that makes the host's Wan text-to-video model a restorer.
+
+1. The file is read and checked against the base: channels, width, every changed layer.
+2. A clone of the MODEL gets patches only: a wider patch embedding for the LR clip, changed layers (as a LoRA), reference
+   tokens, and a small network for the noise level, which joins the time embedding by a forward hook.
+3. The base's own weights are not written; LoRA loaders stack with it.
+"""
+
+from __future__ import annotations
 
 import logging
 from collections import OrderedDict
@@ -7,15 +15,16 @@ from pathlib import Path
 import comfy.lora
 import comfy.model_patcher
 import comfy.ops
+import folder_paths
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy_api.latest import io
 
 from ..models.unimmvsr.adapter import LEVEL_KEYS, Adapter, LevelEmbedding, load_adapter
-from . import host
-from .keys import LEVEL_KEY
-from .native_model import say_licence
-from .native_references import attach, check_wan
+from .host import services
+from .host.keys import LEVEL_KEY
+from .host.model import log_licence
+from .host.wan import attach, check_wan
 
 _TITLE = "Load VSR Adapter"
 _KEY = "vsr_adapter"  # of our wrappers and of the noise level's network
@@ -32,14 +41,14 @@ class LoadVSRAdapter(io.ComfyNode):
         return io.Schema(
             node_id="VSRLoadAdapter",
             display_name=_TITLE,
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Makes a Wan text-to-video model a restorer: channels for the low-resolution clip, its noise "
             "level, changed layers, and reference tokens. Only this MODEL changes; LoRA loaders stack with it.",
             search_aliases=["unimmvsr adapter", "super resolution lora", "wan upscale", "vsr lora"],
             inputs=[
                 io.Model.Input("model", tooltip="The Wan text-to-video model the adapter was trained for."),
                 io.Combo.Input(
-                    "adapter", options=host.adapter_names(), tooltip="A file from models/vsr_adapters."
+                    "adapter", options=adapter_names(), tooltip="A file from models/vsr_adapters."
                 ),
                 io.Float.Input(
                     "strength",
@@ -58,19 +67,17 @@ class LoadVSRAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, model, adapter, strength):
         """Clone the model and patch the clone."""
-        path = host.adapter_path(adapter)
+        path = adapter_path(adapter)
         patched = model.clone()
-        try:
+        with services.titled(_TITLE):
             apply_adapter(patched, path, load_adapter(path), strength)
-        except ValueError as error:
-            raise _named(error) from error
         return io.NodeOutput(patched)
 
     @classmethod
     def validate_inputs(cls, adapter):
         """Say before the run where a missing adapter belongs."""
         try:
-            host.adapter_path(adapter)
+            adapter_path(adapter)
         except ValueError as error:
             return str(error)
         return True
@@ -78,16 +85,21 @@ class LoadVSRAdapter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapter, strength, model=None):
         """Load again when the file changed; the host asks before there is a model."""
-        path = host.adapter_path(adapter)
-        return f"{path}:{host.newest_change(path)}:{strength}"
+        path = adapter_path(adapter)
+        return f"{path}:{services.newest_change(path)}:{strength}"
 
 
-def _named(error: ValueError) -> ValueError:
-    text = str(error)
-    return error if text.startswith(_TITLE) else ValueError(f"{_TITLE}: {text.removeprefix('Checkpoint: ')}")
+def adapter_names() -> list[str]:
+    """List what the node offers."""
+    return folder_paths.get_filename_list(services.ADAPTER_FOLDER)
 
 
-def apply_adapter(patcher, path: Path, adapter: Adapter, strength: float) -> None:
+def adapter_path(name: str) -> Path:
+    """Find an adapter by the name in the list."""
+    return services.listed_path(_TITLE, "adapter", {services.ADAPTER_FOLDER: adapter_names()}, name, "")
+
+
+def apply_adapter(patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float) -> None:
     """Patch a cloned MODEL; raises ValueError where the adapter was made for another base.
 
     Everything is a patch, an additional model or a wrapper of the patcher: the base's own weights are not written.
@@ -95,9 +107,9 @@ def apply_adapter(patcher, path: Path, adapter: Adapter, strength: float) -> Non
     check_wan(patcher, _TITLE)
     _check_base(patcher, adapter)
     layers = _layer_patches(patcher, adapter)
-    attach(patcher, adapter.info.rule, _TITLE)
+    attach(patcher, _TITLE, adapter.info.rule)
     if adapter.info.licence:
-        say_licence(f"{path.name}: licence {adapter.info.licence}.")
+        log_licence(f"{path.name}: licence {adapter.info.licence}.")
     if strength == 0:
         return
     base = patcher.model.diffusion_model.in_dim
@@ -111,7 +123,7 @@ def apply_adapter(patcher, path: Path, adapter: Adapter, strength: float) -> Non
         _add_level(patcher, path, adapter, strength)
 
 
-def _widen(patcher) -> None:
+def _widen(patcher: comfy.model_patcher.ModelPatcher) -> None:
     """Make the loaded patch embedding as wide as its patches before a run.
 
     The host counts the channels for the clip by the weight as it lies there; one that it keeps off the GPU it patches
@@ -126,7 +138,7 @@ def _widen(patcher) -> None:
     conv.comfy_patched_weights = True  # the host's own mark: nothing more to patch
 
 
-def _check_base(patcher, adapter: Adapter) -> None:
+def _check_base(patcher: comfy.model_patcher.ModelPatcher, adapter: Adapter) -> None:
     network, info = patcher.model.diffusion_model, adapter.info
     channels = patcher.model.latent_format.latent_channels
     if channels != info.latent_channels:
@@ -147,7 +159,7 @@ def _check_base(patcher, adapter: Adapter) -> None:
         )
 
 
-def _layer_patches(patcher, adapter: Adapter) -> dict:
+def _layer_patches(patcher: comfy.model_patcher.ModelPatcher, adapter: Adapter) -> dict:
     """Read the changed layers as the host reads a LoRA; one that does not fit the base is a ValueError."""
     weights = comfy.lora.model_lora_keys_unet(patcher.model, {})
     shapes = {key: tuple(value.shape) for key, value in patcher.model.state_dict().items()}
@@ -167,7 +179,7 @@ def _layer_patches(patcher, adapter: Adapter) -> dict:
 # Noise level
 
 
-def _add_level(patcher, path: Path, adapter: Adapter, strength: float) -> None:
+def _add_level(patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float) -> None:
     """Let the noise level of VSR Conditioning join the time step, through the adapter's own small network."""
     network = _level_network(adapter)
     network.cached_patcher_init = (_reload_level, (path,))
@@ -183,10 +195,10 @@ def _add_level(patcher, path: Path, adapter: Adapter, strength: float) -> None:
 
 def _level_network(adapter: Adapter):
     first = adapter.level[LEVEL_KEYS[0]]
-    ops = host.layers(comfy.ops.manual_cast, first.dtype, None)
+    ops = services.layers(comfy.ops.manual_cast, first.dtype, None)
     network = LevelEmbedding(first.shape[1], adapter.width, ops)
     network.load_state_dict(adapter.level)
-    return host.wrap_network(network.eval().requires_grad_(False))
+    return services.wrap_network(network.eval().requires_grad_(False))
 
 
 def _reload_level(path: Path, disable_dynamic: bool = False):

@@ -1,48 +1,38 @@
-"""Conditions of a restorer: the low-resolution latent, its noise level, text, references."""
+"""VSR Conditioning: joins the low-resolution clip, its noise level, text and references for the sampler.
 
-import re
+1. The LATENT of Cascade Input says whose LR clip it is; that system checks it, noises it and says what sampling starts
+   from (`System.condition`). Without a system it is a latent, mixed with noise at the noise level.
+2. Copies of positive and negative get the LR clip, the level and the references.
+3. What a model must not ignore (references, a noise level) gets an error beside it that only such a model meets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 from comfy_api.latest import io
 
-from ..models.layout.geometry import ClipSize, latent_frames, pad_clip, padded_size, resize_clip, target_size
-from ..models.unimmvsr.references import (
-    AFTER,
-    IMAGE,
-    MANUAL,
-    MODEL,
-    PAPER,
-    POLICIES,
-    VIDEO,
-    Reference,
-    References,
-)
-from ..models.upscale_a_video.config import LATENT_CHANNELS, MAX_NOISE_LEVEL
-from ..models.upscale_a_video.sampling import add_lr_noise
-from . import checks, host
-from .keys import (
+from ..models.layout.noise import LR_STREAM
+from ..models.unimmvsr.references import References
+from .host import services
+from .host.keys import (
     ALPHAS_KEY,
     DEVIATION_KEY,
-    KIND_KEY,
     LEVEL_KEY,
-    LR_FRAMES,
     LR_KEY,
     LR_NOISE_KEY,
-    LR_START,
     REFERENCES_KEY,
+    SYSTEM_KEY,
 )
-from .reference_conds import unanswered_level, unanswered_references
+from .host.references import unanswered_level, unanswered_references
+from .references import ReferencesType
 from .sampling import AddressedNoise
+from .systems import all_systems
+from .systems.base import LRClip
 
-ReferencesType = io.Custom("VSR_REFERENCES")  # a models.unimmvsr.references.References
 _TITLE = "VSR Conditioning"
-_SET = "Reference Set"
-_MOST_CELLS = (
-    400_000  # of all references; 81 frames of 1280x720 are 302 400 with a VAE of 8 px and 4 frames a cell
-)
-_LR_ENTRIES = (KIND_KEY, ALPHAS_KEY, DEVIATION_KEY)  # of a LATENT; what is sampled is no LR clip any more
-_LEVELS = 1000  # steps of the schedule that noises LR frames
-_NOISE_STREAM = 0x5A5A_1F2E_9D3C_7B41  # xor with the seed: the LR noise must not repeat the sampler's noise
+_LR_ENTRIES = (SYSTEM_KEY, ALPHAS_KEY, DEVIATION_KEY)  # of a LATENT; what is sampled is no LR clip any more
 
 
 class VSRConditioning(io.ComfyNode):
@@ -53,11 +43,10 @@ class VSRConditioning(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSRConditioning",
-            display_name="VSR Conditioning",
-            category=host.CATEGORY,
-            description="Gives the sampler the low-resolution clip, how far to trust it, and references. "
-            "Prompts are "
-            "optional; the built-in restorer has learned no words and ignores them.",
+            display_name=_TITLE,
+            category=services.CATEGORY,
+            description="Gives the sampler the low-resolution clip, how far to trust it, and references. Prompts are "
+            "optional; the built-in restorer was trained without text and ignores them.",
             search_aliases=[
                 "super resolution conditioning",
                 "upscale conditioning",
@@ -114,29 +103,33 @@ class VSRConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, lr_latent, noise_level, seed, positive=None, negative=None, references=None, noise=None):
         """Noise the LR clip by its address and attach everything to copies of the conditionings."""
-        lr = checks.check_latent(_TITLE, "lr_latent", lr_latent)
-        references = references or References()
-        source = AddressedNoise(seed ^ _NOISE_STREAM) if noise is None else noise
-        kind, start = lr_latent.get(KIND_KEY), torch.zeros_like(lr)
-        values, unanswered = {LEVEL_KEY: noise_level, REFERENCES_KEY: references}, {}
-        if kind == LR_FRAMES:
-            lr = _noise_frames(lr, noise_level, source, lr_latent[ALPHAS_KEY], references)
-            start = start.new_zeros(lr.shape[0], LATENT_CHANNELS, *lr.shape[2:])
-        elif kind == LR_START:
-            lr = start = _draw_latent(lr, noise_level, source, lr_latent.get(DEVIATION_KEY), references)
+        lr = services.check_latent(_TITLE, "lr_latent", lr_latent)
+        source = AddressedNoise(seed ^ LR_STREAM) if noise is None else noise
+        values: dict[str, Any] = {LEVEL_KEY: noise_level}
+        unanswered: dict[str, Any] = {}
+        system = all_systems()[lr_latent[SYSTEM_KEY]] if SYSTEM_KEY in lr_latent else None
+        if system is not None:
+            count = len(references) if references else 0
+            with services.titled(_TITLE):
+                clip = LRClip(lr_latent, noise_level, count, lambda like: _draw(source, like))
+                conditioned = system.condition(clip)
+            lr, start = conditioned.lr, conditioned.start
         else:
-            _check_references(references, lr)
-            unanswered = _unanswered(references, noise_level)
+            start = torch.zeros_like(lr)
+            if references:
+                _check_references(references, lr)
+                unanswered["references"] = unanswered_references(len(references))
             if noise_level > 0:
+                unanswered["noise_level"] = unanswered_level(noise_level)
                 values[LR_NOISE_KEY] = _draw(source, lr)
                 lr = (1 - noise_level) * lr + noise_level * values[LR_NOISE_KEY]
-        values[LR_KEY] = lr
+        values.update({REFERENCES_KEY: references or References(), LR_KEY: lr})
         positive, negative = (_attach(given, values, unanswered) for given in (positive, negative))
         kept = {key: value for key, value in lr_latent.items() if key not in _LR_ENTRIES}
         return io.NodeOutput(positive, negative, {**kept, "samples": start})
 
 
-def _attach(conditioning, values: dict, unanswered: dict) -> list:
+def _attach(conditioning: list | None, values: dict, unanswered: dict) -> list:
     """Copy a conditioning (None: no prompt) with our values, and with conditions that a model has to answer."""
     attached = []
     for text, extra in conditioning or [[None, {}]]:
@@ -145,50 +138,15 @@ def _attach(conditioning, values: dict, unanswered: dict) -> list:
     return attached
 
 
-def _unanswered(references: References, noise_level: float) -> dict:
-    """Give what must not be lost in silence by a model that does not know of it."""
-    conds = {"references": unanswered_references(len(references))} if references else {}
-    return {**conds, "noise_level": unanswered_level(noise_level)} if noise_level > 0 else conds
-
-
-def _noise_frames(lr, noise_level: float, source, alphas, references) -> torch.Tensor:
-    """Noise LR frames by the model's own schedule; the level counts thousandths of it."""
-    _refuse_references("Upscale-A-Video", references)
-    if noise_level > MAX_NOISE_LEVEL / _LEVELS:
-        raise ValueError(
-            f"{_TITLE}: noise_level must be at most {MAX_NOISE_LEVEL / _LEVELS} for Upscale-A-Video; got "
-            f"{noise_level:g}. Use 0.12, the published choice."
-        )
-    return add_lr_noise(lr, _draw(source, lr), round(_LEVELS * noise_level), alphas.to(lr.device))
-
-
-def _draw_latent(lr, noise_level: float, source, deviation, references) -> torch.Tensor:
-    """Draw the LR latent from the encoder's answer where its deviation is given, as MGLD-VSR does."""
-    _refuse_references("MGLD-VSR", references)
-    if noise_level > 0:
-        raise ValueError(
-            f"{_TITLE}: MGLD-VSR has no noise level of the low-resolution clip; got {noise_level:g}. Set it to 0; "
-            "Temporal Decode's lr_weight says how closely the clip is followed."
-        )
-    return lr if deviation is None else lr + deviation.to(lr) * _draw(source, lr)
-
-
-def _refuse_references(model: str, references) -> None:
-    if references:
-        raise ValueError(
-            f"{_TITLE}: {model} takes no references; got {len(references)}. Unlink Reference Set."
-        )
-
-
-def _draw(source, lr: torch.Tensor) -> torch.Tensor:
+def _draw(source: Any, like: torch.Tensor) -> torch.Tensor:
     """Draw noise from a NOISE for the LR clip."""
-    drawn = source.generate_noise({"samples": lr})
-    if drawn.shape != lr.shape:
+    drawn = source.generate_noise({"samples": like})
+    if drawn.shape != like.shape:
         raise ValueError(
-            f"{_TITLE}: noise must have the shape of the low-resolution clip {tuple(lr.shape)}; got "
+            f"{_TITLE}: noise must have the shape of the low-resolution clip {tuple(like.shape)}; got "
             f"{tuple(drawn.shape)}. Unlink it, or use Seeded Noise."
         )
-    return drawn.to(lr)
+    return drawn.to(like)
 
 
 def _check_references(references: References, lr: torch.Tensor) -> None:
@@ -198,166 +156,3 @@ def _check_references(references: References, lr: torch.Tensor) -> None:
                 f"{_TITLE}: reference {number} must have the channels of lr_latent ({lr.shape[1]}); got "
                 f"{reference.shape[1]}. Give Reference Set and Cascade Input the same VAE."
             )
-
-
-class ReferenceSet(io.ComfyNode):
-    """Encodes identity images and reference videos."""
-
-    @classmethod
-    def define_schema(cls):
-        """Describe the node."""
-        image = io.Autogrow.TemplatePrefix(
-            io.Image.Input("image", optional=True), prefix="image_", min=0, max=16
-        )
-        video = io.Autogrow.TemplatePrefix(
-            io.Image.Input("video", optional=True), prefix="video_", min=0, max=4
-        )
-        starts = io.String.Input(
-            "starts",
-            default="",
-            tooltip="First time index of every reference in latent frames, separated by commas, as 20, 22, 40.",
-        )
-        return io.Schema(
-            node_id="VSRReferenceSet",
-            display_name="Reference Set",
-            category=host.CATEGORY,
-            description="Encodes pictures and videos the restorer may take detail from: identity images "
-            "of a person or "
-            "thing, or the unedited high-resolution video of an edit.",
-            search_aliases=["reference image", "identity", "id image", "reference video", "multi-modal"],
-            inputs=[
-                io.Vae.Input("vae", tooltip="The VAE of the restorer that will see the references."),
-                io.Autogrow.Input(
-                    "images",
-                    template=image,
-                    tooltip="Identity images; every picture of a batch counts as one.",
-                ),
-                io.Autogrow.Input(
-                    "videos", template=video, tooltip="Reference videos; each input is one clip."
-                ),
-                io.Int.Input(
-                    "long_edge",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=8,
-                    tooltip="Larger references are reduced to this long edge; cost grows with the square "
-                    "of their area.",
-                ),
-                io.DynamicCombo.Input(
-                    "start_policy",
-                    options=[
-                        io.DynamicCombo.Option(MODEL, []),
-                        io.DynamicCombo.Option(PAPER, []),
-                        io.DynamicCombo.Option(AFTER, []),
-                        io.DynamicCombo.Option(MANUAL, [starts]),
-                    ],
-                    optional=True,
-                    tooltip="Where the time of references begins: model: as the weights were trained; paper: from "
-                    "latent frame 20 on; after video: as if they followed the clip; manual: your numbers.",
-                ),
-            ],
-            outputs=[ReferencesType.Output(display_name="references", tooltip="For VSR Conditioning.")],
-        )
-
-    @classmethod
-    def execute(cls, vae, images, videos, long_edge, start_policy=None):
-        """Encode every picture as a clip of one frame and every video as a clip."""
-        _check_video_vae(vae)
-        clips = []
-        for name, frames in _in_order(images):
-            clips += [(IMAGE, picture) for picture in checks.check_frames(_SET, name, frames).split(1)]
-        clips += [(VIDEO, checks.check_frames(_SET, name, frames)) for name, frames in _in_order(videos)]
-        policy, manual = _read_policy(start_policy, len(clips))
-        sizes = [_reference_size(frames, long_edge) for _, frames in clips]
-        _check_size(vae, sizes)
-        show, items = host.Progress(), []
-        for (kind, frames), size in zip(clips, sizes, strict=True):
-            items.append(Reference(_encode_reference(vae, frames, size), kind))
-            show(len(items), len(clips))
-        return io.NodeOutput(References(tuple(items), policy, manual))
-
-
-def _in_order(inputs: dict | None) -> list[tuple[str, torch.Tensor]]:
-    """Sort growing inputs by number: a plain sort would put 10 before 2."""
-    linked = [(name, value) for name, value in (inputs or {}).items() if value is not None]
-    return sorted(linked, key=lambda item: int(item[0].rsplit("_", 1)[-1]))
-
-
-def _read_policy(start_policy: dict | None, count: int) -> tuple[str, tuple[int, ...]]:
-    """Read the start policy and the starts of the manual one."""
-    policy = (start_policy or {}).get("start_policy", MODEL)
-    if policy not in POLICIES:
-        raise ValueError(
-            f"{_SET}: start_policy must be one of {', '.join(POLICIES)}; got {policy!r}. Choose model."
-        )
-    if policy != MANUAL:
-        return policy, ()
-    text = start_policy["starts"].strip()
-    if not re.fullmatch(r"(\d+\s*(,\s*\d+\s*)*)?", text):
-        raise ValueError(
-            f"{_SET}: starts must be whole numbers separated by commas; got {text!r}. Write them as 20, 22, 40."
-        )
-    manual = tuple(int(number) for number in text.split(",") if number)
-    if len(manual) != count:
-        raise ValueError(
-            f"{_SET}: starts must name one time index for each of the {count} references; got {len(manual)}. Write "
-            "them separated by commas, pictures first, then videos."
-        )
-    return policy, manual
-
-
-def _check_video_vae(vae) -> None:
-    if getattr(vae, "latent_dim", None) != 3 or getattr(vae, "not_video", False):
-        got = "none" if vae is None else f"one of pictures ({type(vae.first_stage_model).__name__})"
-        raise ValueError(
-            f"{_SET}: the VAE must be a video VAE; got {got}. Use the VAE of the sampled video model."
-        )
-
-
-def _reference_size(frames: torch.Tensor, long_edge: int) -> ClipSize:
-    """Give the size of a reference whose long side is at most `long_edge`."""
-    count, height, width = frames.shape[:3]
-    if max(height, width) > long_edge:
-        height, width = target_size(height, width, scale=long_edge / max(height, width))
-    return ClipSize(count, height, width)
-
-
-def _check_size(vae, sizes: list[ClipSize]) -> None:
-    """Raise before anything is encoded where the references are too large to be sampled with."""
-    space, time = vae.spacial_compression_encode(), vae.temporal_compression_decode() or 1
-    cells = [latent_frames(s.frames, time) * -(-s.height // space) * -(-s.width // space) for s in sizes]
-    if sum(cells) > _MOST_CELLS:
-        largest = sizes[cells.index(max(cells))]
-        raise ValueError(
-            f"{_SET}: references must not be larger than {_MOST_CELLS} latent cells together; got {sum(cells)}, the "
-            f"largest {largest.frames} frames of {largest.width}x{largest.height}. Lower long_edge, shorten the "
-            "videos, or link fewer references."
-        )
-
-
-def _encode_reference(vae, frames: torch.Tensor, size: ClipSize) -> torch.Tensor:
-    """Resize, pad to what the VAE takes, and encode: (1, c, T, h, w)."""
-    clip = frames.movedim(-1, 0).unsqueeze(0)
-    clip = resize_clip(clip, size.height, size.width, "bicubic").clamp(0, 1)
-    clip = pad_clip(clip, _padded(vae, size))
-    latent = vae.encode(clip[0].movedim(0, -1))
-    if latent.ndim != 5 or latent.shape[0] != 1:
-        raise ValueError(
-            f"{_SET}: the VAE must be a video VAE; got one that makes latents {tuple(latent.shape)} of "
-            f"{size.frames} frames. Use the VAE of the sampled video model."
-        )
-    return latent
-
-
-def _padded(vae, size: ClipSize) -> ClipSize:
-    """Round a size up to what a VAE takes: sides to its cells, frames to the next count that it gives back."""
-    space = vae.spacial_compression_encode()
-    time = vae.temporal_compression_decode() or 1
-    usual = padded_size(size, space, time)
-    if time == 1:
-        return usual
-    for frames in range(size.frames, size.frames + 8 * time):
-        if vae.upscale_ratio[0](vae.downscale_ratio[0](frames)) == frames:
-            return ClipSize(frames, usual.height, usual.width)
-    return usual

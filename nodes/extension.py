@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import host
+from .host import services
 
 
 class CascadeVSRExtension(ComfyExtension):
@@ -10,23 +10,22 @@ class CascadeVSRExtension(ComfyExtension):
 
     async def on_load(self):
         """Make the folder known before the first node list is built."""
-        host.register_folders()
+        services.register_folders()
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
         from .adapters import LoadVSRAdapter
-        from .cascade import CascadeInput
-        from .conditioning import ReferenceSet, VSRConditioning
-        from .decode import TemporalDecode
+        from .conditioning import VSRConditioning
         from .degrade import DegradeVideo
         from .finish import ColourMatch
+        from .frames import CascadeInput, TemporalDecode
         from .guidance import ReferenceCFG, ReferenceCFGGuider
         from .loaders import LoadVideoRestorer
         from .measure import CompareMeasure
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
-        from .native_references import ReferenceTokens
         from .plan import VSRPlan
+        from .references import ReferenceSet, ReferenceTokens
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .sdedit import SDEditDegradation
         from .tie import LowFrequencyTie

@@ -1,16 +1,26 @@
-"""Guidance by references, in three branches: as a GUIDER, and as a patch for the host's KSampler."""
+"""Guidance by references, in three branches: as a GUIDER, and as a patch for the host's KSampler.
+
+At every step, in order: positive, negative and, in the first steps, the positive without references are predicted; text
+is guided as the host does (CFG); the third branch's share is added (models/unimmvsr/guidance.py). The guider predicts
+all branches in one call, the patch its own after CFG; both give the same numbers.
+"""
+
+from __future__ import annotations
 
 import math
 import uuid
+from typing import Any
 
 import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models.schedules import step_index
 from ..models.unimmvsr.guidance import ReferenceGuidance, guide_references
-from . import host
-from .keys import REFERENCE_CONDS, REFERENCES_KEY
-from .native_references import attach, is_wan
+from .host import services
+from .host.keys import REFERENCE_CONDS, REFERENCES_KEY
+from .host.wan import attach, is_wan
 
 _GUIDER = "Reference CFG Guider"
 _PATCH = "Reference CFG (KSampler)"
@@ -37,7 +47,7 @@ class ReferenceCFGGuider(io.ComfyNode):
         return io.Schema(
             node_id="VSRReferenceGuider",
             display_name=_GUIDER,
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Guides sampling by text and by references, each with a strength of its own, as the UniMMVSR "
             "paper does: references are pushed in the first steps only, where structure is decided.",
             search_aliases=["cfg", "guider", "three-way cfg", "dual cfg", "reference guidance", "s_ref", "unimmvsr"],
@@ -62,7 +72,8 @@ class ReferenceCFGGuider(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, s_txt, s_ref, ref_steps, negative=None):
         """Set the three branches up."""
-        guidance = ReferenceGuidance(s_txt, s_ref, ref_steps)
+        with services.titled(_GUIDER):
+            guidance = ReferenceGuidance(s_txt, s_ref, ref_steps)
         if any(isinstance(function, ReferencePatch) for function in model.model_options.get(_POST, ())):
             raise ValueError(
                 f"{_GUIDER}: the model must come without {_PATCH}, or references would be guided twice; got one "
@@ -85,7 +96,7 @@ class ReferenceCFG(io.ComfyNode):
         return io.Schema(
             node_id="VSRReferenceCFG",
             display_name=_PATCH,
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Adds guidance by references to a model for KSampler and the host's guiders. The strength of "
             "the text is KSampler's cfg, which is 1 + s_txt: set it to 4 for the published 3.",
             search_aliases=["cfg", "three-way cfg", "reference guidance", "s_ref", "ksampler", "unimmvsr"],
@@ -102,7 +113,8 @@ class ReferenceCFG(io.ComfyNode):
     @classmethod
     def execute(cls, model, s_ref, ref_steps):
         """Clone the model and put the third branch after its CFG; a second node replaces the first."""
-        patch = ReferencePatch(ReferenceGuidance(0.0, s_ref, ref_steps))
+        with services.titled(_PATCH):
+            patch = ReferencePatch(ReferenceGuidance(0.0, s_ref, ref_steps))
         patched = take_references(model)
         others = [
             each for each in patched.model_options.get(_POST, ()) if not isinstance(each, ReferencePatch)
@@ -111,14 +123,14 @@ class ReferenceCFG(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-def take_references(model):
+def take_references(model: ModelPatcher) -> ModelPatcher:
     """Clone a MODEL for guidance by references: Wan learns to take them, the built-in one takes them by itself.
 
     Any other model stays as it is; references for it are an error when sampling starts.
     """
     patched = model.clone()
     if is_wan(patched):
-        attach(patched)
+        attach(patched, _GUIDER)
     return patched
 
 
@@ -170,14 +182,21 @@ class ReferencePatch:
         return guide_references(args["denoised"], args["cond_denoised"], clean, self.guidance.references)
 
 
-def _predict(model, groups, x, sigma, options: dict):
+def _predict(model: Any, groups: list, x: torch.Tensor, sigma: torch.Tensor, options: dict) -> list:
     if "sampler_calc_cond_batch_function" in options:
         args = {"conds": groups, "input": x, "sigma": sigma, "model": model, "model_options": options}
         return options["sampler_calc_cond_batch_function"](args)
     return comfy.samplers.calc_cond_batch(model, groups, x, sigma, options)
 
 
-def null_reference(who: str, guidance: ReferenceGuidance, positive, negative, sigma, options: dict):
+def null_reference(
+    who: str,
+    guidance: ReferenceGuidance,
+    positive: list[dict],
+    negative: list[dict] | None,
+    sigma: torch.Tensor,
+    options: dict,
+) -> list[dict] | None:
     """Give the positives without references, or None where this step needs no such branch.
 
     Raises ValueError where the model does not take references that are there, or the negative lacks them.

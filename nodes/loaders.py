@@ -1,13 +1,29 @@
-"""Loads restorers as MODEL, VAE and CLIP."""
+"""Load Video Restorer: a file or released folder as MODEL, VAE and CLIP.
 
+1. The list of files is that of the host's folder; files that make up one release are listed as its folder.
+2. The system whose entries a file has opens it (`open_restorer`), and builds MODEL, VAE and CLIP.
+3. Each of the three can be built again from the path alone: the host asks for that on several GPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path, PurePath
+
+import comfy.model_management as management
+import folder_paths
 from comfy_api.latest import io
 
-from ..models.mgld_vsr.release import LICENCE as MGLD_LICENCE
-from ..models.released import DECODERS
-from ..models.upscale_a_video.release import LICENCE as UPSCALE_A_VIDEO_LICENCE
-from . import host
-from .keys import DEFAULT, PRESETS
-from .restorers import load_restorer
+from ..models.checkpoints import CheckpointError, load_state
+from .host import services
+from .host.keys import DEFAULT, PRESET_KEY, PRESETS
+from .host.model import log_licence
+from .recognise import refuse
+from .systems import all_systems
+from .systems.base import DECODERS, Loading, System
+
+_TITLE = "Load Video Restorer"
+_BUILT_IN_FILE = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
 
 
 class LoadVideoRestorer(io.ComfyNode):
@@ -16,14 +32,14 @@ class LoadVideoRestorer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         """Describe the node."""
+        licences = " ".join(system.licence for system in all_systems().values() if system.licence)
         return io.Schema(
             node_id="VSRLoadVideoRestorer",
-            display_name="Load Video Restorer",
-            category=host.CATEGORY,
-            description="Loads a video super-resolution network, its video VAE and its text encoder. The "
-            "built-in one needs no download and runs on a CPU. Upscale-A-Video and MGLD-VSR are read from the "
-            "folder of their published files, or a file converted from it. "
-            f"{UPSCALE_A_VIDEO_LICENCE} {MGLD_LICENCE}",
+            display_name=_TITLE,
+            category=services.CATEGORY,
+            description="Loads a video super-resolution network, its video VAE and its text encoder. The built-in one "
+            "needs no download and runs on a CPU. Upscale-A-Video and MGLD-VSR are read from the folder of their "
+            f"published files, or a file converted from it. {licences}",
             search_aliases=[
                 "video upscale model",
                 "super resolution",
@@ -37,25 +53,25 @@ class LoadVideoRestorer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "restorer",
-                    options=host.restorer_names(),
-                    default=host.BUILT_IN,
+                    options=restorer_names(),
+                    default=services.BUILT_IN,
                     tooltip="The built-in model, or a file or released folder from models/video_restorers.",
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=["auto", *host.PRECISIONS],
+                    options=["auto", *services.PRECISIONS],
                     default="auto",
                     advanced=True,
-                    tooltip="auto: fp32 on a CPU, what the GPU does best for the network elsewhere. The VAE of "
-                    "the built-in model stays in fp32, those of Upscale-A-Video and MGLD-VSR use bf16 where they can.",
+                    tooltip="auto: fp32 on a CPU, the GPU's best format for the network elsewhere. The VAE of the "
+                    "built-in model stays in fp32, those of Upscale-A-Video and MGLD-VSR use bf16 where they can.",
                 ),
                 io.Combo.Input(
                     "decoder",
                     options=list(DECODERS),
                     default=DECODERS[0],
                     optional=True,
-                    tooltip="Which VAE of Upscale-A-Video: plain (vae_3d) or lr-conditioned (vae_video), which "
-                    "is steadier and suits animation; auto: plain, if it is there. MGLD-VSR: lr-conditioned is its "
+                    tooltip="Which VAE of Upscale-A-Video: plain (vae_3d) or lr-conditioned (vae_video), which is "
+                    "steadier and suits animation; auto: plain, if it is there. MGLD-VSR: lr-conditioned is its "
                     "sequence decoder, plain that of Stable Diffusion; auto: the sequence decoder.",
                 ),
                 io.Combo.Input(
@@ -65,7 +81,7 @@ class LoadVideoRestorer(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="reference repeats the published programs of Upscale-A-Video and MGLD-VSR number by "
-                    "number; default blends windows and decoding chunks smoothly and decodes in bf16 where it can.",
+                    "number; default blends windows and decoding spans smoothly and decodes in bf16 where it can.",
                 ),
             ],
             outputs=[
@@ -78,13 +94,13 @@ class LoadVideoRestorer(io.ComfyNode):
     @classmethod
     def execute(cls, restorer, precision, decoder=DECODERS[0], preset=DEFAULT):
         """Load the file or folder behind the name."""
-        return io.NodeOutput(*load_restorer(host.restorer_path(restorer), precision, decoder, preset))
+        return io.NodeOutput(*load_restorer(restorer_path(restorer), precision, decoder, preset))
 
     @classmethod
     def validate_inputs(cls, restorer):
         """Say before the run where a missing restorer belongs; the host would only say that it is missing."""
         try:
-            host.restorer_path(restorer)
+            restorer_path(restorer)
         except ValueError as error:
             return str(error)
         return True
@@ -92,5 +108,88 @@ class LoadVideoRestorer(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, restorer, precision, decoder=DECODERS[0], preset=DEFAULT):
         """Load again when the file changed."""
-        path = host.restorer_path(restorer)
-        return f"{path}:{host.newest_change(path)}:{precision}:{decoder}:{preset}"
+        path = restorer_path(restorer)
+        return f"{path}:{services.newest_change(path)}:{precision}:{decoder}:{preset}"
+
+
+def restorer_names() -> list[str]:
+    """List what the node offers: the built-in model, released folders, then other weight files."""
+    files = [PurePath(name) for name in folder_paths.get_filename_list(services.RESTORER_FOLDER)]
+    folders, hidden = set(), set()
+    for system in all_systems().values():
+        for folder, parts in system.releases(files).items():
+            folders.add(folder)
+            hidden.update(parts)
+    others = [str(file) for file in files if file not in hidden]
+    return [services.BUILT_IN, *sorted(map(str, folders)), *others]
+
+
+def restorer_path(name: str) -> Path:
+    """Find a restorer by the name in the list."""
+    if name == services.BUILT_IN:
+        return _BUILT_IN_FILE
+    folders = {services.RESTORER_FOLDER: restorer_names()}
+    return services.listed_path(_TITLE, "restorer", folders, name, f", or choose {services.BUILT_IN!r}")
+
+
+def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT) -> tuple:
+    """Read a weight file or a released folder and build (MODEL, VAE, CLIP).
+
+    VAE and CLIP are None where the file has none. Everything unusable is a CheckpointError.
+    """
+    services.check_choice(_TITLE, "precision", precision, ["auto", *services.PRECISIONS])
+    services.check_choice(_TITLE, "decoder", decoder, DECODERS)
+    services.check_choice(_TITLE, "preset", preset, PRESETS)
+    path, loading = Path(path), Loading(precision, decoder, preset)
+    with services.titled(_TITLE):
+        system, release = open_restorer(path)
+        try:
+            vae = system.load_vae(release, loading, False)
+            clip = system.load_clip(release, loading, False)
+            model = system.load_model(release, loading, False)
+        except CheckpointError:
+            raise
+        except (KeyError, IndexError, RuntimeError, ZeroDivisionError, ValueError) as error:
+            if management.is_oom(error):
+                raise
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise CheckpointError(
+                f"the entries must fit the {system.name} architecture; got {path.name}: {reason}. The file is damaged "
+                "or of another version: download it again."
+            ) from error
+    model.model_options[PRESET_KEY] = preset
+    patchers = {"load_model": model, "load_vae": vae and vae.patcher, "load_clip": clip and clip.patcher}
+    for part, patcher in patchers.items():
+        if patcher is not None:
+            patcher.cached_patcher_init = (_load_again, (part, system.key, path, loading))
+    missing = [name for name, value in (("VAE", vae), ("CLIP", clip)) if value is None]
+    without = f"; it has no {' and no '.join(missing)}" if missing else ""
+    logging.getLogger(__name__).info("Loaded %s (%s, preset %s)%s", path.name, system.name, preset, without)
+    if system.licence:
+        log_licence(system.licence)
+    return model, vae, clip
+
+
+def open_restorer(path: Path) -> tuple[System, object]:
+    """Find the system that a file or folder is of, and open it; CheckpointError where there is none."""
+    systems = all_systems().values()
+    if path.is_dir():
+        found = [system for system in systems if system.is_folder(path)]
+        if not found:
+            raise refuse(path, (), systems)
+        return found[0], found[0].open_release(path)
+    state, metadata = load_state(path)
+    for system in systems:
+        if (release := system.open_state(state, metadata, path)) is not None:
+            return system, release
+    raise refuse(path, state, systems)
+
+
+def _load_again(part: str, key: str, path: Path, loading: Loading, disable_dynamic: bool = False):
+    """Build a fresh patcher of one part: the host asks for it on several GPUs and for hooks."""
+    system = all_systems()[key]
+    loaded = getattr(system, part)(system.open_release(path), loading, disable_dynamic)
+    if part != "load_model":
+        return loaded.patcher
+    loaded.model_options[PRESET_KEY] = loading.preset
+    return loaded

@@ -1,23 +1,32 @@
-"""VSR Plan: what a run will ask for, read from the model with all its patches, before anything is sampled."""
+"""VSR Plan: what a run will ask for, read from the model with all its patches, before anything is sampled.
+
+1. The size comes from a latent or from width, height and length; the conditionings from a guider or cfg.
+2. `_rehearse` runs what nodes put before the loading of a model, but loads nothing: tiles are settled, memory estimated.
+3. Windows, branches, references and patch size make a `RunPlan`, which counts and warns in words.
+"""
+
+from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import comfy.model_management as management
 import comfy.model_patcher
-import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers, merge_nested_dicts
 from comfy.sampler_helpers import estimate_memory
+from comfy.samplers import CFGGuider
 from comfy_api.latest import io, ui
 
-from ..models.layout.geometry import ClipSize, latent_size
+from ..models.layout.pieces import Tile
 from ..models.layout.plan import Memory, RunPlan
-from ..models.layout.tiles import Tile
-from ..models.unimmvsr import dit
-from . import checks, host
+from ..models.layout.sizes import ClipSize, latent_size
+from ..models.unimmvsr.references import References
 from .guidance import ReferenceGuider, ReferencePatch
-from .keys import REFERENCES_KEY, TILES_KEY
+from .host import services
+from .host.keys import REFERENCES_KEY, TILES_KEY
 
 _WHO = "VSR Plan"
 
@@ -38,9 +47,9 @@ class VSRPlan(io.ComfyNode):
         return io.Schema(
             node_id="VSRPlan",
             display_name=_WHO,
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Says what a run will cost before it starts: tokens, tiles, windows, network passes and "
-            "memory, and which dial helps where something does not fit.",
+            "memory, and which setting helps where something does not fit.",
             search_aliases=["estimate", "vram", "memory", "tokens", "cost", "out of memory", "dry run"],
             is_output_node=True,
             inputs=[
@@ -92,7 +101,7 @@ class VSRPlan(io.ComfyNode):
         return io.NodeOutput(plan.text(), ui=ui.PreviewText(plan.text()))
 
 
-def _conditions(guider, cfg: float, references) -> dict[str, list[dict]]:
+def _conditions(guider: CFGGuider | None, cfg: float, references: References | None) -> dict[str, list[dict]]:
     """Give the conditionings of a run as the memory estimate takes them."""
     if guider is not None:
         return {name: [dict(cond) for cond in conds] for name, conds in guider.original_conds.items()}
@@ -100,15 +109,10 @@ def _conditions(guider, cfg: float, references) -> dict[str, list[dict]]:
     return {name: [dict(cond)] for name in ("positive", "negative")[: 1 if math.isclose(cfg, 1) else 2]}
 
 
-def _measure(patcher, samples, size: ClipSize | None) -> tuple[ClipSize, tuple[int, ...]]:
+def _measure(patcher: ModelPatcher, samples: dict | None, size: ClipSize | None) -> tuple[ClipSize, tuple[int, ...]]:
     """Give (the size in px and frames, the (b, c, T, h, w) that will be sampled)."""
-    latent_format = patcher.get_model_object("latent_format")
+    latent_format = services.video_format(_WHO, patcher)
     space, time = latent_format.spacial_downscale_ratio, latent_format.temporal_downscale_ratio
-    if latent_format.latent_dimensions != 3:
-        raise ValueError(
-            f"{_WHO}: the model must be a video model; got {type(patcher.model).__name__} with "
-            f"{latent_format.latent_dimensions}-dimensional latents. Link the restorer."
-        )
     if (samples is None) == (size is None):
         got = "neither" if size is None else "both"
         raise ValueError(
@@ -117,19 +121,27 @@ def _measure(patcher, samples, size: ClipSize | None) -> tuple[ClipSize, tuple[i
     if size is not None:
         cells = latent_size(size, space, time)
         return size, (1, latent_format.latent_channels, cells.frames, cells.height, cells.width)
-    clip = checks.check_latent(_WHO, "samples", samples)
+    clip = services.check_latent(_WHO, "samples", samples)
     shape = (clip.shape[0], latent_format.latent_channels, *clip.shape[2:])
-    return checks.latent_target(_WHO, samples, space, time), shape
+    return services.latent_target(_WHO, samples, space, time)[0], shape
 
 
-def make_plan(patcher, guider, conds, size: ClipSize, shape: tuple[int, ...], steps: int) -> RunPlan:
+def make_plan(
+    patcher: ModelPatcher,
+    guider: CFGGuider | None,
+    conds: dict[str, list[dict]],
+    size: ClipSize,
+    shape: tuple[int, ...],
+    steps: int,
+) -> RunPlan:
     """Ask the model's own patches what they will do with a latent of a shape."""
     options, memory = _rehearse(patcher, conds, shape)
     latent_format = patcher.get_model_object("latent_format")
     choice = options["transformer_options"].get(TILES_KEY)
     tiles = (Tile(0, 0, *shape[-2:]),) if choice is None else choice.plan(torch.Size(shape))[0]
     window, windows = _windows(patcher, options.get("context_handler"), shape)
-    latents = [latent for cond in conds.get("positive", ()) for latent in _latents(cond.get(REFERENCES_KEY))]
+    given = (cond.get(REFERENCES_KEY) for cond in conds.get("positive", ()))
+    latents = [latent for references in given if references for latent in references.latents]
     return RunPlan(
         model=type(patcher.model).__name__,
         size=size,
@@ -146,11 +158,7 @@ def make_plan(patcher, guider, conds, size: ClipSize, shape: tuple[int, ...], st
     )
 
 
-def _latents(references) -> tuple[torch.Tensor, ...]:
-    return tuple(getattr(references, "latents", references) or ())
-
-
-def _rehearse(patcher, conds, shape) -> tuple[dict, Memory]:
+def _rehearse(patcher: ModelPatcher, conds: dict, shape: tuple[int, ...]) -> tuple[dict, Memory]:
     """Run what nodes put before the loading of a model, but load nothing: their choices, and the host's estimate."""
     options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     inner = options.setdefault("transformer_options", {})
@@ -173,14 +181,14 @@ def _rehearse(patcher, conds, shape) -> tuple[dict, Memory]:
         loaded=patcher.loaded_size(),
         one=int(found[1]),
         two=int(found[0]),
-        free=int(host.free_bytes(device)),
-        free_ram=int(host.free_bytes(torch.device("cpu"))),
+        free=int(services.free_bytes(device)),
+        free_ram=int(services.free_bytes(torch.device("cpu"))),
         shared=management.is_device_cpu(device),
     )
     return options, memory
 
 
-def _windows(patcher, handler, shape) -> tuple[int, tuple[int, ...]]:
+def _windows(patcher: ModelPatcher, handler: Any, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """Give (latent frames of a window, those of every window with the frame that some have in front)."""
     dim = getattr(handler, "dim", 2)
     if handler is None or dim != 2 or shape[dim] <= handler.context_length:
@@ -192,12 +200,14 @@ def _windows(patcher, handler, shape) -> tuple[int, tuple[int, ...]]:
     return handler.context_length, tuple(counts)
 
 
-def _branches(patcher, guider, conds, steps: int, has_references: bool) -> tuple[int, ...]:
+def _branches(
+    patcher: ModelPatcher, guider: CFGGuider | None, conds: dict, steps: int, has_references: bool
+) -> tuple[int, ...]:
     """Count the predictions of every step."""
     if isinstance(guider, ReferenceGuider):
         return guider.guidance.branches(steps, has_references)
     plain = len(conds)
-    if guider is not None and type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise:
+    if guider is not None and type(guider).predict_noise is CFGGuider.predict_noise:
         needed = patcher.model_options.get("disable_cfg1_optimization", False)
         plain = 1 if math.isclose(guider.cfg, 1.0) and not needed else plain
     counts = [plain] * steps
@@ -207,10 +217,8 @@ def _branches(patcher, guider, conds, steps: int, has_references: bool) -> tuple
     return tuple(counts)
 
 
-def patch_of(network) -> tuple[int, int, int]:
+def patch_of(network: torch.nn.Module) -> tuple[int, int, int]:
     """Read the latent frames, rows and columns that one token of a network stands for; 1 each where none is told."""
-    if isinstance(network, dit.UniMMVSRDiT):
-        return 1, dit.PATCH, dit.PATCH
     for owner in (network, getattr(network, "patchifier", None)):
         patch = getattr(owner, "patch_size", None)
         if isinstance(patch, int):

@@ -4,11 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
 from ..models.checkpoints import CheckpointError
+from .systems.base import System
 
-_RESTORERS = (
-    "UniMMVSR: entries vae.* and dit.*; Upscale-A-Video: the UNet, a converted file, or the released folder; "
-    "MGLD-VSR: mgldvsr_unet.ckpt, a converted file, or the folder of both checkpoints"
-)
 _KNOWN = (  # (what an entry contains or begins with, what the file is, what to do)
     (("fnet.conv1.", "module.fnet."), "the optical flow network RAFT", "choose it in Load Flow Model"),
     (
@@ -57,14 +54,15 @@ def recognise(state: Mapping | Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def refuse(path: str | PurePath, state: Mapping | Iterable[str]) -> CheckpointError:
-    """Make the error for a file that holds no restorer."""
-    keys, name = sorted(state), PurePath(path).name
+def refuse(path: PurePath, state: Mapping | Iterable[str], systems: Iterable[System]) -> CheckpointError:
+    """Make the error for a file or folder that holds no restorer."""
+    keys, name = sorted(state), path.name
+    wanted = "; ".join(f"{system.name}: {system.holds}" for system in systems)
     if found := recognise(keys):
         return CheckpointError(
-            f"the file must hold a video restorer ({_RESTORERS}); got {name}, which is {found[0]}: {found[1]}."
+            f"the file must hold a video restorer ({wanted}); got {name}, which is {found[0]}: {found[1]}."
         )
     return CheckpointError(
-        f"the file must hold a video restorer ({_RESTORERS}); got {name} with {len(keys)} entries such as "
+        f"the file must hold a video restorer ({wanted}); got {name} with {len(keys)} entries such as "
         f"{', '.join(keys[:2]) or 'none'}. Choose another file."
     )

@@ -1,18 +1,37 @@
-"""Noise, sampler and sigmas of the published method, as the host's own NOISE, SAMPLER and SIGMAS."""
+"""Noise, samplers and sigmas of the published methods, as the host's own NOISE, SAMPLER and SIGMAS.
+
+Every sampler here is a function (model, x, sigmas) -> clean latent for the host's KSAMPLER; `model(x, sigma)` gives the
+clean latent that the network predicts. At every step, in order: predict; show the prediction (callback); step to the
+next sigma. They differ in the last part:
+
+- euler: straight to the next sigma along the present velocity (x - clean) / sigma; the last step gives the prediction.
+- plms: along a mean of up to four past velocities (even sigmas), a two-stage first step.
+- pndm: the same on sigmas of any spacing, one network call a step.
+- ddim, ddpm: the published steps of Upscale-A-Video and MGLD-VSR, on the published latent x / sqrt(1 + sigma^2).
+
+Latents are (b, c, t, h, w), or (t, c, h, w) for picture models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import comfy.model_sampling
 import torch
 from comfy.samplers import KSAMPLER
 from comfy_api.latest import io
 
-from ..models.layout.geometry import ClipSize
-from ..models.layout.noise import addressed_noise
+from ..models.layout.noise import STEP_STREAM, addressed_noise
+from ..models.layout.sizes import ClipSize
 from ..models.schedules import ddim_update, ddpm_posterior, ddpm_update, flow_sigmas, pndm_weights
-from . import host
-from .keys import AFTER_STEP_KEY, STEPPING_KEY, UNEDITED_KEY
+from .host import services
+from .services.keys import AFTER_STEP_KEY, STEPPING_KEY, UNEDITED_KEY
+from .services.model import RestorerModel, Spacing
 
 # Adams-Bashforth weights, newest first: the pseudo linear multistep method of PNDM (Liu et al. 2022), on v.
 _MULTISTEP = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+_NOISE, _SAMPLER, _SIGMAS = "Seeded Noise", "Restorer Sampler", "Refine Sigmas"
 
 
 class AddressedNoise:
@@ -23,21 +42,19 @@ class AddressedNoise:
 
     def generate_noise(self, input_latent: dict) -> torch.Tensor:
         """Draw noise shaped like the latent; a 4-D latent holds its frames in the batch."""
-        samples = input_latent["samples"]
-        return noise_like(samples, self.seed)
+        return noise_like(input_latent["samples"], self.seed)
 
 
 def noise_like(samples: torch.Tensor, seed: int) -> torch.Tensor:
     """Draw addressed noise shaped like a latent; clips of one batch take consecutive seeds."""
     if getattr(samples, "is_nested", False) or samples.ndim not in (4, 5):
         raise ValueError(
-            "Seeded Noise: the latent must be a picture or video latent (4 or 5 dimensions); got "
-            f"{samples.ndim}. "
-            "Use the host's RandomNoise for this model."
+            f"{_NOISE}: the latent must be a picture or video latent (4 or 5 dimensions); got {samples.ndim}. Use the "
+            "host's RandomNoise for this model."
         )
     clips = samples if samples.ndim == 5 else samples.transpose(0, 1).unsqueeze(0)
     size = ClipSize(*clips.shape[2:])
-    host.check_cancelled()
+    services.check_cancelled()
     noise = torch.stack(
         [addressed_noise((seed + i) % 2**64, (clips.shape[1], size)) for i in range(clips.shape[0])]
     )
@@ -53,11 +70,10 @@ class SeededNoise(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSRSeededNoise",
-            display_name="Seeded Noise",
-            category=host.CATEGORY,
-            description="Noise whose every value depends on the seed and its own place (frame, row, "
-            "column) only, "
-            "so clip length, tiles, windows and resuming do not change it.",
+            display_name=_NOISE,
+            category=services.CATEGORY,
+            description="Noise whose every value depends on the seed and its own place (frame, row, column) only, so clip "
+            "length, tiles, windows and resuming do not change it.",
             search_aliases=["random noise", "noise", "seed", "vsr noise"],
             inputs=[
                 io.Int.Input(
@@ -82,8 +98,8 @@ class SeededNoise(io.ComfyNode):
 @torch.no_grad()
 def sample_restorer_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Follow the flow in straight steps; the last step lands on the prediction itself, exactly."""
-    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        denoised = _predict(model, x, sigma, extra_args)
+    for step, sigma, following in _steps(sigmas, sigmas):
+        denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
         if callback is not None:
             callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         x = denoised if following == 0 else x + (following - sigma) * (x - denoised) / sigma
@@ -94,8 +110,8 @@ def sample_restorer_euler(model, x, sigmas, extra_args=None, callback=None, disa
 def sample_restorer_plms(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Follow the flow with up to four past velocities; its order holds for even sigmas (shift 1)."""
     history: list[torch.Tensor] = []
-    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        denoised = _predict(model, x, sigma, extra_args)
+    for step, sigma, following in _steps(sigmas, sigmas):
+        denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
         if callback is not None:
             callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         velocity = (x - denoised) / sigma
@@ -104,7 +120,8 @@ def sample_restorer_plms(model, x, sigmas, extra_args=None, callback=None, disab
             return denoised
         if len(history) == 1:  # no past yet: average the velocities at both ends of the step
             ahead = x + (following - sigma) * velocity
-            end = (ahead - _predict(model, ahead, following, extra_args)) / following
+            end = model(ahead, following * x.new_ones(len(x)), **(extra_args or {}))
+            end = (ahead - end) / following
             direction = (velocity + end) / 2
         else:
             weights = _MULTISTEP[len(history) - 1]
@@ -118,8 +135,8 @@ def sample_restorer_pndm(model, x, sigmas, extra_args=None, callback=None, disab
     """Follow the flow with up to four past velocities, one network evaluation a step, on sigmas of any spacing."""
     times = sigmas.tolist()
     history: list[torch.Tensor] = []
-    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        denoised = _predict(model, x, sigma, extra_args)
+    for step, sigma, following in _steps(sigmas, sigmas):
+        denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
         if callback is not None:
             callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         history = [(x - denoised) / sigma, *history[:3]]
@@ -140,14 +157,18 @@ def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disab
     """
     sampling, alphas = _diffusion(model, sigmas, "ddim")
     alphas = alphas.float()
+    extra_args, options = _with_options(extra_args, {})
     start = getattr(model, "latent_image", None)
     empty = start is None or torch.count_nonzero(start) == 0
     x = model.noise if empty and hasattr(model, "noise") else x * alphas[0].sqrt()
-    for step, (sigma, alpha, following) in enumerate(zip(sigmas[:-1], alphas[:-1], alphas[1:], strict=True)):
+    for step, sigma, following in _steps(sigmas, alphas):
+        alpha = alphas[step]
         scaled = x / alpha.sqrt()
-        clean, unedited = _predict_both(model, scaled, sigma, extra_args)
+        kept = options[UNEDITED_KEY] = {"x0": None}  # where a node edits the prediction, what it was before
+        clean = model(scaled, sigma * x.new_ones(len(x)), **extra_args)
         if callback is not None:
             callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
+        unedited = clean if kept["x0"] is None else kept["x0"]
         estimate = (x - alpha.sqrt() * unedited) / (1 - alpha).sqrt()
         fresh = _fresh_noise(x, extra_args, step) if eta > 0 else None
         x = ddim_update(clean, estimate, alpha, following, eta, fresh)
@@ -163,63 +184,59 @@ def sample_restorer_ddpm(model, x, sigmas, extra_args=None, callback=None, disab
     published latent, which is the host's x over sqrt(1 + sigma^2).
     """
     _, alphas = _diffusion(model, sigmas, "ddpm")
-    options = {**(extra_args or {}).get("model_options", {})}
-    inner = options["transformer_options"] = {**options.get("transformer_options", {}), STEPPING_KEY: True}
-    extra_args = {**(extra_args or {}), "model_options": options}
+    extra_args, options = _with_options(extra_args, {STEPPING_KEY: True})
     x = x * alphas[0].sqrt().to(x.dtype)
-    for step, (sigma, alpha, following) in enumerate(zip(sigmas[:-1], alphas[:-1], alphas[1:], strict=True)):
+    for step, sigma, following in _steps(sigmas, alphas):
+        alpha = alphas[step]
         scaled = x / alpha.sqrt().to(x.dtype)
-        clean = _predict(model, scaled, sigma, extra_args)
+        clean = model(scaled, sigma * x.new_ones(len(x)), **extra_args)
         if callback is not None:
             callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
         x = ddpm_update(x, clean, _fresh_noise(x, extra_args, step), alpha, following)
         log_variance = float(ddpm_posterior(alpha, following)[2])
-        for change in inner.get(AFTER_STEP_KEY, ()):
+        for change in options.get(AFTER_STEP_KEY, ()):
             x = change(x, log_variance, float(sigma), sigmas)
     return x / alphas[-1].sqrt().to(x.dtype)
 
 
-def _diffusion(model, sigmas, name: str):
+def _steps(sigmas: torch.Tensor, grid: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield (number, sigma, what follows on `grid`) of every step; each is a place to interrupt."""
+    for step, (sigma, following) in enumerate(zip(sigmas[:-1], grid[1:], strict=True)):
+        services.check_cancelled()
+        yield step, sigma, following
+
+
+def _diffusion(model: Any, sigmas: torch.Tensor, name: str) -> tuple[Any, torch.Tensor]:
     """Give (the model's sampling, the share of signal power at every sigma as doubles on the CPU)."""
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     if isinstance(sampling, comfy.model_sampling.CONST):
         raise ValueError(
-            f"Restorer Sampler: {name} needs a model that predicts v or noise, as Upscale-A-Video and MGLD-VSR "
+            f"{_SAMPLER}: {name} needs a model that predicts v or noise, as Upscale-A-Video and MGLD-VSR "
             "do; got a flow model. Choose euler or plms."
         )
     return sampling, 1 / (1 + sigmas.cpu().double().square())  # not every GPU has doubles
 
 
-def _predict_both(model, x, sigma, extra_args):
-    """Predict, and give (what nodes made of the prediction, the prediction itself)."""
-    options = {**(extra_args or {}).get("model_options", {})}
-    kept = {"x0": None}
-    options["transformer_options"] = {**options.get("transformer_options", {}), UNEDITED_KEY: kept}
-    clean = _predict(model, x, sigma, {**(extra_args or {}), "model_options": options})
-    return clean, clean if kept["x0"] is None else kept["x0"]
+def _with_options(extra_args: dict | None, added: dict) -> tuple[dict, dict]:
+    """Copy a sampler's extra arguments with `added` transformer options; returns both, the options to write into."""
+    model_options = dict((extra_args or {}).get("model_options", {}))
+    options = model_options["transformer_options"] = {**model_options.get("transformer_options", {}), **added}
+    return {**(extra_args or {}), "model_options": model_options}, options
 
 
-def _fresh_noise(x, extra_args, step: int) -> torch.Tensor:
+def _fresh_noise(x: torch.Tensor, extra_args: dict, step: int) -> torch.Tensor:
     """Draw the noise of one step by its address, unlike that of the start."""
-    seed = (extra_args or {}).get("seed") or 0
-    return noise_like(x, (seed ^ _STEP_STREAM) + step & 2**64 - 1)
+    seed = extra_args.get("seed") or 0
+    return noise_like(x, (seed ^ STEP_STREAM) + step & 2**64 - 1)
 
 
-def _predict(model, x, sigma, extra_args):
-    host.check_cancelled()
-    return model(x, sigma * x.new_ones(x.shape[0]), **(extra_args or {}))
-
-
-_SAMPLERS = {
+_SAMPLERS: dict[str, Callable] = {
     "euler": sample_restorer_euler,
     "plms": sample_restorer_plms,
     "ddim": sample_restorer_ddim,
     "ddpm": sample_restorer_ddpm,
     "pndm": sample_restorer_pndm,
 }
-_STEP_STREAM = (
-    0x1D0C_77E3_A4B2_596F  # xor with the seed: noise between steps must not repeat the start's noise
-)
 
 
 class RestorerSampler(io.ComfyNode):
@@ -230,8 +247,8 @@ class RestorerSampler(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSRRestorerSampler",
-            display_name="Restorer Sampler",
-            category=host.CATEGORY,
+            display_name=_SAMPLER,
+            category=services.CATEGORY,
             description="Samplers for restorers. euler suits one step (fidelity); plms reuses past predictions "
             "and suits many steps; pndm does so with one network call a step, as in the UniMMVSR paper; ddim is that "
             "of Upscale-A-Video, ddpm that of MGLD-VSR.",
@@ -256,15 +273,11 @@ class RestorerSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, sampler, eta=0.0):
-        """Wrap the sampler function for the host."""
-        if sampler not in _SAMPLERS:
-            raise ValueError(
-                f"Restorer Sampler: sampler must be one of {', '.join(_SAMPLERS)}; got {sampler!r}. "
-                "Choose euler."
-            )
+        """Wrap the sampler function for the services."""
+        services.check_choice(_SAMPLER, "sampler", sampler, _SAMPLERS)
         if eta > 0 and sampler != "ddim":
             raise ValueError(
-                f"Restorer Sampler: eta belongs to ddim; got eta {eta} with {sampler}. Set eta to 0."
+                f"{_SAMPLER}: eta belongs to ddim; got eta {eta} with {sampler}. Set eta to 0."
             )
         return io.NodeOutput(KSAMPLER(_SAMPLERS[sampler], {"eta": eta} if sampler == "ddim" else {}))
 
@@ -277,8 +290,8 @@ class RefineSigmas(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSRRefineSigmas",
-            display_name="Refine Sigmas",
-            category=host.CATEGORY,
+            display_name=_SIGMAS,
+            category=services.CATEGORY,
             description="Sigmas from a start sigma you choose. On flow models with a large shift KSampler's "
             "denoise 0.3 starts near sigma 0.8; here 0.3 means 0.3. For Upscale-A-Video and MGLD-VSR it gives "
             "the steps of the published programs.",
@@ -328,21 +341,25 @@ class RefineSigmas(io.ComfyNode):
         sampling = model.get_model_object("model_sampling")
         if isinstance(sampling, comfy.model_sampling.CONST):
             denoise = round(_flow_denoise(sampling, start_sigma), 6)
-            return io.NodeOutput(flow_sigmas(steps, start_sigma, shift), denoise)
-        if not hasattr(sampling, "vsr_times"):
+            with services.titled(_SIGMAS):
+                return io.NodeOutput(flow_sigmas(steps, start_sigma, shift), denoise)
+        name = type(model.model).__name__
+        spacing = model.model.spacing if isinstance(model.model, RestorerModel) else None
+        if spacing is None or sampling is not model.model.model_sampling:
+            got = name if spacing is None else f"{name} with another sampling than it was trained with"
             raise ValueError(
-                "Refine Sigmas: the model must be a flow model, Upscale-A-Video or MGLD-VSR; got "
-                f"{type(model.model).__name__}. Use the host's BasicScheduler for it."
+                f"{_SIGMAS}: the model must be a flow model, Upscale-A-Video or MGLD-VSR; got {got}. Use the host's "
+                "BasicScheduler for it."
             )
         if shift != 1:
             raise ValueError(
-                f"Refine Sigmas: only flow models have a shift; got {shift} for {type(model.model).__name__}. "
-                "Set it to 1."
+                f"{_SIGMAS}: only flow models have a shift; got {shift} for {name}. Set it to 1."
             )
-        return io.NodeOutput(*_published_sigmas(sampling, start_sigma, steps))
+        with services.titled(_SIGMAS):
+            return io.NodeOutput(*_published_sigmas(sampling, spacing, start_sigma, steps))
 
 
-def _flow_denoise(sampling, start_sigma: float) -> float:
+def _flow_denoise(sampling: Any, start_sigma: float) -> float:
     """Find the share of the denoising that lies below a sigma; every family shifts in a way of its own."""
     low, high = 0.0, 1.0
     for _ in range(40):
@@ -351,13 +368,15 @@ def _flow_denoise(sampling, start_sigma: float) -> float:
     return high
 
 
-def _published_sigmas(sampling, start_sigma: float, steps: int) -> tuple[torch.Tensor, float]:
+def _published_sigmas(
+    sampling: Any, spacing: Spacing, start_sigma: float, steps: int
+) -> tuple[torch.Tensor, float]:
     """Give (steps + 1 sigmas with the published spacing, the KSampler denoise of their start).
 
     A start below 1 spaces the steps over the times at which sigma / (1 + sigma), the share of noise, is lower.
     """
     share = sampling.sigmas / (1 + sampling.sigmas)
     times = len(share) if start_sigma == 1 else int((share <= start_sigma).sum())
-    indices = sampling.vsr_times(steps, times)
-    last = sampling.sigmas.new_zeros(1) if sampling.vsr_ends_clean else sampling.sigmas[:1]
+    indices = spacing.times(steps, times)
+    last = sampling.sigmas.new_zeros(1) if spacing.ends_clean else sampling.sigmas[:1]
     return torch.cat((sampling.sigmas[torch.tensor(indices)], last)).cpu(), round(times / len(share), 6)

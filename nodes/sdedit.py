@@ -1,26 +1,33 @@
-"""SDEdit degradation: a base model draws the clip again, from partway through the noise."""
+"""SDEdit Degradation: a base model draws the clip again, from partway through the noise.
+
+1. The clip is reduced to the base model's resolution, padded and encoded.
+2. Its latent is noised to a drawn step of the schedule and sampled from there on by the services.
+3. The result is decoded and cropped to its exact size.
+"""
+
+from __future__ import annotations
 
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import numpy as np
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
+from comfy.sd import VAE
 from comfy_api.latest import io
 
-from ..models.layout.geometry import ClipSize, crop_clip, pad_clip, padded_size, resize_clip, target_size
+from ..models.layout.noise import SDEDITSDEDIT_LR_STREAM
+from ..models.layout.sizes import ClipSize, crop_clip, pad_clip, padded_size, resize_clip
 from ..models.unimmvsr.sdedit import SDEdit
-from . import checks, host
-from .keys import LEVEL_KEY, LR_KEY
-from .native_model import HostCalls
+from .frames import asked_size
+from .host import services
+from .services.keys import LEVEL_KEY, LR_KEY
 from .sampling import AddressedNoise, sample_restorer_euler
-from .unimmvsr_host import UniMMVSRModel
+from .systems import system_of
 
 _TITLE = "SDEdit Degradation"
 _PATCH = 2  # latent cells a side that most networks take together; HunyuanVideo fails on odd sides
-_LR_STREAM = (
-    0x3C6E_F372_FE94_F82B  # xor with the seed: the condition's noise must not repeat the start's noise
-)
 
 
 class SDEditDegradation(io.ComfyNode):
@@ -52,7 +59,7 @@ class SDEditDegradation(io.ComfyNode):
         return io.Schema(
             node_id="VSRSDEditDegradation",
             display_name=_TITLE,
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Makes a low-resolution clip as a base model would have made it: reduces a good clip, "
             "noises its latent to a drawn step and lets the model draw it again. Structure drifts; put Degrade "
             "Video behind it for the whole degradation of the UniMMVSR paper.",
@@ -149,23 +156,23 @@ class SDEditDegradation(io.ComfyNode):
         negative=None,
     ):
         """Encode at the base resolution, sample from the drawn step, decode."""
-        frames = checks.check_frames(_TITLE, "images", images)
+        frames = services.check_frames(_TITLE, "images", images)
         _check_pair(model, vae)
         schedule = _schedule(min_strength, max_strength, steps)
         k = schedule.draw(np.random.default_rng(seed))
-        target = ClipSize(frames.shape[0], *_target(size, *frames.shape[1:3]))
+        target = ClipSize(frames.shape[0], *asked_size(_TITLE, "size", size, *frames.shape[1:3]))
         latent = _encode(vae, frames, target)
         if k:
             conditions = _conditions(model, latent, positive, negative, cfg, schedule.start(k), seed)
             latent = _sample(model, latent, _sigmas(model, schedule, k), cfg, seed, conditions)
-        return io.NodeOutput(host.to_output(_decode(vae, latent, target)), k)
+        return io.NodeOutput(services.to_output(_decode(vae, latent, target)), k)
 
 
-def _check_pair(model, vae) -> None:
-    network = model.model
-    if isinstance(network.diffusion_model, HostCalls) and not isinstance(network, UniMMVSRModel):
+def _check_pair(model: ModelPatcher, vae: VAE | None) -> None:
+    system = system_of(model)
+    if system is not None and not system.redraws:
         raise ValueError(
-            f"{_TITLE}: model must be a base video model or the built-in one; got {type(network).__name__}, which "
+            f"{_TITLE}: model must be a base video model or the built-in one; got {type(model.model).__name__}, which "
             "only restores. Load a text-to-video model, or choose built-in in Load Video Restorer."
         )
     channels = model.get_model_object("latent_format").latent_channels
@@ -185,32 +192,19 @@ def _schedule(low: float, high: float, steps: int) -> SDEdit:
     return SDEdit(round(low * steps), round(high * steps), steps)
 
 
-def _target(size: dict, height: int, width: int) -> tuple[int, int]:
-    kind = size["size"]
-    if kind == "short side":
-        return target_size(height, width, short_side=size["short_side"])
-    if kind == "exact size":
-        return target_size(height, width, exact=(size["height"], size["width"]))
-    if kind == "scale":
-        return target_size(height, width, scale=size["scale"])
-    raise ValueError(
-        f"{_TITLE}: size must be short side, exact size or scale; got {kind!r}. Choose short side."
-    )
-
-
-def _encode(vae, frames: torch.Tensor, target: ClipSize) -> torch.Tensor:
+def _encode(vae: VAE, frames: torch.Tensor, target: ClipSize) -> torch.Tensor:
     clip = resize_clip(frames.movedim(-1, 0).unsqueeze(0), target.height, target.width, "bicubic").clamp(0, 1)
     space, time = _PATCH * vae.spacial_compression_encode(), vae.temporal_compression_decode() or 1
     return vae.encode(pad_clip(clip, padded_size(target, space, time))[0].movedim(0, -1))
 
 
-def _decode(vae, latent: torch.Tensor, target: ClipSize) -> torch.Tensor:
+def _decode(vae: VAE, latent: torch.Tensor, target: ClipSize) -> torch.Tensor:
     frames = vae.decode(latent)
     frames = frames.flatten(0, 1) if frames.ndim == 5 else frames
     return crop_clip(frames.movedim(-1, 0).unsqueeze(0), target)[0].movedim(0, -1)
 
 
-def _sigmas(model, schedule: SDEdit, k: int) -> torch.Tensor:
+def _sigmas(model: ModelPatcher, schedule: SDEdit, k: int) -> torch.Tensor:
     """Give the last k steps: even ones for a flow model, whatever its shift; the host's "simple" for others."""
     sampling = model.get_model_object("model_sampling")
     if isinstance(sampling, comfy.model_sampling.CONST):
@@ -218,15 +212,23 @@ def _sigmas(model, schedule: SDEdit, k: int) -> torch.Tensor:
     return comfy.samplers.calculate_sigmas(sampling, "simple", schedule.steps)[-(k + 1) :]
 
 
-def _conditions(model, latent, positive, negative, cfg: float, level: float, seed: int) -> tuple[list, list]:
+def _conditions(
+    model: ModelPatcher,
+    latent: torch.Tensor,
+    positive: list | None,
+    negative: list | None,
+    cfg: float,
+    level: float,
+    seed: int,
+) -> tuple[list, list]:
     """Give (positive, negative); the built-in model is shown the clip itself, noised as far as the start."""
     if cfg != 1 and negative is None:
         raise ValueError(
             f"{_TITLE}: cfg other than 1 needs a negative prompt; got cfg {cfg:g} and none. Link negative, or set "
             "cfg to 1."
         )
-    if isinstance(model.model, UniMMVSRModel):
-        noise = AddressedNoise(seed ^ _LR_STREAM).generate_noise({"samples": latent})
+    if system_of(model) is not None:
+        noise = AddressedNoise(seed ^ SDEDIT_LR_STREAM).generate_noise({"samples": latent})
         values = {LR_KEY: (1 - level) * latent + level * noise, LEVEL_KEY: level}
         null = [[None, {}]]
         pair = (positive or null, negative or null)
@@ -239,13 +241,16 @@ def _conditions(model, latent, positive, negative, cfg: float, level: float, see
     return positive, positive if negative is None else negative
 
 
-def _sample(model, latent, sigmas, cfg: float, seed: int, conditions: tuple[list, list]) -> torch.Tensor:
+def _sample(
+    model: ModelPatcher,
+    latent: torch.Tensor,
+    sigmas: torch.Tensor,
+    cfg: float,
+    seed: int,
+    conditions: tuple[list, list],
+) -> torch.Tensor:
     noise = AddressedNoise(seed).generate_noise({"samples": latent})
-    show = host.Progress()
-
-    def callback(step, denoised, x, total):
-        show(step + 1, total)
-
+    show = services.Progress()
     sampler = KSAMPLER(sample_restorer_euler)
     return comfy.sample.sample_custom(
         model,
@@ -255,7 +260,7 @@ def _sample(model, latent, sigmas, cfg: float, seed: int, conditions: tuple[list
         sigmas,
         *conditions,
         latent,
-        callback=callback,
+        callback=lambda step, denoised, x, total: show(step + 1, total),
         disable_pbar=True,
         seed=seed,
     )

@@ -1,35 +1,42 @@
-"""Spatial tiles and temporal windows for any native video MODEL; both fuse predictions at every step."""
+"""Spatial Tiles and Temporal Windows: large frames and long clips in parts, for any native video MODEL.
 
+Both fuse predictions of the clean latent at every step. In order, at every step of a run:
+
+1. The host's context handler, ours (`WindowHandler`), cuts the clip into windows of latent frames.
+2. For each window the wrapper `_tiled_batch` cuts the latent and all conditions on its grid into tiles of cells.
+3. The network predicts tile by tile; tiles are fused to windows and windows to the clip, by weights that sum to one.
+
+A tile or window that covers everything is the plain call, bit for bit. References are seen whole by every part.
+"""
+
+from __future__ import annotations
+
+import inspect
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.context_windows as context_windows
+import comfy.model_base
 import comfy.model_management as management
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..models.layout.geometry import latent_frames
-from ..models.layout.tiles import Tile, TileFuser, plan_tiles
-from ..models.layout.windows import plan_windows
-from . import checks, host, run_state
-from .keys import PRESET_KEY, REFERENCE, REFERENCE_CONDS, TILES_KEY
-from .reference_conds import reference_cells
-from .window_handler import WindowHandler
+from ..models.layout.pieces import Tile, TileFuser, Window, plan_tiles, plan_weights, plan_windows
+from ..models.layout.sizes import latent_frames
+from .host import services
+from .host.keys import DEFAULT, PRESET_KEY, PUBLISHED, REFERENCE_CONDS, TILES_KEY
+from .host.model import part_of_step
+from .host.references import reference_cells
+from .systems import system_of
+from .systems.base import Published, TileSizes, WindowSize
 
-_AUTO_TILES = (
-    (1280, 720),
-    (960, 544),
-    (640, 384),
-    (384, 256),
-    (256, 192),
-)  # px; larger ones attend too widely
-_AUTO_OVERLAP = 96  # px
-_AUTO_WINDOW, _AUTO_WINDOW_OVERLAP = 33, 8  # frames
-_HEADROOM = 1.3  # share of free memory a tile may not use
+_TILES, _WINDOWS = "Spatial Tiles", "Temporal Windows"
+_HEADROOM = 1.3  # what is estimated times this must be free
 _AT_ONCE = 4  # tiles predicted together on a GPU, where they fit
 
 
@@ -39,44 +46,24 @@ class SpatialTiles(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         """Describe the node."""
+        option, px = io.DynamicCombo.Option, {"step": 8, "max": 16384}
         manual = [
-            io.Int.Input(
-                "tile_width", default=960, min=64, max=16384, step=8, tooltip="Width of a tile in output px."
-            ),
-            io.Int.Input(
-                "tile_height",
-                default=544,
-                min=64,
-                max=16384,
-                step=8,
-                tooltip="Height of a tile in output px.",
-            ),
-            io.Int.Input(
-                "overlap",
-                default=96,
-                min=0,
-                max=4096,
-                step=8,
-                tooltip="How far tiles reach into each other, in output px.",
-            ),
+            io.Int.Input("tile_width", default=960, min=64, tooltip="Width of a tile in output px.", **px),
+            io.Int.Input("tile_height", default=544, min=64, tooltip="Height of a tile in output px.", **px),
+            io.Int.Input("overlap", default=96, min=0, max=4096, step=8, tooltip="Output px that tiles share."),
         ]
         return io.Schema(
             node_id="VSRSpatialTiles",
-            display_name="Spatial Tiles",
-            category=host.CATEGORY,
-            description="Samples a large frame tile by tile and fuses the predictions smoothly at every "
-            "step, so that "
+            display_name=_TILES,
+            category=services.CATEGORY,
+            description="Samples a large frame tile by tile and fuses the predictions smoothly at every step, so that "
             "4K fits. A tile as large as the frame changes nothing. References are seen whole by every tile.",
             search_aliases=["tiled diffusion", "tiling", "tile", "4k", "multidiffusion", "vram"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample in tiles."),
                 io.DynamicCombo.Input(
                     "tiling",
-                    options=[
-                        io.DynamicCombo.Option("auto", []),
-                        io.DynamicCombo.Option("manual", manual),
-                        io.DynamicCombo.Option("off", []),
-                    ],
+                    options=[option("auto", []), option("manual", manual), option("off", [])],
                     tooltip="auto: tiles of the size the model works best at, smaller where memory is "
                     "short; manual: your sizes; off: whole frames.",
                 ),
@@ -88,25 +75,24 @@ class SpatialTiles(io.ComfyNode):
     def execute(cls, model, tiling):
         """Clone the model and wrap its prediction."""
         patched, kind = model.clone(), tiling["tiling"]
+        services.check_choice(_TILES, "tiling", kind, ("auto", "manual", "off"))
         if kind == "off":
             return io.NodeOutput(patched)
-        space = _latent_format("Spatial Tiles", model).spacial_downscale_ratio
-        size = None
+        space = services.video_format(_TILES, model).spacial_downscale_ratio
+        system = system_of(model)
+        published = _published(model)
+        size, sizes = published.tile, system.tiles if system else TileSizes()
         if kind == "manual":
-            size = tuple(
-                max(1, round(tiling[name] / space)) for name in ("tile_height", "tile_width", "overlap")
-            )
-            plan_tiles(
-                2 * size[0], 2 * size[1], *size
-            )  # refuses an overlap that does not fit, before the run
-        elif kind != "auto":
-            raise ValueError(f"Spatial Tiles: tiling must be auto, manual or off; got {kind!r}. Choose auto.")
-        own = None
-        if model.model_options.get(PRESET_KEY) == REFERENCE:
-            own = getattr(_latent_format("Spatial Tiles", model), "vsr_reference_tiles", None)
-            size = size or getattr(_latent_format("Spatial Tiles", model), "vsr_reference_tile", None)
-        _wrap(patched, WrappersMP.PREPARE_SAMPLING, _prepare_tiles(size, space, own))
-        _wrap(patched, WrappersMP.CALC_COND_BATCH, _tiled_batch)
+            names = ("tile_height", "tile_width", "overlap")
+            size = tuple(max(1, round(tiling[name] / space)) for name in names)
+            with services.titled(_TILES):
+                plan_tiles(2 * size[0], 2 * size[1], *size)  # refuses an overlap that does not fit, before the run
+        for place, wrapper in (
+            (WrappersMP.PREPARE_SAMPLING, _TilePreparation(size, sizes, space, published.tiles)),
+            (WrappersMP.CALC_COND_BATCH, _tiled_batch),
+        ):
+            patched.remove_wrappers_with_key(place, TILES_KEY)  # a second Spatial Tiles replaces the first
+            patched.add_wrapper_with_key(place, TILES_KEY, wrapper)
         return io.NodeOutput(patched)
 
 
@@ -116,39 +102,23 @@ class TemporalWindows(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         """Describe the node."""
+        option, frames, size = io.DynamicCombo.Option, {"max": 4096}, WindowSize()
         manual = [
-            io.Int.Input(
-                "window",
-                default=_AUTO_WINDOW,
-                min=1,
-                max=4096,
-                tooltip="Length of a window in output frames.",
-            ),
-            io.Int.Input(
-                "overlap",
-                default=_AUTO_WINDOW_OVERLAP,
-                min=0,
-                max=4096,
-                tooltip="How far windows reach into each other, in output frames.",
-            ),
+            io.Int.Input("window", default=size.length, min=1, tooltip="Output frames of a window.", **frames),
+            io.Int.Input("overlap", default=size.overlap, min=0, tooltip="Output frames windows share.", **frames),
         ]
         return io.Schema(
             node_id="VSRTemporalWindows",
-            display_name="Temporal Windows",
-            category=host.CATEGORY,
-            description="Samples a long clip window by window and fuses the predictions at every step, so "
-            "memory does "
+            display_name=_WINDOWS,
+            category=services.CATEGORY,
+            description="Samples a long clip window by window and fuses the predictions at every step, so memory does "
             "not grow with its length. A window as long as the clip changes nothing.",
             search_aliases=["context windows", "long video", "sliding window", "temporal tiling"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample in windows."),
                 io.DynamicCombo.Input(
                     "windows",
-                    options=[
-                        io.DynamicCombo.Option("auto", []),
-                        io.DynamicCombo.Option("manual", manual),
-                        io.DynamicCombo.Option("off", []),
-                    ],
+                    options=[option("auto", []), option("manual", manual), option("off", [])],
                     tooltip="auto: what the model was made for, else 33 frames, 8 shared with the next; "
                     "manual: your lengths; off: the whole clip at once.",
                 ),
@@ -160,40 +130,29 @@ class TemporalWindows(io.ComfyNode):
     def execute(cls, model, windows):
         """Clone the model and set the host's context handler."""
         patched, kind = model.clone(), windows["windows"]
+        services.check_choice(_WINDOWS, "windows", kind, ("auto", "manual", "off"))
         if kind == "off":
             return io.NodeOutput(patched)
-        if kind not in ("auto", "manual"):
-            raise ValueError(
-                f"Temporal Windows: windows must be auto, manual or off; got {kind!r}. Choose auto."
-            )
-        latent_format = _latent_format("Temporal Windows", model)
-        time, plan = latent_format.temporal_downscale_ratio, None
+        time, plan = services.video_format(_WINDOWS, model).temporal_downscale_ratio, None
+        system = system_of(model)
+        size = system.windows if system else WindowSize()
         if kind == "manual":
-            window, overlap = windows["window"], windows["overlap"]
+            size = WindowSize(windows["window"], windows["overlap"])
         else:
-            window, overlap = getattr(latent_format, "vsr_window", (_AUTO_WINDOW, _AUTO_WINDOW_OVERLAP))
-            if model.model_options.get(PRESET_KEY) == REFERENCE:
-                plan = getattr(latent_format, "vsr_reference_windows", None)
-        length, shared = latent_frames(window, time), math.ceil(overlap / time)
-        plan_windows(2 * length, length, shared)  # refuses an overlap that does not fit, before the run
+            plan = _published(model).windows
+        length, shared = latent_frames(size.length, time), math.ceil(size.overlap / time)
+        with services.titled(_WINDOWS):
+            plan_windows(2 * length, length, shared)  # refuses an overlap that does not fit, before the run
         patched.model_options["context_handler"] = WindowHandler(length, shared, causal=time > 1, plan=plan)
         context_windows.create_prepare_sampling_wrapper(patched)
         return io.NodeOutput(patched)
 
 
-def _latent_format(title: str, model):
-    latent_format = model.get_model_object("latent_format")
-    if latent_format.latent_dimensions != 3:
-        raise ValueError(
-            f"{title}: the model must be a video model; got {type(model.model).__name__} with "
-            f"{latent_format.latent_dimensions}-dimensional latents. Use it on the restorer."
-        )
-    return latent_format
-
-
-def _wrap(patcher, place: str, wrapper) -> None:
-    patcher.remove_wrappers_with_key(place, TILES_KEY)  # a second Spatial Tiles replaces the first
-    patcher.add_wrapper_with_key(place, TILES_KEY, wrapper)
+def _published(model: Any) -> Published:
+    """Give the published plans of a MODEL that was loaded to repeat them; else none."""
+    system = system_of(model)
+    repeats = system is not None and model.model_options.get(PRESET_KEY, DEFAULT) == PUBLISHED
+    return system.published if repeats else Published()
 
 
 # Spatial tiles
@@ -206,97 +165,115 @@ class TileChoice:
     height: int
     width: int
     overlap: int
-    own: Callable | None = None  # gives (tiles, weights) where the published ones are wanted
+    published: Callable | None = None  # gives (tiles, weights) where the published ones are wanted
     at_once: int = _AT_ONCE
     halved: bool = False
 
     def plan(self, shape: torch.Size) -> tuple[tuple[Tile, ...], tuple[torch.Tensor, ...] | None]:
         """Plan the tiles of a latent, and their weights where not the smooth ones."""
-        rows, columns = (
-            min(side, full) for side, full in zip((self.height, self.width), shape[-2:], strict=True)
-        )
-        if self.own is not None and (rows, columns) != tuple(shape[-2:]):
-            return self.own(*shape[-2:], self.height, self.width, self.overlap)
+        rows, columns = min(self.height, shape[-2]), min(self.width, shape[-1])
+        if self.published is not None and (rows, columns) != tuple(shape[-2:]):
+            return self.published(*shape[-2:], self.height, self.width, self.overlap)
         return plan_tiles(*shape[-2:], self.height, self.width, self.overlap), None
 
     def halve(self, shape: torch.Size) -> None:
         """Take half the sides, from no more than the latent's, and keep the overlap as far as it fits."""
-        self.height, self.width = (
-            max(1, -(-min(side, full) // 2))
-            for side, full in zip((self.height, self.width), shape[-2:], strict=True)
-        )
+        self.height = max(1, -(-min(self.height, shape[-2]) // 2))
+        self.width = max(1, -(-min(self.width, shape[-1]) // 2))
         self.overlap = min(self.overlap, min(self.height, self.width) // 2)
         self.halved = True
 
 
-def _prepare_tiles(size: tuple[int, int, int] | None, space: int, own: Callable | None = None):
-    """Make the wrapper that settles the tile of a run and tells the memory estimate about it."""
+@dataclass(frozen=True)
+class _TilePreparation:
+    """The wrapper that settles the tile of a run and tells the memory estimate about it."""
 
-    def wrapper(executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
-        checks.check_clip("Spatial Tiles", tuple(noise_shape))
-        tile = size or _auto_tile(model, noise_shape, conds, space, model_options.get("context_handler"))
-        model_options.setdefault("transformer_options", {})[TILES_KEY] = TileChoice(*tile, own)
+    size: tuple[int, int, int] | None  # height, width, overlap in cells; None: the largest that fits
+    sizes: TileSizes
+    space: int
+    published: Callable | None
+
+    def __call__(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
+        services.check_clip(_TILES, tuple(noise_shape))
+        windows = model_options.get("context_handler")
+        tile = self.size or self._largest(model, noise_shape, conds, windows)
+        model_options.setdefault("transformer_options", {})[TILES_KEY] = TileChoice(*tile, self.published)
         noise_shape = [*noise_shape[:3], min(noise_shape[3], tile[0]), min(noise_shape[4], tile[1])]
         return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
 
-    return wrapper
+    def _largest(self, model: Any, noise_shape: list, conds: dict, windows: Any) -> tuple[int, int, int]:
+        """Pick the largest tile of the list that fits: (height, width, overlap) in latent cells.
 
-
-def _auto_tile(model, noise_shape, conds, space: int, windows=None) -> tuple[int, int, int]:
-    """Pick the largest tile of the list that fits: (height, width, overlap) in latent cells.
-
-    Every tile sees one window of the clip, and beside it all references, whole.
-    """
-    batch, channels, frames, height, width = noise_shape
-    frames = min(frames, getattr(windows, "context_length", frames))
-    free = host.free_bytes(model.load_device)
-    cells = max((reference_cells(cond) for group in conds.values() for cond in group), default=0)
-    beside = model.memory_required([batch, channels, 1, 1, cells]) if cells else 0
-    latent_format = model.get_model_object("latent_format")
-    for long, short in getattr(latent_format, "vsr_tiles", _AUTO_TILES):
-        tile = (short, long) if width >= height else (long, short)
-        rows, columns = (min(full, side // space) for full, side in zip((height, width), tile, strict=True))
-        if (model.memory_required([batch, channels, frames, rows, columns]) + beside) * _HEADROOM < free:
-            break
-    wanted = getattr(latent_format, "vsr_tile_overlap", _AUTO_OVERLAP)
-    overlap = min(wanted // space, min(rows, columns) // 4)
-    return rows, columns, overlap
+        Every tile sees one window of the clip, and beside it all references, whole.
+        """
+        batch, channels, frames, height, width = noise_shape
+        frames = min(frames, getattr(windows, "context_length", frames))
+        free = services.free_bytes(model.load_device)
+        cells = max((reference_cells(cond) for group in conds.values() for cond in group), default=0)
+        beside = model.memory_required([batch, channels, 1, 1, cells]) if cells else 0
+        for long, short in self.sizes.sides:
+            tile = (short, long) if width >= height else (long, short)
+            rows, columns = min(height, tile[0] // self.space), min(width, tile[1] // self.space)
+            need = model.memory_required([batch, channels, frames, rows, columns]) + beside
+            if need * _HEADROOM < free:
+                break
+        return rows, columns, min(self.sizes.overlap // self.space, min(rows, columns) // 4)
 
 
 def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
     """Predict every conditioning tile by tile; out of memory, with tiles of half the side for the whole run."""
     choice = model_options.get("transformer_options", {}).get(TILES_KEY)
-    if choice is None:
-        return executor(model, conds, x_in, timestep, model_options)
-    while True:
-        plan = choice.plan(x_in.shape)
-        together = _count_together(model, plan[0], conds, x_in, choice.at_once)
+    while choice is not None:
+        plan, weights = choice.plan(x_in.shape)
+        together = _count_together(model, plan, conds, x_in, choice.at_once)
         try:
-            return _predict_tiles(executor, plan, together, model, conds, x_in, timestep, model_options)
+            if len(plan) == 1:
+                return executor(model, conds, x_in, timestep, model_options)
+            _refuse_regions(conds)
+            fusers = [TileFuser(plan, weights) for _ in conds]
+            for start in range(0, len(plan), together):
+                services.check_cancelled()
+                tiles = plan[start : start + together]
+                part = [_crop_conds(group, tiles, x_in.shape) for group in conds]
+                options = part_of_step(model_options, start, len(plan), len(tiles))
+                x = x_in[tiles[0].region]
+                if len(tiles) > 1:
+                    x = torch.cat([x_in[tile.region] for tile in tiles])
+                results = executor(model, part, x, timestep.repeat(len(tiles)), options)
+                for fuser, result in zip(fusers, results, strict=True):
+                    for tile, one in zip(tiles, result.chunk(len(tiles)), strict=True):
+                        fuser.add(tile, one)
+            return [fuser.result() for fuser in fusers]
         except Exception as error:  # the host tells out-of-memory errors of all devices from others
             if not management.is_oom(error):
                 raise
-            if together > 1:
-                choice.at_once = 1
-                management.soft_empty_cache()
-                continue
             space = model.latent_format.spacial_downscale_ratio
-            if choice.halved:
-                raise host.out_of_memory("Spatial Tiles", (choice.height, choice.width), space) from error
-        choice.halve(x_in.shape)
-        size = f"{choice.width * space}x{choice.height * space} px"
-        logging.getLogger(__name__).warning("Spatial Tiles: out of memory; going on with tiles of %s", size)
+            if together == 1 and choice.halved:
+                px = (choice.width * space, choice.height * space)
+                raise services.out_of_memory(_TILES, *px) from error
+        if together > 1:
+            choice.at_once = 1
+        else:
+            choice.halve(x_in.shape)
+            size = f"{choice.width * space}x{choice.height * space} px"
+            logging.getLogger(__name__).warning("%s: out of memory; going on with tiles of %s", _TILES, size)
         management.soft_empty_cache()
+    return executor(model, conds, x_in, timestep, model_options)
 
 
-def _count_together(model, plan, conds, x_in, most: int) -> int:
+def _count_together(
+    model: comfy.model_base.BaseModel, plan: tuple[Tile, ...], conds: list, x_in: torch.Tensor, most: int
+) -> int:
     """Say how many tiles to predict as one batch: on a GPU as many as fit, on a CPU one, which is as quick."""
     if management.is_device_cpu(x_in.device):
         return 1
     free = model.current_patcher.get_free_memory(x_in.device)
     tile, count = plan[0], x_in.shape[0] * len([group for group in conds if group])
     shape = [*x_in.shape[1:3], tile.height, tile.width]
-    cells = sum(_whole_cells(cond) for group in conds for cond in group or ())
+    cells = 0  # of the latents that every tile sees whole
+    for cond in (cond for group in conds for cond in group or ()):
+        lists = (getattr(cond["model_conds"].get(key), "cond", None) for key in REFERENCE_CONDS)
+        cells += sum(latent[0, 0].numel() for each in lists if isinstance(each, list) for latent in each)
     beside = model.memory_required([1, x_in.shape[1], 1, 1, cells]) if cells else 0  # again for every tile
     for together in range(min(most, len(plan)), 1, -1):
         need = model.memory_required([together * count, *shape]) + together * beside
@@ -305,52 +282,22 @@ def _count_together(model, plan, conds, x_in, most: int) -> int:
     return 1
 
 
-def _whole_cells(cond: dict) -> int:
-    """Count the latent cells that a processed conditioning shows whole to every tile."""
-    lists = (cond["model_conds"].get(key) for key in REFERENCE_CONDS)
-    latents = [
-        latent for each in lists if isinstance(getattr(each, "cond", None), list) for latent in each.cond
-    ]
-    return sum(latent[0, 0].numel() for latent in latents)
-
-
-def _predict_tiles(executor, plan, together, model, conds, x_in, timestep, model_options):
-    """Predict tile by tile and fuse; one tile that covers all is the plain call."""
-    plan, weights = plan
-    if len(plan) <= 1:
-        return executor(model, conds, x_in, timestep, model_options)
-    _refuse_regions(conds)
-    fusers = [TileFuser(plan, weights) for _ in conds]
-    for start in range(0, len(plan), together):
-        host.check_cancelled()
-        tiles = plan[start : start + together]
-        part = [_crop_conds(group, tiles, x_in.shape) for group in conds]
-        options = run_state.inside(model_options, start, len(plan), len(tiles))
-        x = torch.cat([x_in[tile.region] for tile in tiles]) if len(tiles) > 1 else x_in[tiles[0].region]
-        results = executor(model, part, x, timestep.repeat(len(tiles)), options)
-        for fuser, result in zip(fusers, results, strict=True):
-            for tile, one in zip(tiles, result.chunk(len(tiles)), strict=True):
-                fuser.add(tile, one)
-    return [fuser.result() for fuser in fusers]
-
-
-def _refuse_regions(conds) -> None:
-    if checks.guides(conds):
+def _refuse_regions(conds: list) -> None:
+    if services.has_guides(conds):
         raise ValueError(
-            "Spatial Tiles: conditioning in tiles must not depend on places of the whole frame; got guide frames. "
+            f"{_TILES}: conditioning in tiles must not depend on places of the whole frame; got guide frames. "
             "Take them out (LTXVCropGuides), or set tiling to off."
         )
     for cond in (cond for group in conds for cond in group or ()):
         for key in ("area", "control", "gligen"):
             if cond.get(key) is not None:
                 raise ValueError(
-                    "Spatial Tiles: conditioning in tiles must not depend on places of the whole frame; "
-                    f"got {key!r}. "
+                    f"{_TILES}: conditioning in tiles must not depend on places of the whole frame; got {key!r}. "
                     "Remove it, or set tiling to off."
                 )
 
 
-def _crop_conds(group, tiles: tuple[Tile, ...], shape: torch.Size):
+def _crop_conds(group: list | None, tiles: tuple[Tile, ...], shape: torch.Size) -> list | None:
     """Copy a conditioning with every tensor on the latent's grid cropped; lists (references) stay whole."""
     if group is None:
         return None
@@ -364,7 +311,7 @@ def _crop_conds(group, tiles: tuple[Tile, ...], shape: torch.Size):
     return cropped
 
 
-def _crop(value, tiles: tuple[Tile, ...], shape: torch.Size):
+def _crop(value: Any, tiles: tuple[Tile, ...], shape: torch.Size) -> Any:
     tensor = getattr(value, "cond", None)
     if not isinstance(tensor, torch.Tensor) or tensor.ndim < 4 or tensor.shape[-2:] != shape[-2:]:
         return value
@@ -377,3 +324,86 @@ def _cut(tensor: torch.Tensor, tiles: tuple[Tile, ...], batch: int) -> torch.Ten
         return tensor[tiles[0].region]
     whole = comfy.utils.repeat_to_batch_size(tensor, batch)
     return torch.cat([whole[tile.region] for tile in tiles])
+
+
+# Temporal windows
+
+
+class WindowHandler(context_windows.IndexListContextHandler):
+    """The host's context windows with our plan (every window full) and our weights (any overlap).
+
+    `causal` says that a clip's first latent frame is special; `plan` gives (windows, weights) of a clip's length where
+    the published ones are wanted.
+    """
+
+    def __init__(self, length: int, overlap: int, causal: bool = True, plan: Callable | None = None):
+        settings = {
+            "context_schedule": context_windows.get_matching_context_schedule("standard_static"),
+            "fuse_method": context_windows.get_matching_fuse_method("flat"),
+            "context_length": length,
+            "context_overlap": overlap,
+            "dim": 2,
+        }
+        # One frame before each later window takes the place that training knows as a clip's first latent.
+        if "causal_window_fix" in inspect.signature(super().__init__).parameters:
+            settings["causal_window_fix"] = causal
+        super().__init__(**settings)
+        self._published, self._plans = plan, {}
+
+    def should_use_context(self, model, conds, x_in, timestep, model_options):
+        """Leave a clip that fits into one window to the plain call, bit for bit."""
+        services.check_clip(_WINDOWS, tuple(x_in.shape))
+        long = x_in.shape[self.dim] > self.context_length
+        if long and services.has_guides(conds):
+            raise ValueError(
+                f"{_WINDOWS}: a window must not lose sight of guide frames; got a clip of {x_in.shape[self.dim]} "
+                "latent frames with guides at its end. Set windows to off, or take the guides out (LTXVCropGuides)."
+            )
+        return long
+
+    def get_context_windows(self, model, x_in, model_options):
+        """Plan the windows with the core's rule."""
+        length, make = x_in.shape[self.dim], context_windows.IndexListContextWindow
+        windows = self._plan(length)[0]
+        return [make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in windows]
+
+    def evaluate_context_windows(
+        self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs
+    ):
+        """Evaluate as the host does, with the progress of a window's share of the step."""
+        count = len(self._plan(x_in.shape[self.dim])[0])
+        options = part_of_step(model_options, enumerated[0][0], count)
+        return super().evaluate_context_windows(
+            calc_cond_batch, model, x_in, conds, timestep, enumerated, options, *args, **kwargs
+        )
+
+    def combine_context_window_results(
+        self,
+        x_in,
+        sub_conds_out,
+        sub_conds,
+        window,
+        window_idx,
+        total_windows,
+        timestep,
+        final,
+        counts,
+        biases,
+    ):
+        """Add a window's predictions with weights that sum to one; the host then divides by ones."""
+        weights = self._plan(x_in.shape[self.dim])[1][window_idx]
+        weights = weights.to(x_in.device).view(-1, *[1] * (x_in.ndim - self.dim - 1))
+        span = (slice(None),) * self.dim + (slice(window.index_list[0], window.index_list[-1] + 1),)
+        for total, count, value in zip(final, counts, sub_conds_out, strict=True):
+            total[span] += value * weights
+            count[...] = 1.0
+
+    def _plan(self, length: int) -> tuple[tuple[Window, ...], tuple[torch.Tensor, ...]]:
+        """Give (windows, weights) of a clip's length, worked out once."""
+        if length not in self._plans:
+            if self._published is not None:
+                self._plans[length] = self._published(length)
+            else:
+                windows = plan_windows(length, self.context_length, self.context_overlap)
+                self._plans[length] = windows, plan_weights(windows)
+        return self._plans[length]

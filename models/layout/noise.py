@@ -1,11 +1,20 @@
-"""Noise addressed by (seed, frame, row, column, channel): the same wherever a tile or window begins."""
+"""Noise addressed by (seed, frame, row, column, channel): the same wherever a tile or window begins.
+
+1. Philox, a counter-based generator, is keyed with the seed.
+2. Its counter is set to (frame, row); the values of that row are drawn from column 0 on.
+3. So length, size, tiles, windows and a resumed run do not change any value.
+"""
 
 import numpy as np
 import torch
 
-from .geometry import ClipSize
+from .sizes import ClipSize
 
 _SEEDS = 1 << 64
+# Xor with the seed of a run: its several noises must not repeat each other.
+LR_STREAM = 0x5A5A_1F2E_9D3C_7B41  # mixed into the LR clip
+STEP_STREAM = 0x1D0C_77E3_A4B2_596F  # added between the steps of a sampler
+SDEDIT_LR_STREAM = 0x3C6E_F372_FE94_F82B  # mixed into the condition while SDEdit draws a clip again
 _TAG = 0x4353_5652  # second half of the Philox key: keeps our streams apart from other users of the same seed
 
 
@@ -26,10 +35,10 @@ def addressed_noise(
     """
     channels, grid = size
     if not 0 <= seed < _SEEDS:
-        raise ValueError(f"Seeded Noise: the seed must be within 0 .. 2^64 - 1; got {seed}. Choose another.")
+        raise ValueError(f"the seed must be within 0 .. 2^64 - 1; got {seed}. Choose another.")
     if channels < 1 or min(frame0, row0, col0) < 0:
         raise ValueError(
-            f"Seeded Noise: at least one channel and no negative position; got {channels} channels at frame "
+            f"noise needs at least one channel and no negative position; got {channels} channels at frame "
             f"{frame0}, row {row0}, column {col0}. Count positions from the start of the whole clip."
         )
     noise = np.empty((grid.frames, grid.height, grid.width, channels), np.float32)

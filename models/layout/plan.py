@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from .geometry import ClipSize
-from .tiles import Tile
+from .pieces import Tile
+from .sizes import ClipSize
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 GIB = 2**30

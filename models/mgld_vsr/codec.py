@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..layout.geometry import ClipSize, pad_clip, resize_clip, target_size
+from ..layout.sizes import ClipSize, pad_clip, resize_clip, target_size
 from ..layout.pieces import decode_pieces, encode_pieces, in_pixels
 from ..layout.tiles import Tile
 from .config import LATENT_CHANNELS, SPACE

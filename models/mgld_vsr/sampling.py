@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..layout.geometry import resize_clip
+from ..layout.sizes import resize_clip
 from ..layout.tiles import Tile
 from ..layout.windows import plan_windows
 from ..motion.guidance import PUBLISHED, PUBLISHED_STRENGTH, Flows, motion_gradient, published_update

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..layout.geometry import latent_frames
+from ..layout.sizes import latent_frames
 from .warp import resize_flow, warp
 
 

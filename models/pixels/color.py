@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ..layout.geometry import resize_clip
+from ..layout.sizes import resize_clip
 
 _EPSILON = 1e-5 / 4  # on the variance: the published 1e-5 holds for values in -1..1
 _CHUNK_PIXELS = 1 << 22  # pixels matched at a time: a few frames, scratch memory below about 500 MB

@@ -1,17 +1,25 @@
-"""The UniMMVSR diffusion transformer (paper sections 3.1-3.2, figure 7) at small size.
+"""The UniMMVSR diffusion transformer at small size (paper sections 3.1 and 3.2; docs/systems/unimmvsr.md).
 
-The LR latent joins the noisy latent on the channels; references join on the token sequence. Per block: 2-D
-self-attention inside each frame, 3-D self-attention over all tokens of target and references, cross-attention
-with text where the weights have it, feed-forward; each behind an RMS norm that time step and LR noise level scale.
-References are clean, have zeros in the LR channels and a time range of their own, and are dropped at the output.
+From a noisy latent (b, c, T, h, w) to its velocity, in order:
 
-Tensors: latents (b, c, T, h, w), tokens (b, n, width). Odd latent sides are padded to the 2x2 patch and cropped.
+1. The noisy latent, scaled by how much signal it holds, and the LR latent are joined on the channels (2c); a reference
+   (b, c, Tr, hr, wr), which is clean, is joined with zeros.
+2. Every stream is cut into 2x2 patches: tokens (b, T * h/2 * w/2, width). A learned vector says whether a token is of
+   the target, an identity picture or a reference video. Odd sides are padded to the patch and cropped at the end.
+3. All tokens of all streams make one sequence (b, n, width). Each has a position (time, row, column): the target's time
+   begins at 0, every reference has a range of its own.
+4. Time step and LR noise level make one condition, which shifts, scales and gates every part of every block.
+5. Blocks: self-attention inside each frame, self-attention over the whole sequence, cross-attention to text where the
+   weights have it, feed-forward.
+6. The target's tokens alone become latent patches again: a change of the clean estimate, from which the velocity
+   z_HR - eps follows (paper, equation 1).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -19,8 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..transformer import Attention
-from .config import DiTConfig
-from .rope import REFERENCE_RULE, positions, rotate, rotation
+from .references import BUILT_IN_RULE
 
 PATCH = 2
 TIME_CHANNELS = 128
@@ -28,7 +35,21 @@ USUAL_TOKENS = 256  # attention is as sharp as trained at any number of tokens: 
 SMALLEST_T = 1e-3  # the velocity divides by t; no sampler asks for less
 TARGET, IMAGE, VIDEO = 0, 1, 2  # rows of the kind embedding
 
+THETA = 100.0  # base of the rotary frequencies: grids here are tens of tokens a side, not thousands
+
 Grid = tuple[int, int, int]  # tokens of one stream along time, rows, columns
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Widths and depths of the network; `text_width` 0 means weights without text layers."""
+
+    latent_channels: int = 16
+    width: int = 192
+    depth: int = 6
+    heads: int = 6
+    ffn_ratio: int = 3
+    text_width: int = 0
 
 
 def fourier_features(x: torch.Tensor, channels: int = TIME_CHANNELS) -> torch.Tensor:
@@ -53,6 +74,34 @@ def unpatchify(tokens: torch.Tensor, grid: Grid, height: int, width: int) -> tor
     """Inverse of :func:`patchify`; crops to height x width."""
     x = tokens.unflatten(1, (grid[0], grid[1] * grid[2])).transpose(2, 3).unflatten(3, grid[1:])
     return F.pixel_shuffle(x, PATCH).transpose(1, 2)[..., :height, :width]
+
+
+def positions(frames: int, rows: int, cols: int, start: int, device: torch.device) -> torch.Tensor:
+    """Positions (time, row, column) of a grid of tokens, time outermost: (frames*rows*cols, 3) float32."""
+    axes = (torch.arange(n, device=device, dtype=torch.float32) for n in (frames, rows, cols))
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    grid[..., 0] += start
+    return grid.view(-1, 3)
+
+
+def rotation(position: torch.Tensor, head_width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, (tokens, head_width/2) each, of the rotation at each position.
+
+    A head's channels are split over (time, row, column); each part is even, and time takes the remainder.
+    """
+    side = head_width // 3 // 2 * 2
+    angles = []
+    for axis, width in enumerate((head_width - 2 * side, side, side)):
+        steps = torch.arange(0, width, 2, device=position.device, dtype=torch.float32)
+        angles.append(position[:, axis : axis + 1] * THETA ** (-steps / width))
+    angle = torch.cat(angles, 1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate channel i with channel i + head_width/2 of x (..., tokens, head_width)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
 
 
 class SelfAttention(nn.Module):
@@ -162,6 +211,7 @@ class UniMMVSRDiT(nn.Module):
     ):
         super().__init__()
         self.config = config
+        self.patch_size = (1, PATCH, PATCH)  # latent frames, rows, columns of a token, under the host's own name
         cell = PATCH**2 * config.latent_channels
         self.patch_in = ops.Linear(2 * cell, config.width)
         self.kind = nn.Parameter(torch.zeros(3, config.width))
@@ -187,7 +237,7 @@ class UniMMVSRDiT(nn.Module):
 
         t (b,) in 0..1; lr: the LR latent, already noised to `noise_level` (b,) in 0..1; references: latents
         (b, 16, Tr, hr, wr) of any size, one frame = an image; `starts`: their first time indices, None: those of
-        REFERENCE_RULE; text (b, n, text_width), ignored by weights without text layers. `progress(done, total)` is
+        BUILT_IN_RULE; text (b, n, text_width), ignored by weights without text layers. `progress(done, total)` is
         called after every block.
 
         Inside, the network estimates the clean latent and the velocity follows from it. The noisy latent enters
@@ -218,7 +268,7 @@ class UniMMVSRDiT(nn.Module):
         if lr.shape != z_t.shape:
             raise ValueError(
                 f"UniMMVSR: the LR latent must have the shape of the sampled latent {tuple(z_t.shape)}; got "
-                f"{tuple(lr.shape)}. Take both from the same VSR Conditioning node."
+                f"{tuple(lr.shape)}. Sample the latent that belongs to this LR clip."
             )
         for number, reference in enumerate(references, 1):
             if reference.ndim != 5 or reference.shape[1] != channels:
@@ -237,7 +287,7 @@ class UniMMVSRDiT(nn.Module):
         streams = [torch.cat((signal, lr), 1)]
         streams += [torch.cat((r, torch.zeros_like(r)), 1).to(signal) for r in references]
         if starts is None:
-            starts = REFERENCE_RULE.starts(signal.shape[2], [r.shape[2] for r in references])
+            starts = BUILT_IN_RULE.starts(signal.shape[2], [r.shape[2] for r in references])
         kinds = [TARGET] + [IMAGE if r.shape[2] == 1 else VIDEO for r in references]
         tokens, grids, places = [], [], []
         for stream, start, kind in zip(streams, (0, *starts), kinds, strict=True):

@@ -1,4 +1,13 @@
-"""Guidance by text and by references, with a threshold for the latter (paper, appendix A.3)."""
+"""Guidance by text and by references, with a threshold for the latter (paper, appendix A.3).
+
+With e(txt, ref) the prediction from text and references, e(null, ref) that without text and e(txt, no ref) that without
+references, in order at every step:
+
+1. text: e = e(txt, ref) + s_txt (e(txt, ref) - e(null, ref)), which is the usual CFG at cfg = 1 + s_txt;
+2. references, in the first N_ref steps only: e + s_ref (e(txt, ref) - e(txt, no ref)).
+
+The predictions may be of the noise, the velocity or the clean latent.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +27,7 @@ class ReferenceGuidance:
     def __post_init__(self):
         if min(self.text, self.references, self.steps) < 0:
             raise ValueError(
-                f"Reference CFG: s_txt, s_ref and ref_steps must not be negative; got {self.text:g}, "
+                f"s_txt, s_ref and ref_steps must not be negative; got {self.text:g}, "
                 f"{self.references:g} and {self.steps}. The published values are 3, 1 and 15."
             )
 
@@ -42,20 +51,3 @@ def guide_references(
 ) -> torch.Tensor:
     """Add scale (e(txt, ref) - e(txt, no ref)) to a prediction that is guided by text already."""
     return guided + scale * (full - no_references)
-
-
-def guide(
-    full: torch.Tensor,
-    no_text: torch.Tensor,
-    no_references: torch.Tensor,
-    guidance: ReferenceGuidance,
-    step: int,
-) -> torch.Tensor:
-    """Give e(txt, ref) + s_txt (e(txt, ref) - e(null, ref)) + s_ref' (e(txt, ref) - e(txt, no ref)) at a step.
-
-    s_ref' is 0 from step N_ref on. The predictions may be of the noise, the velocity or the clean latent.
-    """
-    guided = full + guidance.text * (full - no_text)
-    if not guidance.acts(step):
-        return guided
-    return guide_references(guided, full, no_references, guidance.references)

@@ -1,7 +1,10 @@
-"""References as nodes and networks hand them on: clean latents, their kind, and where their time begins.
+"""References - identity pictures and reference videos - as clean latents, and where the time of each begins.
 
-Paper section 3.2, "separated conditional RoPE": every reference has a range of time indices of its own, disjoint
-from the target's (0 .. T-1) and from each other's, so that it is used by content and not by copying.
+1. A node encodes every picture and video to a latent (`Reference`), and says how starts are chosen (`References`).
+2. Before sampling, a `StartRule` gives each a range of time indices of its own, disjoint from the target's
+   (0 .. T-1) and from each other's, so that it is used by content and not by copying: "separated conditional RoPE",
+   section 3.2 of the UniMMVSR paper.
+3. The network appends the tokens of every reference to the target's, at these time indices.
 """
 
 from __future__ import annotations
@@ -45,11 +48,13 @@ class StartRule:
 
 PAPER_RULE = StartRule()
 AFTER_RULE = StartRule(first=None, gap=0)  # what concatenation along time would give
+# The built-in model's: empty time indices before each reference. The paper states no number for a network this small.
+BUILT_IN_RULE = StartRule(first=None, lead=16, gap=16)
 
 
 @dataclass(frozen=True)
 class References:
-    """What Reference Set gives: the references, and the policy by which their time indices are chosen."""
+    """Hold all references of a run, and the policy by which their time indices are chosen."""
 
     items: tuple[Reference, ...] = ()
     policy: str = MODEL
@@ -74,7 +79,7 @@ class References:
             return chosen.starts(target_frames, lengths)
         if len(self.manual) != len(lengths):
             raise ValueError(
-                f"Reference Set: starts must name one time index for each of the {len(lengths)} references; got "
+                f"starts must name one time index for each of the {len(lengths)} references; got "
                 f"{len(self.manual)}. Write them separated by commas."
             )
         ranges = sorted(
@@ -83,7 +88,7 @@ class References:
         for (_, end), (start, _) in zip(ranges[:-1], ranges[1:], strict=True):
             if start < end:
                 raise ValueError(
-                    f"Reference Set: time ranges must not meet, the clip's own (0 to {target_frames - 1}) included; "
+                    f"time ranges must not meet, the clip's own (0 to {target_frames - 1}) included; "
                     f"got a reference that begins at {start}, before {end}. Choose later starts."
                 )
         return self.manual

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..layout.geometry import clip_size, crop_clip, pad_clip, padded_size, resize_clip
+from ..layout.sizes import clip_size, crop_clip, pad_clip, padded_size, resize_clip
 from ..schedules import flow_sigmas, shift_sigma
 
 # (noisy latent, sigma, the encoded clip: for bases that want it as a condition) -> clean latent

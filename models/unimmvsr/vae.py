@@ -1,32 +1,59 @@
 """Causal video VAE, 4 (time) x 8 x 8, whose decoder is conditioned on the LR frames.
 
-The geometry is that of the Wan-class VAEs (16 channels, 4n+1 frames), so tiles, windows and nodes meet one
-geometry only. Three properties carry the rest of the pack:
+Encoding a clip (b, 3, t, H, W) in -1..1, in order:
 
-* causal: a frame depends on earlier frames alone, so encode and decode stream with small memories;
-* no statistics over time or space, so a tile or a chunk is computed like the whole;
-* the decoder predicts a residual over the upscaled LR frames (Upscale-A-Video and MGLD-VSR condition their
-  decoders on LR frames too), so the latent need not carry what the LR frames already say. It walks through the
-  frames one by one; its memory of the previous frame is aligned by weight-free block matching on the LR frames.
+1. Every 4x4 block of pixels becomes channels: (b, t, 48, H/4, W/4).
+2. Convolutions; two causal ones in time halve the frames after the first (t = 4n+1 -> n+1), one in space the sides.
+3. Mean and log-variance of the latent (b, 16, T, H/8, W/8), normalised to about zero mean and unit variance.
 
-Tensors inside are (b, t, c, h, w); at the border clips are (b, 3, t, h, w) in -1..1, latents (b, 16, T, h, w).
+Decoding a latent, with LR frames resized to the output's size where there are any:
+
+1. Latent -> features of every frame on the 4x4 grid (b, t, width, H/4, W/4), the reverse of the encoder.
+2. Without LR frames the features give a guess of them.
+3. *Refine*, frame by frame: the LR pixels and the refined frame before, aligned to the present by block matching.
+   The latent has no part in this.
+4. *Complete*, frame by frame: what the latent shows and the LR frames do not is added.
+
+The geometry is that of the Wan-class VAEs (16 channels, 4n+1 frames), so tiles, windows and nodes meet one geometry
+only. Two properties carry the rest of the pack. Causal: a frame depends on earlier frames alone, so encoding and
+decoding go span by span with small memories. No statistics over time or space: a tile or a span is computed like the
+whole. Upscale-A-Video and MGLD-VSR condition their decoders on LR frames too: the latent need not carry what they say.
+
+Tensors inside are (b, t, c, h, w); at the border clips are (b, 3, t, h, w), latents (b, 16, T, h, w).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..layout.pieces import Tile, Window, first_frame, frames_of
+from ..layout.sizes import ClipSize, latent_size, pad_clip, padded_size, resize_clip
 from ..motion.matching import gather_shift, match_blocks
 from ..motion.warp import warp
-from .config import GRID, SPACE, TIME, VAEConfig
 
+SPACE = 8  # output pixels per latent cell, each side
+TIME = 4  # frames per latent frame; the first latent frame stands for one frame (4n+1 rule)
+GRID = 4  # the decoder refines on a grid of 4x4 output pixels: at x4 that is the LR frame itself
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
 COMPLETION_BLOCKS = 3
-Memory = dict[int, torch.Tensor]  # what a stream remembers, keyed by the identity of the layer that left it
+Memory = dict[int, torch.Tensor]  # of a clip's past, keyed by the identity of the layer that left it; empty at its start
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Widths and depths of :class:`CausalVideoVAE`."""
+
+    latent_channels: int = 16
+    encoder_width: int = 48
+    latent_width: int = 64
+    refine_width: int = 48
+    refine_blocks: int = 6
 
 
 def _per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -157,42 +184,37 @@ class Refiner(nn.Module):
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
     def forward(self, pixels: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (refined pixels, hidden states (b, t, width, h, w)) of LR `pixels` (b, t, 48, h, w)."""
-        outputs, states = [], []
+        """Return (refined pixels, hidden states (b, t, width, h, w)) of LR `pixels` (b, t, 48, h, w).
+
+        `memory` keeps the last frame's refined pixels, hidden state and LR brightness. The pixels are warped to the
+        present with fractions of a pixel (frame-recurrent, as Sajjadi et al. 2018), the hidden state by whole cells.
+        """
+        outputs, states, width = [], [], self.conv_out.in_channels
         past = memory.get(id(self))
         for frame in pixels.unbind(1):
-            output, hidden = self.step(frame, past)
-            past = torch.cat((output, hidden, _grey(frame)), 1)
+            mean, deviation = _local_statistics(frame)
+            contrast, grey = _contrast(frame, mean, deviation), frame.mean(1, keepdim=True)
+            if past is None:  # a clip starts as if its first frame had stood still before
+                hidden, before = frame.new_zeros(frame.shape[0], width, *frame.shape[2:]), contrast
+                motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
+            else:
+                output, hidden, grey_before = past.split((frame.shape[1], width, 1), 1)
+                match = match_blocks(grey, grey_before)
+                hidden = gather_shift(hidden, match.shift)
+                before = _contrast(_warp_pixels(output, match.flow).to(frame), mean, deviation)
+                motion = torch.cat((match.fraction, match.error / deviation.float()), 1).to(frame)
+            x = self.lr_in(torch.cat((contrast, mean, deviation.log(), motion), 1))
+            x = x + self.memory_in(torch.cat((hidden, before), 1))
+            for block in self.blocks:
+                x = x + block.conv2(_act(block.conv1(x)))
+            # the memory is normalised, so that it cannot grow however long the clip
+            hidden = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
+            output = frame + self.conv_out(x) * deviation
+            past = torch.cat((output, hidden, grey), 1)
             outputs.append(output)
             states.append(hidden)
         memory[id(self)] = past
         return torch.stack(outputs, 1), torch.stack(states, 1)
-
-    def step(self, frame: torch.Tensor, past: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """One frame: returns its refined pixels and its hidden state.
-
-        `past` holds the previous frame's refined pixels, hidden state and LR brightness. The pixels are warped to
-        the present with fractions of a pixel (frame-recurrent, as Sajjadi et al. 2018), the hidden state by whole
-        grid cells.
-        """
-        mean, deviation = _local_statistics(frame)
-        contrast, width = _contrast(frame, mean, deviation), self.conv_out.in_channels
-        if past is None:  # a clip starts as if its first frame had stood still before
-            hidden, before = frame.new_zeros(frame.shape[0], width, *frame.shape[2:]), contrast
-            motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
-        else:
-            output, hidden, grey = past.split((frame.shape[1], width, 1), 1)
-            match = match_blocks(_grey(frame), grey)
-            hidden = gather_shift(hidden, match.shift)
-            before = _contrast(_warp_pixels(output, match.flow).to(frame), mean, deviation)
-            motion = torch.cat((match.fraction, match.error / deviation.float()), 1).to(frame)
-        x = self.lr_in(torch.cat((contrast, mean, deviation.log(), motion), 1))
-        x = x + self.memory_in(torch.cat((hidden, before), 1))
-        for block in self.blocks:
-            x = x + block.conv2(_act(block.conv1(x)))
-        # the memory is normalised, so that it cannot grow however long the clip
-        hidden = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
-        return frame + self.conv_out(x) * deviation, hidden
 
 
 class Completion(nn.Module):
@@ -243,12 +265,8 @@ def _contrast(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor)
     return ((pixels.unflatten(1, (3, GRID**2)) - mean.unsqueeze(2)) / deviation.unsqueeze(1)).flatten(1, 2)
 
 
-def _grey(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.mean(1, keepdim=True)
-
-
 class Decoder(nn.Module):
-    """Latent (and the LR frames, upscaled to the target size) -> frames."""
+    """Features of the latent (and the LR frames, upscaled to the target size) -> frames."""
 
     def __init__(self, config: VAEConfig, ops: ModuleType):
         super().__init__()
@@ -257,14 +275,12 @@ class Decoder(nn.Module):
         self.complete = Completion(config, ops)
 
     def forward(
-        self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory, weight: float = 1.0
-    ) -> torch.Tensor:
-        return self.from_features(self.latent(z, memory), base, memory, weight)
-
-    def from_features(
         self, features: torch.Tensor, base: torch.Tensor | None, memory: Memory, weight: float = 1.0
     ) -> torch.Tensor:
-        """Go on from the latent's features (b, t, width, 2h, 2w)."""
+        """Decode the latent's features (b, t, width, 2h, 2w) with the upscaled LR frames `base` (b, 3, t, 8h, 8w).
+
+        Without `base`, or with a `weight` below 1 in part, the features' own guess of it is taken.
+        """
         if base is None:
             base = self.guess_base(features)
         elif weight != 1.0:
@@ -283,26 +299,6 @@ class Decoder(nn.Module):
         return large.unflatten(0, small.shape[:2]).transpose(1, 2)
 
 
-class Stream:
-    """Pushes a clip through the encoder or decoder chunk by chunk; the result equals the unchunked one."""
-
-    def __init__(self, vae: CausalVideoVAE, encode: bool, lr_weight: float = 1.0):
-        self._vae = vae
-        self._encode = encode
-        self._lr_weight = lr_weight
-        self._memory: Memory = {}
-
-    def push(self, chunk: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
-        """Take the next chunk; return what it yields.
-
-        Encoding: the first chunk has 4k+1 frames, later ones 4k. Decoding: any number of latent frames, with
-        `base` (b, 3, t, 8h, 8w) or None for the whole stream.
-        """
-        if self._encode:
-            return self._vae.encode_chunk(chunk, self._memory)[0]
-        return self._vae.decode_chunk(chunk, base, self._memory, self._lr_weight)
-
-
 class CausalVideoVAE(nn.Module):
     """The pack's built-in video VAE. Latents leave it with about zero mean and unit variance per channel."""
 
@@ -313,14 +309,6 @@ class CausalVideoVAE(nn.Module):
         self.decoder = Decoder(config, ops)
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
-
-    def encoder_stream(self) -> Stream:
-        """Start encoding a clip chunk by chunk."""
-        return Stream(self, encode=True)
-
-    def decoder_stream(self, lr_weight: float = 1.0) -> Stream:
-        """Start decoding a latent chunk by chunk; `lr_weight` blends the LR frames (1) with the learned guess (0)."""
-        return Stream(self, encode=False, lr_weight=lr_weight)
 
     def encode(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(b, 3, 4n+1, 8h, 8w) in -1..1 -> normalised latent mean and log-variance, (b, 16, n+1, h, w) each.
@@ -336,7 +324,7 @@ class CausalVideoVAE(nn.Module):
         return self.encode_chunk(clip, {})
 
     def encode_chunk(self, clip: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode the next chunk of a stream whose past is in `memory` (empty: the first chunk)."""
+        """Encode the next frames of a clip whose past is in `memory`: 4k+1 frames at its start, 4k later."""
         mean, logvar = self.encoder(clip, memory)
         shift, scale = self._statistics(mean)
         return (mean - shift) / scale, logvar - 2 * scale.log()
@@ -351,7 +339,10 @@ class CausalVideoVAE(nn.Module):
     def decode_chunk(
         self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory, lr_weight: float = 1.0
     ) -> torch.Tensor:
-        """Decode the next chunk of a stream whose past is in `memory` (empty: the first chunk)."""
+        """Decode the next latent frames of a clip whose past is in `memory`.
+
+        `base` is given for all of a clip or none; `lr_weight` blends it (1) with the learned guess of it (0).
+        """
         frames = TIME * z.shape[2] - (0 if memory else TIME - 1)
         wanted = (z.shape[0], 3, frames, SPACE * z.shape[3], SPACE * z.shape[4])
         if base is not None and base.shape != wanted:
@@ -360,8 +351,75 @@ class CausalVideoVAE(nn.Module):
                 f"got {tuple(base.shape)}. Resize and pad them to the latent's size first."
             )
         shift, scale = self._statistics(z)
-        return self.decoder(z * scale + shift, base, memory, lr_weight)
+        features = self.decoder.latent(z * scale + shift, memory)
+        return self.decoder(features, base, memory, lr_weight)
 
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, -1, 1, 1, 1)
         return self.latent_mean.to(like).view(shape), self.latent_std.to(like).view(shape)
+
+
+# Clips in pieces: what models/layout/pieces.py walks through
+
+
+class ResizedFrames:
+    """LR frames (t, h, w, 3) in 0..1, resized to `size` and padded when asked for, a stretch of time at once."""
+
+    def __init__(self, frames: torch.Tensor, size: ClipSize, mode: str, device: torch.device, dtype: torch.dtype):
+        self._frames, self._size, self._mode, self._place = frames, size, mode, (device, dtype)
+        self._held: tuple[Window, torch.Tensor] | None = None
+
+    def read(self, frames: Window, tile: Tile) -> torch.Tensor:
+        """Give frames (1, 3, n, 8h, 8w) in -1..1 of a tile in cells; past the end the last frame repeats."""
+        if self._held is None or self._held[0] != frames:  # the tiles of one span come one after the other
+            device, dtype = self._place
+            last = len(self._frames) - 1
+            part = self._frames[min(frames.start, last) : frames.stop, ..., :3].to(device, torch.float32)
+            clip = part.permute(3, 0, 1, 2).unsqueeze(0) * 2 - 1
+            clip = resize_clip(clip, self._size.height, self._size.width, self._mode)
+            padded = padded_size(self._size, SPACE, TIME)
+            clip = pad_clip(clip, ClipSize(frames.length, padded.height, padded.width))
+            self._held = frames, clip.to(dtype)
+        return self._held[1][tile.scaled(SPACE).region]
+
+
+def piece_encoder(vae: CausalVideoVAE, clip: ResizedFrames) -> Callable[[Window, Tile], torch.Tensor]:
+    """Make what encodes one piece of a clip, for `encode_pieces`; every tile has a memory of its own."""
+    memories: dict[Tile, Memory] = {}
+
+    def encode(frames: Window, tile: Tile) -> torch.Tensor:
+        return vae.encode_chunk(clip.read(frames, tile), memories.setdefault(tile, {}))[0]
+
+    return encode
+
+
+def piece_decoder(
+    vae: CausalVideoVAE,
+    latent: torch.Tensor,
+    lr: ResizedFrames | None,
+    size: ClipSize,
+    lr_weight: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[Window, Tile], torch.Tensor]:
+    """Make what decodes one piece of a latent (1, 16, T, h, w), for `decode_pieces`; every tile has its own memory.
+
+    Without `lr` the decoder works from its own guess of it. Raises ValueError where the latent has not the grid of
+    `size`.
+    """
+    grid = latent_size(size, SPACE, TIME)
+    if tuple(latent.shape[2:]) != (grid.frames, grid.height, grid.width):
+        raise ValueError(
+            f"a clip of {size.frames} frames, {size.width}x{size.height} px, needs a latent of "
+            f"{grid.frames}x{grid.height}x{grid.width} cells (t, h, w); got {tuple(latent.shape[2:])}. Decode the "
+            "latent that was sampled for this size."
+        )
+    memories: dict[Tile, Memory] = {}
+
+    def decode(window: Window, tile: Tile) -> torch.Tensor:
+        z = latent[:, :, window.span][tile.region].to(device, dtype)
+        frames = Window(first_frame(window.start, TIME), first_frame(window.stop, TIME))
+        base = None if lr is None else lr.read(frames, tile)
+        return frames_of(vae.decode_chunk(z, base, memories.setdefault(tile, {}), lr_weight))
+
+    return decode

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..layout.geometry import ClipSize, pad_clip, resize_clip
+from ..layout.sizes import ClipSize, pad_clip, resize_clip
 from ..layout.pieces import decode_pieces, plain_chunks
 from ..layout.tiles import Tile
 from ..layout.windows import Window

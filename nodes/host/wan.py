@@ -1,4 +1,8 @@
-"""Teaches the host's plain Wan models the references and the noise level of VSR Conditioning.
+"""Makes the host's plain Wan models take the references and the noise level of VSR Conditioning.
+
+1. `attach` patches a cloned MODEL: its conditions, its positions, and two wrappers.
+2. When sampling starts, references become conditions with a start each, and noise is scaled to the network's latents.
+3. At every call they are appended to the host's own in-context latents (`_append_references`).
 
 References travel as the host's in-context latents (WanModel, `context_latents`): their tokens follow the target's and
 are dropped at the output. The host lets every stream begin at time 0 and tells streams apart by a rotation; the paper
@@ -9,72 +13,33 @@ wrappers of the patcher: with it they come and go.
 import functools
 import inspect
 import math
+from collections.abc import Callable
 
 import comfy.conds
 import comfy.ldm.wan.model
 import torch
 import torch.nn.functional as F
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy_api.latest import io
 
-from ..models.unimmvsr.references import PAPER_RULE, StartRule
-from . import host
-from .keys import LEVEL_KEY, LR_KEY, LR_NOISE_KEY, STARTS_KEY
-from .native_model import check_lr
-from .reference_conds import SAMPLER, reference_cells, reference_conds
+from ...models.unimmvsr.references import PAPER_RULE, StartRule
+from .keys import LEVEL_KEY, LR_KEY, LR_NOISE_KEY, NOISE_STEPS, STARTS_KEY
+from .model import check_lr
+from .references import reference_cells, reference_conds
+from .services import SAMPLER
 
-TITLE = "Reference Tokens"
 _KEY = "vsr_references"  # of our wrappers
 _RULE_KEY = "vsr_reference_rule"  # attachment of a patcher: the StartRule its weights were trained with
 _ROPE_NEEDS = {"t_start", "transformer_options", "source_id"}
-_LEVELS = 1000  # steps of the schedule that noises LR latents
 
 
-class ReferenceTokens(io.ComfyNode):
-    """Lets a host's video model take references."""
-
-    @classmethod
-    def define_schema(cls):
-        """Describe the node."""
-        return io.Schema(
-            node_id="VSRReferenceTokens",
-            display_name=TITLE,
-            category=host.CATEGORY,
-            description="Lets a plain Wan 2.1 or 2.2 model take the references of VSR Conditioning: as tokens "
-            "beside the clip's own, each with a time of its own. Without references it changes nothing. Load VSR "
-            "Adapter does the same by itself; the built-in restorer needs neither.",
-            search_aliases=[
-                "in-context",
-                "identity",
-                "reference latents",
-                "context latents",
-                "multi-id",
-                "wan",
-            ],
-            inputs=[
-                io.Model.Input(
-                    "model", tooltip="A Wan text-to-video or image-to-video model, before the sampler."
-                )
-            ],
-            outputs=[io.Model.Output(tooltip="The model, which takes references.")],
-        )
-
-    @classmethod
-    def execute(cls, model):
-        """Clone the model and teach it references."""
-        patched = model.clone()
-        attach(patched)
-        return io.NodeOutput(patched)
-
-
-def attach(patcher, rule: StartRule | None = None, title: str = TITLE) -> None:
-    """Make a cloned MODEL take our references; twice is as once, and models that take them anyway stay as they are.
+def attach(patcher: ModelPatcher, title: str, rule: StartRule | None = None) -> None:
+    """Make a cloned MODEL take our references; twice is as once.
 
     `rule` is where the model's training began references; the paper's rule without. Raises ValueError, in the name of
     the node `title`, for a model that cannot take references.
     """
-    if getattr(patcher.model, "vsr_references", False):
-        return
     if rule is not None:
         patcher.set_attachments(_RULE_KEY, rule)
     if patcher.get_wrappers(WrappersMP.DIFFUSION_MODEL, _KEY):
@@ -90,14 +55,14 @@ def attach(patcher, rule: StartRule | None = None, title: str = TITLE) -> None:
     patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, _count_references)
 
 
-def is_wan(patcher) -> bool:
+def is_wan(patcher: ModelPatcher) -> bool:
     """Tell whether a MODEL is the host's plain Wan network, without a forward pass of its own."""
     wan, network = comfy.ldm.wan.model.WanModel, getattr(patcher.model, "diffusion_model", None)
     same = ("forward", "_forward", "forward_orig", "rope_encode")
     return isinstance(network, wan) and all(getattr(type(network), n) is getattr(wan, n) for n in same)
 
 
-def check_wan(patcher, title: str) -> None:
+def check_wan(patcher: ModelPatcher, title: str) -> None:
     """Raise where a MODEL is not the host's plain Wan network, as the host had it when this was written."""
     if not is_wan(patcher):
         raise ValueError(
@@ -116,7 +81,7 @@ def check_wan(patcher, title: str) -> None:
 # What the conditioning becomes
 
 
-def _own_conditions(original, model):
+def _own_conditions(original: Callable, model: BaseModel) -> Callable:
     @functools.wraps(original)
     def extra_conds(**values):
         """Add references, their starts and the noise level to the model's own conditions."""
@@ -129,16 +94,15 @@ def _own_conditions(original, model):
         rule = model.current_patcher.get_attachment(_RULE_KEY) if model.current_patcher else None
         out.update(reference_conds(model, values, _target_frames(model, values), rule or PAPER_RULE))
         if LEVEL_KEY in values:
-            level = torch.tensor(
-                [round(_LEVELS * values[LEVEL_KEY])]
-            )  # int: the host casts floats to the weights'
+            # int: the host casts floats to the weights' dtype
+            level = torch.tensor([round(NOISE_STEPS * values[LEVEL_KEY])])
             out["noise_level"] = comfy.conds.CONDRegular(level)
         return out
 
     return extra_conds
 
 
-def _noised(model, values: dict) -> dict:
+def _noised(model: BaseModel, values: dict) -> dict:
     """Check the LR latent of VSR Conditioning and scale its noise to the network's latents.
 
     VSR Conditioning mixes (1 - level) lr + level noise among the VAE's latents. Training mixes among the network's,
@@ -157,7 +121,7 @@ def _noised(model, values: dict) -> dict:
     return {**values, LR_KEY: lr + values[LEVEL_KEY] * change, LR_NOISE_KEY: None}
 
 
-def _target_frames(model, values: dict) -> int:
+def _target_frames(model: BaseModel, values: dict) -> int:
     """Count the time indices that the target has, with what the host itself puts on the time axis."""
     frames, own = values["noise"].shape[2], values.get("time_dim_concat")
     if own is not None:
@@ -198,7 +162,7 @@ def _widen(latent: torch.Tensor, channels: int) -> torch.Tensor:
     return F.pad(latent, (0, 0, 0, 0, 0, 0, 0, channels - latent.shape[1]))
 
 
-def _own_starts(original):
+def _own_starts(original: Callable) -> Callable:
     @functools.wraps(original)
     def rope_encode(*args, transformer_options=None, source_id=0, **kwargs):
         """Give a reference of ours positions from its own start on, and anything else the host's."""
@@ -219,7 +183,7 @@ def _count_references(executor, model, noise_shape, conds, *args, **kwargs):
     return executor(model, noise_shape, conds, *args, **kwargs)
 
 
-def _with_more_frames(prepare, cells: int):
+def _with_more_frames(prepare: Callable, cells: int) -> Callable:
     def enlarged(model, noise_shape, *args, **kwargs):
         extra = math.ceil(cells / math.prod(noise_shape[3:]))
         shape = [*noise_shape[:2], noise_shape[2] + extra, *noise_shape[3:]]

@@ -1,11 +1,20 @@
-"""References among the conditions of a model: in the network's own scale, each with a range of time of its own."""
+"""References among the conditions of a model: in the network's own scale, each with a range of time of its own.
+
+1. VSR Conditioning puts references into a conditioning, and beside them an error that only a model without a place for
+   references meets (`Unanswered`).
+2. When sampling starts, a model that takes references turns them into its own conditions (`reference_conds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 import comfy.conds
+import comfy.model_base
 
-from ..models.unimmvsr.references import References, StartRule
+from ...models.unimmvsr.references import References, StartRule
 from .keys import REFERENCES_KEY
-
-SAMPLER = "KSampler / SamplerCustomAdvanced"
+from .services import SAMPLER, titled
 
 
 class Unanswered(comfy.conds.CONDConstant):
@@ -38,13 +47,15 @@ def unanswered_level(level: float) -> Unanswered:
     )
 
 
-def reference_cells(values: dict) -> int:
+def reference_cells(values: Mapping) -> int:
     """Count the latent cells of the references in a raw conditioning."""
     references = values.get(REFERENCES_KEY)
     return sum(latent[0, 0].numel() for latent in references.latents) if references else 0
 
 
-def reference_conds(model, values: dict, frames: int, rule: StartRule) -> dict:
+def reference_conds(
+    model: comfy.model_base.BaseModel, values: Mapping, frames: int, rule: StartRule
+) -> dict:
     """Give a BaseModel's conditions "references" and "reference_starts"; none without references.
 
     `values` are those of extra_conds, `frames` latent frames are sampled. With temporal windows the target of every
@@ -62,14 +73,15 @@ def reference_conds(model, values: dict, frames: int, rule: StartRule) -> dict:
                 f"got {latent.shape[1]}. Give Reference Set the VAE of the sampled model."
             )
         latents.append(model.process_latent_in(latent).to(values["device"]))
-    starts = references.starts(frames_at_once(model, frames), rule)
+    with titled("Reference Set"):
+        starts = references.starts(frames_at_once(model, frames), rule)
     return {
         "references": comfy.conds.CONDList(latents),
         "reference_starts": comfy.conds.CONDConstant(starts),
     }
 
 
-def frames_at_once(model, frames: int) -> int:
+def frames_at_once(model: comfy.model_base.BaseModel, frames: int) -> int:
     """Say how many of a clip's latent frames a model being sampled sees together: a temporal window's, or all."""
     options = getattr(model.current_patcher, "model_options", {})
     handler = options.get("context_handler")

@@ -1,6 +1,10 @@
 """Sizes: what a network needs, what the user asked for, and the way between them without losing a pixel.
 
-A clip is (b, c, t, h, w); the networks take 1 + 4 (T - 1) frames and sides that are multiples of 8.
+In order, as a clip passes: `target_size` works out the exact output, `resize_clip` (or `RegionReader`, a rectangle at a
+time) brings frames to it, `padded_size` and `pad_clip` round it up to what a network takes, `latent_size` gives the
+network's grid, and `crop_clip` cuts the padding off again.
+
+A clip is (b, c, t, h, w); causal video networks take 1 + time (T - 1) frames and sides that are multiples of `space`.
 """
 
 import math
@@ -25,7 +29,7 @@ class ClipSize:
     def __post_init__(self):
         if min(self.frames, self.height, self.width) < 1:
             raise ValueError(
-                f"Clip Size: frames, height and width must be at least 1; "
+                f"frames, height and width must be at least 1; "
                 f"got {self.frames} frames of {self.width}x{self.height}. Check the input and the target."
             )
 
@@ -34,7 +38,7 @@ def clip_size(clip: torch.Tensor) -> ClipSize:
     """Read the size of a (b, c, t, h, w) tensor."""
     if clip.ndim != 5:
         raise ValueError(
-            f"Clip Size: a clip has five dimensions (b, c, t, h, w); got shape {tuple(clip.shape)}. "
+            f"a clip has five dimensions (b, c, t, h, w); got shape {tuple(clip.shape)}. "
             "Move the frames into the third dimension."
         )
     return ClipSize(*clip.shape[2:])
@@ -70,7 +74,7 @@ def target_size(
     """Work out the exact output (height, width) from one of: a factor, the short side, or (height, width)."""
     if sum(rule is not None for rule in (scale, short_side, exact)) != 1:
         raise ValueError(
-            f"Target Size: give exactly one of scale, short side and exact size; "
+            f"give exactly one of scale, short side and exact size; "
             f"got scale={scale}, short_side={short_side}, exact={exact}. Remove the others."
         )
     source = ClipSize(1, height, width)
@@ -79,11 +83,11 @@ def target_size(
     else:
         factor = scale if scale is not None else short_side / min(source.height, source.width)
         if not math.isfinite(factor):
-            raise ValueError(f"Target Size: the scale must be a finite number; got {factor}. Try 4.")
+            raise ValueError(f"the scale must be a finite number; got {factor}. Try 4.")
         rows, columns = _round(source.height * factor), _round(source.width * factor)
     if rows != int(rows) or columns != int(columns) or min(rows, columns) < 1:
         raise ValueError(
-            f"Target Size: the output needs whole sides of at least 1 px; got {columns}x{rows} from a "
+            f"the output needs whole sides of at least 1 px; got {columns}x{rows} from a "
             f"{width}x{height} input. Ask for a larger scale or size."
         )
     return int(rows), int(columns)
@@ -95,7 +99,7 @@ def resize_clip(clip: torch.Tensor, height: int, width: int, mode: str = "bicubi
     At the asked size already, the clip itself is returned. Works through few frames at a time in float32.
     """
     if mode not in RESIZE_MODES:
-        raise ValueError(f"Resize: mode must be one of {', '.join(RESIZE_MODES)}; got {mode!r}. Choose one.")
+        raise ValueError(f"mode must be one of {', '.join(RESIZE_MODES)}; got {mode!r}. Choose one.")
     size, target = clip_size(clip), ClipSize(clip.shape[2], height, width)
     if (size.height, size.width) == (height, width):
         return clip
@@ -108,24 +112,12 @@ def resize_clip(clip: torch.Tensor, height: int, width: int, mode: str = "bicubi
     return result
 
 
-def resize_matrix(source: int, target: int, mode: str) -> torch.Tensor:
-    """Build the (target, source) matrix that resizes one axis; rows, then columns, give what resize_clip gives."""
-    if mode not in ("bilinear", "bicubic", "lanczos"):
-        raise ValueError(f"Resize: mode must be bilinear, bicubic or lanczos; got {mode!r}. Choose one.")
-    if mode == "lanczos" and source != target:
-        return _lanczos_matrix(source, target, torch.device("cpu"))
-    rows = torch.eye(source)[None, None]
-    return F.interpolate(
-        rows, (target, source), mode="bilinear" if mode == "lanczos" else mode, antialias=True
-    )[0, 0]
-
-
 def pad_clip(clip: torch.Tensor, size: ClipSize) -> torch.Tensor:
     """Repeat the last frame, row and column until the clip has the given size."""
     missing = _missing(clip, size)
     if min(missing) < 0:
         raise ValueError(
-            f"Pad Clip: the padded size must not be smaller than the clip; got {size} for {clip_size(clip)}. "
+            f"the padded size must not be smaller than the clip; got {size} for {clip_size(clip)}. "
             "Crop the clip, or pad to padded_size()."
         )
     if not any(missing):
@@ -138,7 +130,7 @@ def crop_clip(clip: torch.Tensor, size: ClipSize) -> torch.Tensor:
     """Undo pad_clip: keep the first frames, rows and columns (a view)."""
     if max(_missing(clip, size)) > 0:
         raise ValueError(
-            f"Crop Clip: the crop must not be larger than the clip; got {size} from {clip_size(clip)}. "
+            f"the crop must not be larger than the clip; got {size} from {clip_size(clip)}. "
             "Pad the clip first."
         )
     return clip[:, :, : size.frames, : size.height, : size.width]
@@ -172,3 +164,48 @@ def _lanczos_matrix(source: int, target: int, device: torch.device) -> torch.Ten
     kernel = torch.sinc(distance) * torch.sinc(distance / _LANCZOS_TAPS)
     kernel = torch.where(distance.abs() < _LANCZOS_TAPS, kernel, torch.zeros_like(kernel))
     return (kernel / kernel.sum(1, keepdim=True)).float().to(device)
+
+
+class RegionReader:
+    """Reads rectangles of a resized and padded clip without ever making a whole frame of it.
+
+    Resizing is linear along rows and along columns, so a rectangle needs those rows of two matrices only.
+    """
+
+    def __init__(self, frames: torch.Tensor, size: ClipSize, padded: ClipSize, mode: str):
+        """Take LR frames (t, h, w, 3) in 0..1, the size to resize them to, and that with padding.
+
+        Raises ValueError for a mode other than bilinear, bicubic and lanczos.
+        """
+        self._frames, self._last = frames, len(frames) - 1
+        self._rows = _padded_matrix(frames.shape[1], size.height, padded.height, mode)
+        self._columns = _padded_matrix(frames.shape[2], size.width, padded.width, mode)
+
+    def __call__(self, start: int, stop: int, rows: slice, columns: slice) -> torch.Tensor:
+        """Give frames start..stop (n, h, w, 3) in 0..1 of a rectangle in px; the last frame repeats past the end."""
+        down, above = _support(self._rows[rows])
+        across, left = _support(self._columns[columns])
+        result = self._frames.new_empty((stop - start, len(down), len(across), 3), dtype=torch.float32)
+        for number in range(start, stop):
+            frame = self._frames[min(number, self._last), above, left, :3].float().movedim(-1, 0)
+            result[number - start] = (down @ frame @ across.T).clamp_(0, 1).movedim(0, -1)
+        return result
+
+
+def _padded_matrix(source: int, target: int, padded: int, mode: str) -> torch.Tensor:
+    """Build the (padded, source) matrix of a resize along one axis; padding repeats the last row."""
+    if mode not in ("bilinear", "bicubic", "lanczos"):
+        raise ValueError(f"mode must be bilinear, bicubic or lanczos; got {mode!r}. Choose one.")
+    if mode == "lanczos" and source != target:
+        matrix = _lanczos_matrix(source, target, torch.device("cpu"))
+    else:
+        usual = "bilinear" if mode == "lanczos" else mode
+        matrix = F.interpolate(torch.eye(source)[None, None], (target, source), mode=usual, antialias=True)[0, 0]
+    return torch.cat((matrix, matrix[-1:].expand(padded - target, -1)))
+
+
+def _support(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    """Cut a part of such a matrix to the columns it uses, and say which."""
+    used = rows.ne(0).any(0).nonzero().flatten()
+    span = slice(int(used[0]), int(used[-1]) + 1)
+    return rows[:, span], span

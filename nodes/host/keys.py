@@ -7,19 +7,19 @@ LR_NOISE_KEY = "vsr_lr_noise"  # that noise, before it is scaled by the level; a
 REFERENCES_KEY = "vsr_references"  # models.unimmvsr.references.References
 # Keys of a processed conditioning ("model_conds") that hold references; without them it is the null reference
 REFERENCE_CONDS = ("references", "reference_starts", "context_latents")
+NOISE_STEPS = 1000  # steps of the schedules in whose thousandths a noise level is counted
 
-# In a LATENT of Cascade Input
-KIND_KEY = "vsr_kind"  # what "samples" are, where that is no latent
-LR_FRAMES = "lr frames"  # a kind: frames in -1..1 at the grid of the latent, for networks that take pixels
-LR_START = "lr start"  # a kind: encoded LR frames that sampling starts from, too
+# In a LATENT
+SIZE_KEY = "vsr_size"  # the exact frames, height and width that the padded latent stands for
+SYSTEM_KEY = "vsr_system"  # key of the System whose LR clip "samples" are, where that is more than a latent
+ALPHAS_KEY = "vsr_lr_alphas"  # (steps,) float32 shares of signal power of the schedule that noises LR frames
 DEVIATION_KEY = "vsr_lr_deviation"  # spread of what the encoder finds, where the LR latent is drawn from it
 WORK_KEY = "vsr_work_size"  # (height, width) px the latent's picture has where a small one was enlarged
-ALPHAS_KEY = "vsr_lr_alphas"  # (steps,) float32 shares of signal power of the schedule that noises LR frames
 
-# In model options, and as an attribute of our VAEs
+# In model options
 PRESET_KEY = "vsr_preset"
-DEFAULT, REFERENCE = "default", "reference"
-PRESETS = (DEFAULT, REFERENCE)
+DEFAULT, PUBLISHED = "default", "reference"  # the second's value is what shared graphs say
+PRESETS = (DEFAULT, PUBLISHED)
 
 # In transformer options
 STARTS_KEY = "vsr_reference_starts"  # {number of a stream of context_latents, from 1: its first time index}
@@ -27,4 +27,6 @@ STARTS_KEY = "vsr_reference_starts"  # {number of a stream of context_latents, f
 AFTER_STEP_KEY = "vsr_after_step"
 STEPPING_KEY = "vsr_stepping"  # True where the running sampler calls those functions itself
 UNEDITED_KEY = "vsr_unedited"  # {"x0": tensor or None}: what the network predicted, before a node edited it
-TILES_KEY = "vsr_tiles"  # in transformer_options: the TileChoice of a run; also the key of that wrapper
+TILES_KEY = "vsr_tiles"  # the TileChoice of a run; also the key of that wrapper
+PROGRESS_KEY = "vsr_progress"  # the SamplingProgress of a run
+PART_KEY = "vsr_part"  # (start, length) of a call within its step, 0..1

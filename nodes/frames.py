@@ -1,0 +1,263 @@
+"""Cascade Input and Temporal Decode: from frames to latents, and back to frames of exactly the asked size.
+
+In: frames, or a base model's latent decoded to frames, are checked, the exact output size is worked out, and the target
+VAE encodes them at that size. The LATENT carries the exact size: what is padded to a VAE's grid must be cut off again.
+Out: the VAE decodes in pieces, with the low-resolution frames where it takes them, to exactly that size.
+"""
+
+from __future__ import annotations
+
+import comfy.sd
+import torch
+from comfy_api.latest import io
+
+from ..models.layout.sizes import ClipSize, resize_clip, target_size
+from .host import host_vae, services
+from .host.keys import SIZE_KEY
+from .host.vae import RestorerVAE
+
+_CASCADE, _DECODE = "Cascade Input", "Temporal Decode"
+_FILTERS = ("bilinear", "bicubic", "lanczos")
+
+
+class CascadeInput(io.ComfyNode):
+    """Resizes in pixels, never in latents, and encodes."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        scale = io.Float.Input(
+            "scale",
+            default=4.0,
+            min=0.1,
+            max=16.0,
+            step=0.1,
+            tooltip="Output size as a multiple of the input's.",
+        )
+        short = io.Int.Input(
+            "short_side",
+            default=1080,
+            min=2,
+            max=16384,
+            tooltip="Output px of the shorter side; the shape is kept.",
+        )
+        exact = [
+            io.Int.Input("width", default=1920, min=2, max=16384, tooltip="Exact output width in px."),
+            io.Int.Input("height", default=1080, min=2, max=16384, tooltip="Exact output height in px."),
+        ]
+        option = io.DynamicCombo.Option
+        return io.Schema(
+            node_id="VSRCascadeInput",
+            display_name=_CASCADE,
+            category=services.CATEGORY,
+            description="Takes a low-resolution clip - frames, or the latent of a base video model with its VAE - to the "
+            "target size and encodes it for the restorer. Frame count and size come out exactly as asked.",
+            search_aliases=[
+                "upscale video",
+                "cascade",
+                "lr latent",
+                "super resolution input",
+                "refine input",
+            ],
+            inputs=[
+                io.Vae.Input(
+                    "target_vae",
+                    tooltip="The VAE of the model that will be sampled: a restorer's, or any video VAE of the host.",
+                ),
+                io.DynamicCombo.Input(
+                    "target",
+                    options=[
+                        option("scale", [scale]),
+                        option("short side", [short]),
+                        option("exact size", exact),
+                    ],
+                    tooltip="How large the result shall be.",
+                ),
+                io.Combo.Input(
+                    "filter",
+                    options=list(_FILTERS),
+                    default="bilinear",
+                    tooltip="Filter of the upscale that the restorer sees; bilinear is what it was "
+                    "trained with.",
+                ),
+                io.Image.Input(
+                    "frames", optional=True, tooltip="The low-resolution clip; link this or samples."
+                ),
+                io.Latent.Input(
+                    "samples", optional=True, tooltip="The latent of a base video model; link this or frames."
+                ),
+                io.Vae.Input(
+                    "base_vae", optional=True, tooltip="The VAE of the base model; needed with samples."
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="lr_latent", tooltip="The upscaled and encoded clip, for VSR Conditioning."
+                ),
+                io.Image.Output(
+                    display_name="lr_frames", tooltip="The clip at its own size, for Temporal Decode."
+                ),
+                io.Int.Output(display_name="width", tooltip="Exact output width."),
+                io.Int.Output(display_name="height", tooltip="Exact output height."),
+                io.Int.Output(display_name="length", tooltip="Number of frames."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, target_vae, target, filter, frames=None, samples=None, base_vae=None):
+        """Get the frames, work out the exact size and encode."""
+        _check_vae(_CASCADE, "target_vae", target_vae)
+        if (frames is None) == (samples is None):
+            got = "neither" if frames is None else "both"
+            raise ValueError(
+                f"{_CASCADE}: link exactly one of frames and samples; got {got}. Link the clip to enlarge."
+            )
+        services.check_choice(_CASCADE, "filter", filter, _FILTERS)
+        low = _decode_base(samples, base_vae) if frames is None else frames
+        low = services.check_frames(_CASCADE, "frames", low)
+        size = ClipSize(low.shape[0], *asked_size(_CASCADE, "target", target, *low.shape[1:3]))
+        if min(size.height, size.width) < 2:
+            raise ValueError(
+                f"{_CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for a larger "
+                "size."
+            )
+        if isinstance(target_vae, RestorerVAE):
+            latent = target_vae.lr_latent(low, size, filter)
+        elif host_vae.is_regular(target_vae):
+            latent = {"samples": host_vae.encode_resized(target_vae, low, size, filter)}
+        else:
+            raise ValueError(
+                f"{_CASCADE}: target_vae must make one latent frame of the first frame and one of every few after it; "
+                f"got {type(target_vae.first_stage_model).__name__}, which counts otherwise. Use the VAE of another "
+                "model."
+            )
+        return io.NodeOutput(
+            {**latent, SIZE_KEY: services.size_dict(size)}, low, size.width, size.height, size.frames
+        )
+
+
+def asked_size(title: str, name: str, asked: dict, height: int, width: int) -> tuple[int, int]:
+    """Work out the (height, width) that the size combo `name` asks for, of a clip of height x width px."""
+    kind = asked[name]
+    services.check_choice(title, name, kind, ("scale", "short side", "exact size"))
+    with services.titled(title):
+        if kind == "scale":
+            return target_size(height, width, scale=asked["scale"])
+        if kind == "short side":
+            return target_size(height, width, short_side=asked["short_side"])
+        return target_size(height, width, exact=(asked["height"], asked["width"]))
+
+
+def _check_vae(title: str, name: str, vae: comfy.sd.VAE | None) -> None:
+    if vae is None:
+        raise ValueError(
+            f"{title}: {name} must be a VAE; got none. The chosen restorer file has no VAE: choose the released folder "
+            "or a converted file in Load Video Restorer."
+        )
+
+
+def _decode_base(samples: dict, vae: comfy.sd.VAE | None) -> torch.Tensor:
+    """Decode a base model's latent to frames, of the exact size where the latent carries one."""
+    if vae is None:
+        raise ValueError(
+            f"{_CASCADE}: samples need the VAE of their model; got no base_vae. Link the base model's VAE."
+        )
+    latent = services.unpacked(_CASCADE, "samples", samples)
+    if (
+        not isinstance(latent, torch.Tensor)
+        or latent.ndim not in (4, 5)
+        or latent.shape[1] != vae.latent_channels
+    ):
+        raise ValueError(
+            f"{_CASCADE}: base_vae must fit samples ({vae.latent_channels} channels expected); got a latent of "
+            f"{tuple(latent.shape)}. Link the VAE of the model that made the latent."
+        )
+    if latent.ndim == 5 and latent.shape[0] != 1:
+        raise ValueError(
+            f"{_CASCADE}: samples must hold one clip; got a batch of {latent.shape[0]}. Pick one with Latent From "
+            "Batch."
+        )
+    if latent.ndim == 4:
+        return host_vae.decode(vae, services.check_finite(_CASCADE, "samples", latent))
+    return decode_exact(_CASCADE, samples, vae)
+
+
+class TemporalDecode(io.ComfyNode):
+    """Decodes in chunks with memory of what came before."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        return io.Schema(
+            node_id="VSRTemporalDecode",
+            display_name=_DECODE,
+            category=services.CATEGORY,
+            description="Decodes a video latent in chunks that know their past, with the low-resolution frames as a "
+            "guide. The result has exactly the size and frame count that Cascade Input was asked for.",
+            search_aliases=["vae decode", "video decode", "temporal vae", "decode video"],
+            inputs=[
+                io.Latent.Input("samples", tooltip="The sampled latent."),
+                io.Vae.Input("vae", tooltip="The restorer's VAE; any video VAE works without lr_frames."),
+                io.Image.Input(
+                    "lr_frames", optional=True, tooltip="The low-resolution frames from Cascade Input; "
+                    "sharper and more faithful."
+                ),
+                io.Float.Input(
+                    "lr_weight", default=1.0, min=0.0, max=1.0, step=0.05,
+                    tooltip="How much the low-resolution frames guide: 1 fully, 0 only the decoder's own "
+                    "guess; the dec_w of MGLD-VSR.",
+                ),
+                io.Int.Input(
+                    "chunk", default=host_vae.CHUNK, min=4, max=1024, step=4, advanced=True,
+                    tooltip="Frames decoded together; fewer need less memory. Upscale-A-Video takes 8 at most, "
+                    "MGLD-VSR 5, and blends them.",
+                ),
+                io.Int.Input(
+                    "tile", default=0, min=0, max=8192, step=64, advanced=True,
+                    tooltip="Tile side in output px; 0 decodes whole frames where they fit.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The clip at its exact size.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, samples, vae, lr_weight, chunk, tile, lr_frames=None):
+        """Decode with the restorer's VAE, or with another one and crop."""
+        _check_vae(_DECODE, "vae", vae)
+        return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, lr_frames, lr_weight))
+
+
+def decode_exact(
+    title: str,
+    samples: dict,
+    vae: comfy.sd.VAE,
+    chunk: int = host_vae.CHUNK,
+    tile: int = 0,
+    lr_frames: torch.Tensor | None = None,
+    lr_weight: float = 1.0,
+) -> torch.Tensor:
+    """Decode a video LATENT to frames of exactly the size it stands for, the clips of a batch one after the other."""
+    latent = services.check_latent(title, "samples", samples, vae.latent_channels)
+    if not host_vae.is_regular(vae):
+        return host_vae.decode(vae, latent)
+    space = vae.spacial_compression_decode()
+    size, work = services.latent_target(title, samples, space, host_vae.time_ratio(vae))
+    if lr_frames is not None:
+        lr_frames = services.check_frames(title, "lr_frames", lr_frames)
+        services.check_count(title, "lr_frames", lr_frames.shape[0], size.frames)
+    if isinstance(vae, RestorerVAE):
+        options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk, "side": tile // space}
+        frames = services.mark_finite(vae.decode(latent, options).flatten(0, 1))
+    elif lr_frames is not None:
+        raise ValueError(
+            f"{title}: only a restorer's VAE can use lr_frames; got another VAE ({type(vae).__name__}). Unlink "
+            "lr_frames, or use the VAE of Load Video Restorer."
+        )
+    else:
+        clips = [host_vae.decode(vae, clip, work, tile, chunk) for clip in latent.split(1)]
+        frames = clips[0] if len(clips) == 1 else torch.cat(clips)
+    if work != size:  # the system works on a larger picture
+        clip = frames.movedim(-1, 0).unsqueeze(0)
+        clip = resize_clip(clip, size.height, size.width, "bicubic").clamp_(0, 1)
+        frames = services.mark_finite(clip[0].movedim(0, -1))
+    return frames

@@ -1,0 +1,1 @@
+"""Everything of the pack that knows the insides of ComfyUI, so that the nodes need not."""

@@ -1,0 +1,253 @@
+"""One of our networks as the host's native MODEL.
+
+1. `load_native` builds the host's BaseModel around the network, fills in weights and puts a patcher around both.
+2. When a run starts, `_outer_sample` refuses schedules that no restorer can be sampled with, and starts its progress.
+3. The host turns conditioning into what the network takes: `RestorerModel.concat_cond` gives the LR clip.
+4. At every call the host calls `RestorerNetwork.forward`, which goes through the wrappers of other nodes to `predict`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import comfy.model_base
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ...models.schedules import SAME
+from . import services
+from .keys import LR_KEY, PART_KEY, PROGRESS_KEY, UNEDITED_KEY
+from .services import SAMPLER
+
+_GRAIN = 1000  # progress ticks per step
+_FULL = 0.98  # a start sigma from here on counts as full noise (schedulers end within 0.2 % of 1)
+_UNTOUCHED = 0.01  # a start sigma below this leaves the start latent as it is
+# On ComfyUI 0.30 one step of uni_pc ends 3.4 away from the prediction, of dpm_fast and dpm_adaptive 4.4 (from
+# noise of unit variance). The stochastic ones add noise between steps, and there is no between.
+_ONE_STEP_BREAKS = ("unipc", "dpm_fast", "dpm_adaptive", "sde", "seeds", "sa_solver")
+_STOPS_EARLY = ("dpm_fast", "dpm_adaptive")  # end at the last sigma but one, and leave its noise in the picture
+_licences_logged: set[str] = set()
+
+
+# The network and the model around it
+
+
+class RestorerNetwork(torch.nn.Module):
+    """The host's calling convention for a network: wrappers around it, and progress of its blocks."""
+
+    def forward(self, x, timestep, context=None, transformer_options=None, **conditions):
+        """Predict through the wrappers of the host and of other nodes."""
+        options = transformer_options or {}
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
+        return executor.execute(x, timestep, context, options, **conditions)
+
+    def predict(self, x, timestep, context, transformer_options, **conditions):
+        """Give what the network predicts for x, which holds the LR clip on its last channels."""
+        raise NotImplementedError
+
+
+def block_progress(options: Mapping) -> Callable[[int, int], None] | None:
+    """Give the `progress(done, total)` callback of one call of a network; None where no run is watched."""
+    run = options.get(PROGRESS_KEY)
+    return None if run is None else run.blocks(options)
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """How the published program of a model spaces its steps.
+
+    `times(steps, trained)` gives the descending times of a run over the first `trained` of the schedule; `ends_clean`
+    says that a clean sample follows the last step, else that of the schedule's first time.
+    """
+
+    times: Callable[[int, int], list[int]]
+    ends_clean: bool
+
+
+class RestorerModel(comfy.model_base.BaseModel):
+    """The host's model around a restoring network; `system_key` leads to its System."""
+
+    system_key: str
+    system_name: str
+    lr_channels: int  # of the LR clip that joins the noisy latent
+    lr_name: str  # what that clip is, in errors
+    spacing: Spacing | None = None  # None: a flow model, sampled with any spacing
+
+    def concat_cond(self, **values):
+        """Give the LR clip (b, lr_channels, t, h, w) that joins the noisy latent on the channels."""
+        lr = values.get(LR_KEY)
+        if lr is None:
+            raise ValueError(
+                f"{SAMPLER}: a restorer needs the low-resolution clip in positive and negative; got a conditioning "
+                "without it. Take both from the VSR Conditioning node."
+            )
+        check_lr(lr, values["noise"], self.system_name, self.lr_channels, self.lr_name)
+        return lr.to(values["device"])
+
+
+def check_lr(lr: torch.Tensor, noise: torch.Tensor, model: str, channels: int, name: str) -> None:
+    """Raise where an LR clip has other than `channels`, or is not on the grid of the sampled latent."""
+    if lr.shape[1] != channels:
+        raise ValueError(
+            f"{SAMPLER}: {model} needs {name} ({channels} channels) in its conditioning; got a latent of "
+            f"{lr.shape[1]} channels. Give Cascade Input the VAE of the sampled model."
+        )
+    if lr.shape[2:] != noise.shape[2:]:
+        raise ValueError(
+            f"{SAMPLER}: the sampled latent must have the grid of the {name} {tuple(lr.shape[2:])}; got "
+            f"{tuple(noise.shape[2:])}. Sample the latent that VSR Conditioning gives."
+        )
+
+
+def check_text_width(conds: Mapping, width: int, remedy: str) -> None:
+    """Raise where a text among the model's conditions is not as wide as the network takes it."""
+    text = conds.get("c_crossattn")
+    if text is not None and text.cond.shape[-1] != width:
+        raise ValueError(
+            f"{SAMPLER}: text must be {width} numbers wide for this model; got {text.cond.shape[-1]}. {remedy}."
+        )
+
+
+def load_native(
+    settings: comfy.supported_models_base.BASE,
+    state: Mapping[str, torch.Tensor],
+    precision: str,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """Build the MODEL that `settings` describes, with the weights of `state`."""
+    device, offload = management.get_torch_device(), management.unet_offload_device()
+    storage, compute = services.pick_dtypes(precision, device)
+    settings.set_inference_dtype(storage, compute)
+    model = settings.get_model(state)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=device, offload_device=offload)
+    state = {key: value.to(storage) for key, value in state.items()}
+    model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "vsr_run", _outer_sample)
+    return patcher
+
+
+def log_licence(text: str) -> None:
+    """Log the licence of weights, once."""
+    if text not in _licences_logged:
+        _licences_logged.add(text)
+        logging.getLogger(__name__).info(text)
+
+
+# What guards a run
+
+
+def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    """Refuse a schedule that breaks the run, and start its progress."""
+    check_sigmas(sigmas)
+    sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        check_flow_run(sampler, sigmas, latent_image)
+    options = executor.class_obj.model_options.setdefault("transformer_options", {})
+    options[PROGRESS_KEY] = SamplingProgress(len(sigmas) - 1)
+    return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+
+def check_sigmas(sigmas: torch.Tensor) -> None:
+    """Raise a ValueError for sigmas that no model can be sampled with."""
+    steps, shown = len(sigmas) - 1, [round(float(sigma), 4) for sigma in sigmas[:4]]
+    if steps < 1:
+        raise ValueError(
+            f"{SAMPLER}: sampling needs at least one step; got sigmas {shown}. Set steps to 1, denoise to 1."
+        )
+    if not torch.isfinite(sigmas).all():
+        raise ValueError(
+            f"{SAMPLER}: the scheduler must give finite sigmas; got {shown} for {steps} step(s) (kl_optimal does this "
+            "at one step). Choose scheduler simple."
+        )
+    if sigmas.min() < 0 or sigmas[0] <= 0:
+        raise ValueError(
+            f"{SAMPLER}: sigmas must start above 0 and not fall below it; got {shown} for {steps} step(s). Choose "
+            "scheduler simple, or Refine Sigmas."
+        )
+
+
+def check_flow_run(sampler: object, sigmas: torch.Tensor, latent_image: torch.Tensor) -> None:
+    """Raise a ValueError for sampler, sigmas and start latent that break a flow model, or leave it untouched."""
+    steps, shown = len(sigmas) - 1, [round(float(sigma), 4) for sigma in sigmas[:4]]
+    if sigmas.max() > SAME or sigmas[0] < _UNTOUCHED:
+        raise ValueError(
+            f"{SAMPLER}: sigmas of this flow model must start between {_UNTOUCHED} and 1 and not fall below 0; got "
+            f"{shown} for {steps} step(s) (ddim_uniform does this at one step). Choose scheduler simple, or Refine "
+            "Sigmas."
+        )
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+    stops_early = any(part in name for part in _STOPS_EARLY) and sigmas[-2] > _UNTOUCHED
+    if stops_early or steps == 1 and any(part in name for part in _ONE_STEP_BREAKS):
+        raise ValueError(
+            f"{SAMPLER}: the sampler must end at the model's prediction; got {name.removeprefix('sample_')}, and this "
+            f"sampler cannot finish in {steps} step(s). Choose sampler euler."
+        )
+    if sigmas[0] < _FULL and torch.count_nonzero(latent_image) == 0:
+        raise ValueError(
+            f"{SAMPLER}: an empty latent must start at full noise (sigma 1); got a start sigma of {shown[0]} for "
+            f"{steps} step(s) (scheduler ddim_uniform, or denoise below 1). Choose scheduler simple and denoise 1, or "
+            "sample from Cascade Input's lr_latent."
+        )
+
+
+# Predictions that nodes edit
+
+
+def keep_unedited(options: Mapping, clean: torch.Tensor) -> None:
+    """Store what the network predicted, for the sampler's noise estimate, before a node edits it.
+
+    `options` are transformer options; only the first node to edit a prediction stores it.
+    """
+    kept = options.get(UNEDITED_KEY)
+    if kept is not None and kept["x0"] is None:
+        kept["x0"] = clean
+
+
+def clip_prediction(limit: float) -> Callable[[dict], torch.Tensor]:
+    """Make the post-CFG function that clips predictions, as schedulers with clip_sample do."""
+
+    def clip(args: dict) -> torch.Tensor:
+        keep_unedited(args["model_options"].get("transformer_options", {}), args["denoised"])
+        return args["denoised"].clamp(-limit, limit)
+
+    return clip
+
+
+# Progress
+
+
+class SamplingProgress:
+    """Turn the network's block ticks into progress of the whole run; it never runs backwards."""
+
+    def __init__(self, steps: int):
+        self._steps, self._last = steps, -1
+        self._show = services.Progress()
+
+    def blocks(self, options: Mapping) -> Callable[[int, int], None]:
+        """Give the `progress(done, total)` callback of one network call."""
+        grid, now = options.get("sample_sigmas"), options.get("sigmas")
+        step = 0 if grid is None or now is None else int((grid > float(now.flatten()[0]) * SAME).sum())
+        start, length = options.get(PART_KEY, (0.0, 1.0))
+
+        def tick(done: int, total: int) -> None:
+            value = int(_GRAIN * (min(step, self._steps - 1) + start + length * done / total))
+            self._last = max(self._last, value)
+            self._show(self._last, _GRAIN * self._steps)
+
+        return tick
+
+
+def part_of_step(options: Mapping, index: int, count: int, together: int = 1) -> dict:
+    """Copy model_options for the sub-calls from `index` of `count`, `together` in one, which are a part of the step."""
+    inner = dict(options.get("transformer_options", {}))
+    start, length = inner.get(PART_KEY, (0.0, 1.0))
+    inner[PART_KEY] = (start + length * index / count, length * together / count)
+    return {**options, "transformer_options": inner}

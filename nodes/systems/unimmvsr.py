@@ -1,0 +1,224 @@
+"""UniMMVSR in the host: the transformer as a flow-matching MODEL, the causal video VAE, and their loading.
+
+The sign of the velocity is converted here and nowhere else: the core predicts z_HR - eps as the paper does, the host's
+flow models predict eps - z_HR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as management
+import comfy.ops
+import comfy.supported_models_base
+import torch
+
+from ...models.layout.pieces import Tile, Window, stream_spans
+from ...models.layout.sizes import ClipSize
+from ...models.unimmvsr import checkpoint
+from ...models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
+from ...models.unimmvsr.references import BUILT_IN_RULE
+from ...models.unimmvsr.vae import (
+    SPACE,
+    TIME,
+    CausalVideoVAE,
+    ResizedFrames,
+    VAEConfig,
+    piece_decoder,
+    piece_encoder,
+)
+from ..host import services
+from ..host.keys import LEVEL_KEY, REFERENCES_KEY
+from ..host.model import RestorerModel, RestorerNetwork, block_progress, load_native
+from ..host.references import reference_cells, reference_conds
+from ..host.vae import RestorerVAE, VAELaw
+from .base import Loading, System
+
+_LAW = VAELaw(
+    space=SPACE,
+    time=TIME,
+    # Peak bytes per output pixel and frame of a piece in fp32; 153 and 100 were measured on the CPU (640x352).
+    decode_bytes=190,
+    encode_bytes=120,
+    sides=tuple(px // SPACE for px in (1024, 512, 256, 128)),
+    overlap=8,
+    lengths=(4,),  # 16 frames; the peak does not depend on the clip's length
+    spans=stream_spans,
+    encode_spans=stream_spans,
+    streamed=True,
+)
+
+
+# The transformer
+
+
+class UniMMVSRFormat(comfy.latent_formats.LatentFormat):
+    """Latents of the causal video VAE: 16 channels at unit variance, 8 px and 4 frames per cell."""
+
+    latent_channels = 16
+    latent_dimensions = 3
+    spacial_downscale_ratio = SPACE
+    temporal_downscale_ratio = TIME
+
+
+class UniMMVSRConfig(comfy.supported_models_base.BASE):
+    """How the host builds and samples the network: flow matching without shift, time in 0..1."""
+
+    unet_extra_config = {}
+    latent_format = UniMMVSRFormat
+    sampling_settings = {"shift": 1.0, "multiplier": 1.0}
+    # Measured: 5 KB of activations per latent cell in fp32. The host multiplies by 0.04 or 0.15 MiB per cell.
+    memory_usage_factor = 0.12
+
+    def get_model(self, state_dict, prefix="", device=None):
+        """Build the host's model around the network, without weights."""
+        return UniMMVSRModel(self, device=device)
+
+
+class HostDiT(RestorerNetwork, UniMMVSRDiT):
+    """The transformer with the host's calling convention, layers and sign."""
+
+    def __init__(self, config: DiTConfig, dtype=None, device=None, operations=None):
+        layers = services.layers(operations, dtype, device)
+        super().__init__(config, ops=layers, attention=services.attention)
+        self.dtype = dtype
+        self.to(device=device, dtype=dtype)
+
+    def predict(
+        self,
+        x,
+        timestep,
+        context,
+        transformer_options,
+        noise_level=None,
+        references=(),
+        reference_starts=None,
+        **_,
+    ):
+        """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
+        noisy, lr = x.chunk(2, dim=1)
+        level = torch.zeros_like(timestep) if noise_level is None else noise_level
+        show = block_progress(transformer_options)
+        return -UniMMVSRDiT.forward(
+            self, noisy, timestep, lr, level, references, context, show, reference_starts
+        )
+
+
+class UniMMVSRModel(RestorerModel):
+    """Turns conditioning into what the network takes, so that tiles, windows and batching see it too."""
+
+    system_key, system_name = "unimmvsr", checkpoint.NAME
+    lr_channels, lr_name = UniMMVSRFormat.latent_channels, "low-resolution latent"
+
+    def __init__(self, model_config, device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostDiT)
+        self.memory_usage_factor_conds = ("references",)
+
+    def process_timestep(self, timestep, **kwargs):
+        """Keep time in 0..1 even where a sampling node set a multiplier of its own."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def concat_cond(self, **values):
+        """Give the LR latent (b, 16, T, h, w) that joins the noisy one on the channels."""
+        return self.process_latent_in(super().concat_cond(**values))
+
+    def extra_conds(self, **values):
+        """Add the noise level and the references; text goes in only where the weights have a place for it."""
+        out = super().extra_conds(**values)
+        text = out.get("c_crossattn")
+        if text is not None and text.cond.shape[-1] != self.diffusion_model.config.text_width:
+            del out["c_crossattn"]
+        out["noise_level"] = comfy.conds.CONDRegular(torch.tensor([float(values.get(LEVEL_KEY, 0.0))]))
+        if values.get(REFERENCES_KEY):
+            out.update(reference_conds(self, values, values["noise"].shape[2], BUILT_IN_RULE))
+        return out
+
+    def extra_conds_shapes(self, **values):
+        """Tell the memory estimate how many reference cells there are before sampling starts."""
+        if not values.get(REFERENCES_KEY):
+            return {}
+        return {"references": [1, self.latent_format.latent_channels, reference_cells(values)]}
+
+
+# The VAE
+
+
+class UniMMVSRVAE(RestorerVAE):
+    """The causal video VAE: time is streamed, so memory does not grow with the clip."""
+
+    system_key = UniMMVSRModel.system_key
+
+    def __init__(
+        self, config: VAEConfig, state: Mapping[str, torch.Tensor], precision: str, disable_dynamic: bool
+    ):
+        # fp32 unless asked otherwise: motion search and small residuals suffer in half precision.
+        asked = services.PRECISIONS.get(precision, torch.float32)
+        dtype = asked if management.supports_dtype(management.vae_device(), asked) else torch.float32
+        network = CausalVideoVAE(config, services.layers(comfy.ops.manual_cast, dtype, None))
+        super().__init__(network, state, dtype, _LAW, config.latent_channels, disable_dynamic)
+
+    def lr_latent(self, frames: torch.Tensor, size: ClipSize, mode: str) -> dict:
+        """Encode LR frames, resized to `size`."""
+        return {"samples": self.encode_clips(frames, size, mode)}
+
+    def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
+        """Give what encodes a piece."""
+        clip = ResizedFrames(frames, size, mode, self.device, self.vae_dtype)
+        return piece_encoder(self.first_stage_model, clip)
+
+    def piece_decoder(
+        self, latent: torch.Tensor, lr: torch.Tensor | None, size: ClipSize, lr_weight: float
+    ) -> Callable[[Window, Tile], torch.Tensor]:
+        """Give what decodes a piece."""
+        place = (self.device, self.vae_dtype)
+        clip = None if lr is None else ResizedFrames(lr, size, "bicubic", *place)
+        with services.titled("Temporal Decode"):
+            return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place)
+
+
+def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tuple[list[list[float]], list[float]]:
+    """Fit latent -> RGB (-1..1), for the sampler's previews, on flat colours that go through the encoder."""
+    vae = CausalVideoVAE(config).eval()  # a plain copy on the CPU: the host's one may not be loaded yet
+    vae.load_state_dict(state)
+    colours = torch.rand(1, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        latent = vae.encode(colours.repeat_interleave(4 * SPACE, -1).repeat_interleave(4 * SPACE, -2))[0]
+    cells = latent[0, :, 0, 2::4, 2::4].flatten(1).T  # one cell from the middle of every colour
+    design = torch.cat((cells, torch.ones(len(cells), 1)), 1)
+    ridge = 1e-3 * len(cells) * torch.eye(design.shape[1])
+    solution = torch.linalg.solve(design.T @ design + ridge, design.T @ colours[0, :, 0].flatten(1).T)
+    return solution[:-1].tolist(), solution[-1].tolist()
+
+
+# Loading
+
+
+def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: bool):
+    settings = UniMMVSRConfig({"config": checkpoint.dit_config(release.dit)})
+    patcher = load_native(settings, release.dit, loading.precision, disable_dynamic)
+    factors, bias = preview_factors(checkpoint.vae_config(release.vae), release.vae)
+    patcher.model.latent_format.latent_rgb_factors = factors
+    patcher.model.latent_format.latent_rgb_factors_bias = bias
+    return patcher
+
+
+def _load_vae(release: checkpoint.Release, loading: Loading, disable_dynamic: bool) -> UniMMVSRVAE:
+    config = checkpoint.vae_config(release.vae)
+    return UniMMVSRVAE(config, release.vae, loading.precision, disable_dynamic)
+
+
+SYSTEM = System(
+    key=UniMMVSRModel.system_key,
+    name=checkpoint.NAME,
+    holds=checkpoint.HOLDS,
+    open_state=lambda state, metadata, path: checkpoint.open_state(state, path),
+    open_release=checkpoint.open_release,
+    load_model=_load_model,
+    load_vae=_load_vae,
+    takes_references=True,
+    redraws=True,
+)
