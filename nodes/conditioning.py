@@ -17,8 +17,8 @@ from ..models.unimmvsr.references import (
     Reference,
     References,
 )
-from ..models.upscale_a_video.config import LATENT_CHANNELS, MAX_NOISE_LEVEL
-from ..models.upscale_a_video.sampling import add_lr_noise
+from ..models.upscale_a_video.published import MAX_NOISE_LEVEL, add_lr_noise
+from ..models.upscale_a_video.vae import LATENT_CHANNELS
 from . import checks, host
 from .keys import (
     ALPHAS_KEY,

@@ -15,7 +15,7 @@ import folder_paths
 import torch
 import torch.nn.functional as F
 
-from ..models.mgld_vsr.release import MAIN, SEQUENCE
+from ..models.mgld_vsr.checkpoint import MAIN, SEQUENCE
 
 RESTORER_FOLDER = "video_restorers"
 FLOW_FOLDER = "optical_flow"  # the host's own

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..models.mgld_vsr.release import LICENCE as MGLD_LICENCE
-from ..models.released import DECODERS
-from ..models.upscale_a_video.release import LICENCE as UPSCALE_A_VIDEO_LICENCE
+from ..models.checkpoints import DECODERS
+from ..models.mgld_vsr.checkpoint import LICENCE as MGLD_LICENCE
+from ..models.upscale_a_video.checkpoint import LICENCE as UPSCALE_A_VIDEO_LICENCE
 from . import host
 from .keys import DEFAULT, PRESETS
 from .restorers import load_restorer

@@ -17,30 +17,15 @@ import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 
-from ..models.checkpoints import CheckpointError, State, load_state, strip_prefix
+from ..models.checkpoints import CONDITIONED, PLAIN, CheckpointError, State, no_such_decoder, strip_prefix
 from ..models.layout.geometry import ClipSize, pad_clip
 from ..models.layout.tiles import Tile
 from ..models.layout.windows import Window
-from ..models.mgld_vsr import config as mgld
-from ..models.mgld_vsr.convert import empty_prompt
-from ..models.mgld_vsr.release import (
-    EMPTY_PROMPT,
-    LICENCE,
-    SEQUENCE,
-    Release,
-    open_folder,
-    open_state,
-)
-from ..models.mgld_vsr.sampling import (
-    SCHEDULE,
-    TILE_OVERLAP,
-    reference_segments,
-    reference_tiles,
-    tile_weights,
-)
-from ..models.mgld_vsr.structure import StructureEncoder
-from ..models.mgld_vsr.unet import MGLDUNet
-from ..models.released import CONDITIONED, PLAIN, no_such_decoder
+from ..models.mgld_vsr import checkpoint, published
+from ..models.mgld_vsr.checkpoint import EMPTY_PROMPT, LICENCE, SEQUENCE, Release, empty_prompt, open_release
+from ..models.mgld_vsr.structure import StructureConfig, StructureEncoder
+from ..models.mgld_vsr.unet import MGLDUNet, UNetConfig
+from ..models.mgld_vsr.vae import LATENT_CHANNELS, SPACE
 from ..models.schedules import ddpm_timesteps
 from . import host
 from .keys import PRESET_KEY, REFERENCE
@@ -54,15 +39,15 @@ _FIRST_DECODER = (f"{_FIRST_STAGE}decoder.", f"{_FIRST_STAGE}post_quant_conv.")
 class MGLDFormat(comfy.latent_formats.SD15):
     """Latents of Stable Diffusion's autoencoder over time; what Spatial Tiles and Temporal Windows choose."""
 
-    latent_channels = mgld.LATENT_CHANNELS
+    latent_channels = LATENT_CHANNELS
     latent_dimensions = 3
-    spacial_downscale_ratio = mgld.SPACE
+    spacial_downscale_ratio = SPACE
     temporal_downscale_ratio = 1
     # (long, short) sides in output px; the model was trained on 512, which is also the published tile
     vsr_tiles = ((768, 768), (640, 640), (512, 512), (384, 384))
     vsr_tile_overlap = 128  # output px
-    vsr_reference_tile = (mgld.TILE, mgld.TILE, TILE_OVERLAP)  # cells
-    vsr_window = (mgld.SEGMENT, 1)
+    vsr_reference_tile = (published.TILE, published.TILE, published.TILE_OVERLAP)  # cells
+    vsr_window = (published.SEGMENT, 1)
 
     def __init__(self):
         super().__init__()
@@ -71,9 +56,8 @@ class MGLDFormat(comfy.latent_formats.SD15):
     @staticmethod
     def vsr_reference_windows(frames: int) -> tuple[tuple[Window, ...], tuple[torch.Tensor, ...]]:
         """Give the published segments, which share no frame; the network fills the last one up."""
-        windows = tuple(
-            Window(segment[0], segment[-1] + 1) for segment in reference_segments(frames, mgld.SEGMENT)
-        )
+        segments = published.published_segments(frames)
+        windows = tuple(Window(segment[0], segment[-1] + 1) for segment in segments)
         return windows, tuple(torch.ones(window.length) for window in windows)
 
     @staticmethod
@@ -82,8 +66,8 @@ class MGLDFormat(comfy.latent_formats.SD15):
     ) -> tuple[tuple[Tile, ...], tuple[torch.Tensor, ...]]:
         """Give the published tiles and their bells, which sum to one over the frame."""
         side = min(tile_height, tile_width)
-        plan = reference_tiles(height, width, side, min(overlap, side - 1))
-        bells = [tile_weights(tile.height, tile.width) for tile in plan]
+        plan = published.published_tiles(height, width, side, min(overlap, side - 1))
+        bells = [published.tile_weights(tile.height, tile.width) for tile in plan]
         total = torch.zeros(height, width, dtype=torch.float64)
         for tile, bell in zip(plan, bells, strict=True):
             total[tile.region] += bell
@@ -95,8 +79,8 @@ class MGLDFormat(comfy.latent_formats.SD15):
 class Networks:
     """Shapes of what samples: the UNet, the structure encoder, and the embedding of the empty prompt."""
 
-    unet: mgld.UNetConfig
-    structure: mgld.StructureConfig
+    unet: UNetConfig
+    structure: StructureConfig
     words: int
     fill: int = 1  # frames that shorter clips are filled up to
 
@@ -156,14 +140,14 @@ class MGLDModel(comfy.model_base.BaseModel):
     def __init__(self, model_config, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostNetworks)
         self.model_sampling = StartsFromLatent(model_config)
-        alphas = SCHEDULE.alphas_cumprod().double()
+        alphas = published.SCHEDULE.alphas_cumprod().double()
         self.model_sampling.set_sigmas(((1 - alphas) / alphas).sqrt().float())
         self.model_sampling.vsr_times = ddpm_timesteps
         self.model_sampling.vsr_ends_clean = True
 
     def concat_cond(self, **kwargs):
         """Give the clean LR latent (b, 4, t, h, w) that joins the noisy one on the channels."""
-        lr = lr_condition(kwargs, "MGLD-VSR", mgld.LATENT_CHANNELS, "low-resolution latent")
+        lr = lr_condition(kwargs, "MGLD-VSR", LATENT_CHANNELS, "low-resolution latent")
         return self.process_latent_in(lr)
 
     def extra_conds(self, **kwargs):
@@ -204,12 +188,12 @@ def load_mgld_vsr(release: Release, path: Path, precision: str, decoder: str, pr
 def _load_model(release: Release, state: State, precision: str, preset: str, disable_dynamic: bool = False):
     options = release.options
     parts = {name: strip_prefix(state, f"{name}.") for name in ("unet", "structure")}
-    text = empty_prompt(state, **_given(options, text_heads="heads"))
+    text = empty_prompt(state, options["text_heads"])
     networks = Networks(
-        mgld.unet_config_from_state(parts["unet"], **_given(options, num_head_channels="num_head_channels")),
-        mgld.structure_config_from_state(parts["structure"], **_given(options, num_heads="num_heads")),
+        checkpoint.unet_config(parts["unet"], options["num_head_channels"]),
+        checkpoint.structure_config(parts["structure"], options["num_heads"]),
         text.shape[1],
-        mgld.SEGMENT if preset == REFERENCE else 1,
+        published.SEGMENT if preset == REFERENCE else 1,
     )
     weights = {
         **{f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()},
@@ -220,36 +204,27 @@ def _load_model(release: Release, state: State, precision: str, preset: str, dis
     return patcher
 
 
-def _given(options, **names: str) -> dict[str, int]:
-    """Give options that the release states under the names of a function's arguments."""
-    return {argument: options[name] for name, argument in names.items() if name in options}
-
-
 def _load_vae(
     release: Release, state: State, precision: str, decoder: str, preset: str, disable_dynamic: bool = False
 ):
     if decoder == CONDITIONED and release.sequence is None:
         raise no_such_decoder(release.name, [PLAIN], decoder, f"put {SEQUENCE}.ckpt beside it")
     weights = {key: value for key, value in state.items() if key.startswith(_FIRST_STAGE)}
-    config, sequence = mgld.vae_config_from_state(strip_prefix(weights, _FIRST_STAGE)), None
+    config, sequence = checkpoint.vae_config(strip_prefix(weights, _FIRST_STAGE)), None
     if release.sequence is not None and decoder != PLAIN:
         entries = release.sequence()
-        sequence = mgld.vae_config_from_state(entries)
+        sequence = checkpoint.vae_config(entries)
         weights = {key: value for key, value in weights.items() if not key.startswith(_FIRST_DECODER)}
         weights |= {f"sequence.{key}": value for key, value in entries.items()}
     return MGLDVAE(config, sequence, weights, precision, preset, disable_dynamic)
 
 
-def _open(path: Path) -> Release:
-    return open_folder(path) if path.is_dir() else open_state(*load_state(path), path)
-
-
 def _reload_model(path, precision, preset, disable_dynamic: bool = False):
     """Build a fresh MODEL: the host asks for it on several GPUs and for hooks."""
-    release = _open(path)
+    release = open_release(path)
     return _load_model(release, release.main(), precision, preset, disable_dynamic)
 
 
 def _reload_vae(path, precision, decoder, preset, disable_dynamic: bool = False):
-    release = _open(path)
+    release = open_release(path)
     return _load_vae(release, release.main(), precision, decoder, preset, disable_dynamic).patcher

@@ -6,10 +6,9 @@ import torch
 
 from ..models.layout.geometry import ClipSize
 from ..models.mgld_vsr.codec import Autoencoder, EnlargedClip, decode_clip, encode_clip, work_size
-from ..models.mgld_vsr.config import SEGMENT, SPACE, VAEConfig
 from ..models.mgld_vsr.decoder import SequenceVAE
-from ..models.mgld_vsr.preparation import SHORTEST
-from ..models.mgld_vsr.vae import FirstStage
+from ..models.mgld_vsr.published import SEGMENT, SHORTEST
+from ..models.mgld_vsr.vae import SPACE, FirstStage, VAEConfig
 from . import host
 from .keys import DEVIATION_KEY, KIND_KEY, LR_START, REFERENCE, WORK_KEY
 from .native_vae import PieceVAE, pick_vae_dtype

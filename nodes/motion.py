@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..models.checkpoints import CheckpointError, load_state, strip_prefix
 from ..models.layout.geometry import latent_frames
-from ..models.mgld_vsr.preparation import FLOW_ITERATIONS
+from ..models.mgld_vsr.published import FLOW_ITERATIONS
 from ..models.motion.estimation import BlockFlow, Motion, RaftFlow, SpyFlow, estimate_pairs
 from ..models.motion.picture import flow_picture
 from ..models.motion.propagation import DIRECTIONS, propagate

@@ -3,11 +3,10 @@
 import logging
 from pathlib import Path
 
-from ..models.checkpoints import CheckpointError, load_state
-from ..models.mgld_vsr import release as mgld
-from ..models.released import DECODERS
+from ..models.checkpoints import DECODERS, CheckpointError, load_state
+from ..models.mgld_vsr import checkpoint as mgld
 from ..models.unimmvsr.config import is_unimmvsr
-from ..models.upscale_a_video import release as upscale_a_video
+from ..models.upscale_a_video import checkpoint as upscale_a_video
 from . import recognise
 from .keys import DEFAULT, PRESETS
 from .mgld_vsr_host import load_mgld_vsr

@@ -16,13 +16,13 @@ import comfy.model_management as management
 import comfy.supported_models_base
 import torch
 
-from ..models.checkpoints import CheckpointError, load_state
+from ..models.checkpoints import CheckpointError
 from ..models.layout.windows import Window
 from ..models.schedules import DiffusionSettings, ddim_timesteps
-from ..models.upscale_a_video import config as uav
-from ..models.upscale_a_video.release import LICENCE, Release, open_folder, open_state
-from ..models.upscale_a_video.sampling import reference_window_weights, reference_windows
-from ..models.upscale_a_video.unet import VideoUNet
+from ..models.upscale_a_video import checkpoint, published
+from ..models.upscale_a_video.checkpoint import LICENCE, Release, open_release
+from ..models.upscale_a_video.unet import UNetConfig, VideoUNet
+from ..models.upscale_a_video.vae import LATENT_CHANNELS, LATENT_SCALE, SCALE
 from . import host, run_state
 from .keys import LEVEL_KEY, PRESET_KEY
 from .native_model import HostCalls, check_text_width, does_not_fit, load_native, lr_condition, say_licence
@@ -36,22 +36,21 @@ _SAMPLER = "KSampler / SamplerCustomAdvanced"
 class UpscaleAVideoFormat(comfy.latent_formats.SD_X4):
     """Latents of the x4 autoencoder over time; what Spatial Tiles and Temporal Windows choose by themselves."""
 
-    latent_channels = uav.LATENT_CHANNELS
+    latent_channels = LATENT_CHANNELS
     latent_dimensions = 3
-    spacial_downscale_ratio = uav.SCALE
+    spacial_downscale_ratio = SCALE
     temporal_downscale_ratio = 1
     # (long, short) sides in output px; the published program works on 256 LR px with 64 around them
     vsr_tiles = ((1536, 1536), (1280, 1280), (1024, 1024), (768, 768), (512, 512))
     vsr_tile_overlap = 256  # output px
-    vsr_window = (uav.WINDOW, uav.WINDOW_OVERLAP)
+    vsr_window = (published.WINDOW, published.WINDOW_OVERLAP)
 
     @staticmethod
     def vsr_reference_windows(frames: int) -> tuple[tuple[Window, ...], tuple[torch.Tensor, ...]]:
         """Give the published windows, each once, and their weights as its sequential blend leaves them."""
         found: dict[Window, torch.Tensor] = {}
-        for span, weights in zip(
-            reference_windows(frames), reference_window_weights(frames), strict=True
-        ):  # the last windows can be equal
+        plan = published.published_windows(frames), published.published_window_weights(frames)
+        for span, weights in zip(*plan, strict=True):  # the last windows can be equal
             window = Window(*span)
             found[window] = found.get(window, 0) + weights[window.span]
         return tuple(found), tuple(found.values())
@@ -66,7 +65,7 @@ class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
     # work space. The host multiplies by 0.01 MiB and the bytes of a number.
     memory_usage_factor = 0.4
 
-    def __init__(self, unet: uav.UNetConfig, schedule: DiffusionSettings, latent_scale: float):
+    def __init__(self, unet: UNetConfig, schedule: DiffusionSettings, latent_scale: float):
         super().__init__({"config": unet})
         self.schedule = schedule
         self.latent_format.scale_factor = latent_scale
@@ -79,7 +78,7 @@ class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
 class HostUNet(HostCalls, VideoUNet):
     """The network with the host's calling convention: layers, wrappers, progress."""
 
-    def __init__(self, config: uav.UNetConfig, dtype=None, device=None, operations=None):
+    def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None):
         super().__init__(config, ops=host.layers(operations, dtype, device), attention=host.attention)
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
@@ -91,7 +90,7 @@ class HostUNet(HostCalls, VideoUNet):
                 f"{_SAMPLER}: Upscale-A-Video needs text; got a conditioning without. Link CLIP Text Encode to "
                 "VSR Conditioning, with its text left empty for no prompt."
             )
-        noisy, lr = x.split((uav.LATENT_CHANNELS, x.shape[1] - uav.LATENT_CHANNELS), 1)
+        noisy, lr = x.split((LATENT_CHANNELS, x.shape[1] - LATENT_CHANNELS), 1)
         return VideoUNet.forward(self, noisy, timestep, lr, context, noise_level, progress)
 
 
@@ -163,10 +162,10 @@ def load_upscale_a_video(release: Release, path: Path, precision: str, decoder: 
 
 
 def _load_model(release: Release, decoder: str, precision: str, preset: str, disable_dynamic: bool = False):
-    state, json = uav.normalise_unet_keys(release.unet.read()), release.unet.config
-    unet = uav.unet_config_from_state(state) if json is None else uav.unet_config(json)
+    state = checkpoint.normalise_unet_keys(release.unet.read())
+    unet = checkpoint.unet_config(state, release.unet.config)
     vae = release.decoder(decoder)
-    scale = (vae.config or {} if vae is not None else {}).get("scaling_factor", uav.LATENT_SCALE)
+    scale = (vae.config or {} if vae is not None else {}).get("scaling_factor", LATENT_SCALE)
     schedule = DiffusionSettings.from_json(release.scheduler)
     settings = UpscaleAVideoConfig(unet, schedule, scale)
     patcher = load_native(settings, state, precision, disable_dynamic)
@@ -178,24 +177,20 @@ def _load_model(release: Release, decoder: str, precision: str, preset: str, dis
 
 def _load_vae(release: Release, decoder: str, precision: str, preset: str, disable_dynamic: bool = False):
     part = release.decoder(decoder)
-    state = uav.normalise_vae_keys(part.read())
-    config = uav.vae_config_from_state(state) if part.config is None else uav.vae_config(part.config)
+    state = checkpoint.normalise_vae_keys(part.read())
+    config = checkpoint.vae_config(state, part.config)
     alphas = DiffusionSettings.from_json(release.low_res).alphas_cumprod()
     return UpscaleAVideoVAE(config, state, precision, preset, alphas, disable_dynamic)
 
 
-def _open(path: Path) -> Release:
-    return open_folder(path) if path.is_dir() else open_state(*load_state(path), path)
-
-
 def _reload_model(path, precision, decoder, preset, disable_dynamic: bool = False):
     """Build a fresh MODEL: the host asks for it on several GPUs and for hooks."""
-    return _load_model(_open(path), decoder, precision, preset, disable_dynamic)
+    return _load_model(open_release(path), decoder, precision, preset, disable_dynamic)
 
 
 def _reload_vae(path, precision, decoder, preset, disable_dynamic: bool = False):
-    return _load_vae(_open(path), decoder, precision, preset, disable_dynamic).patcher
+    return _load_vae(open_release(path), decoder, precision, preset, disable_dynamic).patcher
 
 
 def _reload_clip(path, disable_dynamic: bool = False):
-    return load_clip(_open(path), disable_dynamic).patcher
+    return load_clip(open_release(path), disable_dynamic).patcher

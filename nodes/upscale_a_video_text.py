@@ -14,7 +14,7 @@ import folder_paths
 import torch
 
 from ..models.checkpoints import CheckpointError, shape_of, strip_prefix
-from ..models.upscale_a_video.release import Release
+from ..models.upscale_a_video.checkpoint import Release
 
 _NAME, _KEY = "h", "clip_h"  # the host's names of this family
 _EMBEDDING = "text_model.embeddings.token_embedding.weight"

@@ -7,8 +7,8 @@ import torch
 from ..models.layout.geometry import ClipSize
 from ..models.layout.pieces import encode_pieces
 from ..models.upscale_a_video.codec import decode_clip, lr_grid
-from ..models.upscale_a_video.config import DECODE_CHUNK, SCALE, VAEConfig
-from ..models.upscale_a_video.vae import UpscaleVAE
+from ..models.upscale_a_video.published import DECODE_CHUNK
+from ..models.upscale_a_video.vae import SCALE, UpscaleVAE, VAEConfig
 from . import host
 from .keys import ALPHAS_KEY, KIND_KEY, LR_FRAMES
 from .native_vae import PieceVAE, pick_vae_dtype

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from ..layout.geometry import ClipSize, pad_clip, resize_clip, target_size
 from ..layout.pieces import decode_pieces, encode_pieces, in_pixels
 from ..layout.tiles import Tile
-from .config import LATENT_CHANNELS, SPACE
-from .preparation import SHORTEST
+from .published import SHORTEST
+from .vae import LATENT_CHANNELS, SPACE
 
 _MOST = 8  # times that a small picture is enlarged to work on it
 

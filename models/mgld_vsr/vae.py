@@ -7,6 +7,7 @@ numbered by level, 0 the finest. Every frame is taken by itself: frames are (n, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -14,10 +15,30 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..transformer import Attention
-from .blocks import fold, in_turn, silu, unfold
-from .config import GROUPS, VAEConfig
+from .blocks import GROUPS, fold, in_turn, silu, unfold
 
+SPACE = 8  # output pixels per latent cell
+LATENT_CHANNELS = 4
+LATENT_SCALE = 0.18215  # the sampler's latents are the autoencoder's times this
 EPS = 1e-6  # of every norm here
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of :class:`FirstStage`, or with `sequence` of :class:`~.decoder.SequenceVAE`."""
+
+    in_channels: int = 3
+    out_ch: int = 3
+    z_channels: int = LATENT_CHANNELS
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    sequence: bool = False  # the decoder mixes frames and fuses in features of the LR clip
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Give the channels of every level, from full resolution down."""
+        return tuple(self.ch * mult for mult in self.ch_mult)
 
 
 class ResnetBlock(nn.Module):

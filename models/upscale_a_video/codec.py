@@ -11,17 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from ..layout.geometry import ClipSize, pad_clip, resize_clip
-from ..layout.pieces import decode_pieces, plain_chunks
+from ..layout.pieces import decode_pieces
 from ..layout.tiles import Tile
-from ..layout.windows import Window
-from .config import DECODE_CHUNK, SCALE
+from .vae import SCALE
 
 _RESIZED = 8  # frames resized together
-
-
-def reference_chunks(frames: int) -> tuple[Window, ...]:
-    """Cut a clip as the published program does: 3 frames each, the last one shorter."""
-    return plain_chunks(frames, DECODE_CHUNK)
 
 
 def lr_grid(frames: torch.Tensor, size: ClipSize, mode: str = "bilinear") -> torch.Tensor:

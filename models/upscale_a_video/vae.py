@@ -8,6 +8,7 @@ Module names are those of the published weights. Tensors are (b, c, t, h, w). fl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -15,10 +16,32 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..transformer import Attention
-from .config import VAEConfig
 from .temporal import Resnet, per_frame, silu
 
+SCALE = 4  # output pixels per LR pixel, and per latent cell
+LATENT_CHANNELS = 4
+LATENT_SCALE = 0.08333  # the sampler's latents are the autoencoder's times this
 EPS = 1e-6  # of every norm here
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of :class:`UpscaleVAE`; `condition` distinguishes the "video" form from the "3d" one."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = LATENT_CHANNELS
+    block_out_channels: tuple[int, ...] = (128, 256, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    condition: bool = False
+    condition_channels: int = 128
+    scaling_factor: float = LATENT_SCALE
+
+    @property
+    def scale(self) -> int:
+        """Give the output pixels per latent cell."""
+        return 2 ** (len(self.block_out_channels) - 1)
 
 
 class PlusResnet(Resnet):

@@ -147,7 +147,7 @@ def test_the_recorded_segment_comes_out_of_the_graph(core, tmp_path, monkeypatch
 
 def _networks(run):
     """Give the networks of a loaded restorer to the functions that repeat the published program."""
-    from cascadevsr.models.mgld_vsr.sampling import Networks
+    from cascadevsr.tests.published.mgld_vsr import Networks
 
     host, vae = run.model.model.diffusion_model, run.vae.first_stage_model
     return Networks(host.unet, host.structure, host.empty_prompt, vae.first_stage, vae.sequence)
@@ -164,11 +164,11 @@ def _moving(frames, height, width):
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128)])
 def test_the_graph_does_what_the_published_program_does(core, folder, noise, monkeypatch, height, width):
     from cascadevsr.models.layout.geometry import ClipSize
-    from cascadevsr.models.mgld_vsr import sampling as published
     from cascadevsr.models.mgld_vsr.codec import EnlargedClip
     from cascadevsr.models.motion.guidance import Flows, with_seen
     from cascadevsr.nodes import sampling
     from cascadevsr.nodes.motion_guidance import MotionGuidance
+    from cascadevsr.tests.published import mgld_vsr as published
 
     run = _load(folder, "fp32", "auto", "reference")
     run.vae.shortest, frames = 64, noise(5, height // 4, width // 4)
@@ -272,10 +272,10 @@ def test_a_short_segment_is_filled_up_as_published(core, folder, noise):
 
 
 def test_the_flow_network_in_the_checkpoint_is_used_as_published(core, folder, tmp_path, noise, listed):
-    from cascadevsr.models.mgld_vsr.preparation import raft_flow
     from cascadevsr.models.motion.raft import RAFT
     from cascadevsr.nodes import host
     from cascadevsr.nodes.motion import EstimateMotion, LoadFlowModel
+    from cascadevsr.tests.published.mgld_vsr import raft_flow
 
     torch.manual_seed(0)
     raft = RAFT().eval()
@@ -367,9 +367,9 @@ def test_native_vae_nodes(core, loaded, noise):
 
 def test_a_converted_file_is_the_folder(core, folder, tmp_path, noise):
     from cascadevsr.models.checkpoints import load_state, save_state
-    from cascadevsr.models.mgld_vsr.convert import convert
+    from cascadevsr.models.mgld_vsr.checkpoint import convert
 
-    assert convert(folder, tmp_path / "mgld.safetensors")
+    assert convert(folder, tmp_path / "mgld.safetensors", False, print)
     results = []
     for path in (folder, tmp_path / "mgld.safetensors", folder / "mgldvsr_unet.ckpt"):
         run = _load(path, "auto")
@@ -452,8 +452,7 @@ def test_the_list_shows_the_folder_and_not_its_files(folder, listed):
 def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
     """Every entry of the published files at their size, and no other; the text encoder becomes one embedding."""
     import comfy.ops
-    from cascadevsr.models.mgld_vsr import config as mgld
-    from cascadevsr.models.mgld_vsr import release
+    from cascadevsr.models.mgld_vsr import checkpoint
     from cascadevsr.nodes.mgld_vsr_host import HostNetworks, Networks
 
     manifest = repository.parent / "shared" / "keys" / "mgld_vsr_mgldvsr_unet_ckpt_expected.json"
@@ -461,13 +460,13 @@ def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
         pytest.skip("the list of published entries is not here")
     entries = json.loads(manifest.read_text(encoding="utf-8"))
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in entries.items()}
-    whole = release._whole(release._renamed(state), "published")
+    whole = checkpoint.check_whole(checkpoint.rename(state), "published")
     parts = {
         name: {k.removeprefix(f"{name}."): v for k, v in whole.items() if k.startswith(f"{name}.")}
         for name in ("unet", "structure")
     }
     shapes = Networks(
-        mgld.unet_config_from_state(parts["unet"]), mgld.structure_config_from_state(parts["structure"]), 77
+        checkpoint.unet_config(parts["unet"]), checkpoint.structure_config(parts["structure"]), 77
     )
     network = HostNetworks(shapes, torch.float16, torch.device("meta"), comfy.ops.manual_cast)
     wanted = {f"{name}.{key}": value.shape for name, part in parts.items() for key, value in part.items()}

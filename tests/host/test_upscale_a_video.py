@@ -154,7 +154,7 @@ def test_text_is_the_last_layer_after_its_norm_padded_as_the_tokenizer_says(load
 
 
 def test_a_vocabulary_of_the_release_is_used(core, folder, tmp_path):
-    from cascadevsr.models.upscale_a_video.release import open_folder
+    from cascadevsr.models.upscale_a_video.checkpoint import open_folder
     from cascadevsr.nodes.upscale_a_video_text import load_clip
 
     letters = [chr(code) for code in range(33, 127)]
@@ -433,10 +433,10 @@ def test_stop_is_heard_inside_a_step_and_while_decoding(core, loaded, noise):
 
 def test_a_converted_file_is_the_folder(core, folder, tmp_path, noise):
     from cascadevsr.models.checkpoints import load_state
-    from cascadevsr.models.upscale_a_video.convert import convert
+    from cascadevsr.models.upscale_a_video.checkpoint import convert
 
     target = tmp_path / "uav.safetensors"
-    convert(folder, target)
+    assert convert(folder, target, False, print)
     state, metadata = load_state(target)
     assert {key.split(".")[0] for key in state} == {"unet", "vae", "vae_video", "text_encoder"}
     assert metadata["architecture"] == "upscale_a_video" and "non-commercial" in metadata["licence"]
@@ -449,7 +449,7 @@ def test_a_converted_file_is_the_folder(core, folder, tmp_path, noise):
             clip = _prepare(run, frames)
             results.append(_decode(_ddim(core, run.model, clip, 2), run.vae, clip.low))
         assert torch.equal(*results)
-    convert(folder, tmp_path / "half.safetensors", half=True)
+    convert(folder, tmp_path / "half.safetensors", True, print)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.7 * target.stat().st_size
     assert torch.isfinite(_words(_load(tmp_path / "half.safetensors", "auto"), "x")[0][0]).all()
 
