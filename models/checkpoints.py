@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
+
+PLAIN, CONDITIONED = "plain", "lr-conditioned"  # decoders of published releases: without and with LR frames
+DECODERS = ("auto", PLAIN, CONDITIONED)
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")  # in the order in which they are preferred
 
 _ZIP, _PICKLE = b"PK", b"\x80"  # first bytes of torch files: the zip form, and the one before torch 1.6
 _NESTED = ("state_dict", "params_ema", "params", "model")  # where training frameworks put the weights
@@ -93,6 +97,80 @@ def count_blocks(state: Mapping[str, torch.Tensor], prefix: str) -> int:
     """Count the numbered blocks under `prefix` ("dit.blocks."): one more than the highest number."""
     numbers = re.compile(re.escape(prefix) + r"(\d+)\.")
     return 1 + max((int(match[1]) for match in map(numbers.match, state) if match), default=-1)
+
+
+def find_weights(folder: Path, *stems: str) -> Path | None:
+    """Find a weight file in a folder by its published names, in any format."""
+    files = (folder / f"{stem}{suffix}" for suffix in WEIGHT_SUFFIXES for stem in stems)
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_json(path: Path) -> dict | None:
+    """Read a json file that holds an object; None where there is no file."""
+    return parse_json(path.read_text(encoding="utf-8"), path.name) if path.is_file() else None
+
+
+def parse_json(text: str, name: str) -> dict:
+    """Understand the text of a json object; `name` says in errors where it is from."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        message = f"a json file must be readable; got {name}: {error}. Download it again."
+        raise CheckpointError(message) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"a json file must hold an object; got {name}. Download it again.")
+    return content
+
+
+def check_options(network: str, options: Mapping, expected: Mapping, ignored: Collection[str] = ()) -> None:
+    """Raise a ValueError for an option of a published json that is not as expected; others must be switched off."""
+    for key, value in options.items():
+        wanted = list(each) if isinstance(each := expected.get(key), tuple) else each
+        if key.startswith("_") or key in ignored or (wanted == value if key in expected else _off(value)):
+            continue
+        rule = f"be {wanted!r}" if key in expected else "not be set"
+        raise ValueError(
+            f"{network}: {key} in the json must {rule}; got {value!r}. Weights made with it need another network: use "
+            "the json that came with these."
+        )
+
+
+def no_such_decoder(name: str, has: list[str], wanted: str, remedy: str) -> CheckpointError:
+    """Make the error for a decoder that a release does not have."""
+    return CheckpointError(
+        f"the decoder must be one that {name} has ({', '.join(has) or 'none'}); got {wanted}. Choose auto, or {remedy}."
+    )
+
+
+def own_copies(state: Mapping[str, torch.Tensor], prefix: str = "", half: bool = False) -> State:
+    """Copy entries out of shared storage, which safetensors refuses, under `prefix`; half rounds float32 to float16."""
+    return {
+        prefix + key: value.half() if half and value.dtype == torch.float32 else value.clone()
+        for key, value in state.items()
+    }
+
+
+def check_target(target: Path) -> None:
+    """Refuse a name for a converted file before the work begins."""
+    if target.suffix != ".safetensors":
+        raise CheckpointError(
+            f"the result must be named *.safetensors; got {target.name}. Change the last argument."
+        )
+
+
+def write_converted(
+    target: Path, tensors: State, metadata: Mapping[str, str], say: Callable[[str], None]
+) -> None:
+    """Write a converted release as safetensors, and say how large it is and under which licence."""
+    save_state(target, tensors, metadata)
+    say(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e9:.2f} GB. {metadata['licence']}")
+
+
+def _off(value) -> bool:
+    """Tell whether an option, or all in a group of options, is switched off."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return all(map(_off, value)) if isinstance(value, (list, tuple)) else not value
 
 
 def _load_safetensors(path: Path) -> tuple[State, dict[str, str]]:

@@ -3,9 +3,9 @@
 import numpy as np
 from comfy_api.latest import io
 
-from ..models.layout.geometry import target_size
+from ..models.layout.sizes import target_size
 from ..models.pixels.degradation import PRESETS, degrade
-from . import checks, host
+from .host import services
 
 _CHUNK = 48  # frames degraded together: one run of the H.264 coder, and a place to stop
 
@@ -19,7 +19,7 @@ class DegradeVideo(io.ComfyNode):
         return io.Schema(
             node_id="VSRDegradeVideo",
             display_name="Degrade Video",
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Makes a low-resolution, damaged copy of a good clip, to test a restorer against "
             "the truth.",
             search_aliases=[
@@ -57,7 +57,7 @@ class DegradeVideo(io.ComfyNode):
     def execute(cls, images, preset, scale, seed):
         """Draw the parameters once and degrade the clip in chunks."""
         title = "Degrade Video"
-        images = checks.check_frames(title, "images", images)
+        images = services.check_frames(title, "images", images)
         if preset not in PRESETS:
             raise ValueError(
                 f"{title}: preset must be one of {', '.join(PRESETS)}; got {preset!r}. Choose bicubic."
@@ -65,7 +65,7 @@ class DegradeVideo(io.ComfyNode):
         count, (height, width) = images.shape[0], target_size(*images.shape[1:3], scale=1 / scale)
         rng = np.random.default_rng(seed)
         parameters = PRESETS[preset](rng)
-        result, show = host.output_tensor((count, height, width, 3)), host.Progress()
+        result, show = services.output_tensor((count, height, width, 3)), services.Progress()
         for start in range(0, count, _CHUNK):
             part = images[start : start + _CHUNK].movedim(-1, 1).float()
             result[start : start + _CHUNK] = degrade(part, height, width, parameters, rng).movedim(1, -1)

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..models.pixels.color import METHODS, match_colour
-from . import checks, host
+from .host import services
 
 
 class ColourMatch(io.ComfyNode):
@@ -15,7 +15,7 @@ class ColourMatch(io.ComfyNode):
         return io.Schema(
             node_id="VSRColourMatch",
             display_name="Colour Match",
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Gives an upscaled clip the colours of the clip it was made from, frame by frame; "
             "its detail stays.",
             search_aliases=["color match", "colour fix", "color correction", "wavelet", "adain", "lab"],
@@ -48,6 +48,6 @@ class ColourMatch(io.ComfyNode):
     def execute(cls, images, reference, method, strength):
         """Match the clip a few frames at a time."""
         title = "Colour Match"
-        images = checks.check_frames(title, "images", images)
-        reference = checks.check_frames(title, "reference", reference)
-        return io.NodeOutput(match_colour(images, reference, method, strength, host.Progress()))
+        images = services.check_frames(title, "images", images)
+        reference = services.check_frames(title, "reference", reference)
+        return io.NodeOutput(match_colour(images, reference, method, strength, services.Progress()))

@@ -14,13 +14,13 @@ import comfy.model_management as management
 import folder_paths
 from comfy_api.latest import io
 
-from ..models.checkpoints import CheckpointError, load_state
+from ..models.checkpoints import DECODERS, CheckpointError, load_state
 from .host import services
 from .host.keys import DEFAULT, PRESET_KEY, PRESETS
 from .host.model import log_licence
 from .recognise import refuse
 from .systems import all_systems
-from .systems.base import DECODERS, Loading, System
+from .systems.base import Loading, System
 
 _TITLE = "Load Video Restorer"
 _BUILT_IN_FILE = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"

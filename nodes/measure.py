@@ -3,8 +3,9 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..models.layout.geometry import resize_clip
-from . import checks, host, report
+from ..models.layout.sizes import resize_clip
+from . import report
+from .host import services
 
 
 class CompareMeasure(io.ComfyNode):
@@ -16,7 +17,7 @@ class CompareMeasure(io.ComfyNode):
         return io.Schema(
             node_id="VSRCompareMeasure",
             display_name="Compare & Measure",
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Compares two clips of one size: PSNR, SSIM, sharpness, warping error, flicker "
             "and colour drift, "
             "and a picture of both. With the low-resolution frames a plain bicubic upscale is measured too.",
@@ -45,8 +46,8 @@ class CompareMeasure(io.ComfyNode):
         """Check the clips, then measure and draw."""
         title = "Compare & Measure"
         clips = {
-            "result": checks.check_frames(title, "result", result),
-            "other": checks.check_frames(title, "other", other),
+            "result": services.check_frames(title, "result", result),
+            "other": services.check_frames(title, "other", other),
         }
         if clips["result"].shape != clips["other"].shape:
             raise ValueError(
@@ -56,8 +57,8 @@ class CompareMeasure(io.ComfyNode):
         count, height, width = result.shape[:3]
         middle, pictures = count // 2, {}
         if lr_frames is not None:
-            low = checks.check_frames(title, "lr_frames", lr_frames)
-            checks.check_count(title, "lr_frames", low.shape[0], count)
+            low = services.check_frames(title, "lr_frames", lr_frames)
+            services.check_count(title, "lr_frames", low.shape[0], count)
             pictures["LR"] = _nearest(low[middle], height, width)
             clips["bicubic"] = _bicubic(low, height, width)
         pictures |= {name: clips[name][middle] for name in ("bicubic", "result", "other") if name in clips}
@@ -68,7 +69,7 @@ class CompareMeasure(io.ComfyNode):
 
 
 def _ticker(total: int):
-    show, done = host.Progress(), 0
+    show, done = services.Progress(), 0
 
     def tick() -> None:
         nonlocal done

@@ -4,30 +4,34 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import comfy.ops
+import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..models.checkpoints import CheckpointError, load_state, strip_prefix
-from ..models.layout.geometry import latent_frames
-from ..models.mgld_vsr.preparation import FLOW_ITERATIONS
+from ..models.layout.sizes import latent_frames
+from ..models.mgld_vsr.published import FLOW_ITERATIONS
 from ..models.motion.estimation import BlockFlow, Motion, RaftFlow, SpyFlow, estimate_pairs
 from ..models.motion.picture import flow_picture
 from ..models.motion.propagation import DIRECTIONS, propagate
 from ..models.motion.raft import RAFT, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
-from . import host, run_state
-from .checks import check_frames, guides
+from .host import services
+from .host.model import keep_unedited
+from .host.services import check_frames, has_guides
 from .recognise import recognise
+from .systems import all_systems
 
 # The host's OPTICAL_FLOW is a patcher around torchvision's network; its nodes could not use ours.
 FlowModelType = io.Custom("VSR_FLOW_MODEL")
 MotionType = io.Custom("VSR_MOTION")
 _KEY = "vsr_propagation"
+_LOADER = "Load Flow Model"
 _SAME = 1.0001  # sigmas closer than this are one step
 _IN_MGLD = "flownet_model."  # prefix of RAFT in the published file of MGLD-VSR, which feeds it as follows
 _AS_MGLD = {"iterations": FLOW_ITERATIONS, "signed": False}
@@ -48,9 +52,9 @@ class FlowModel:
             return BlockFlow()
         cells = max(16, -(-height // 8)) * max(16, -(-width // 8))
         if isinstance(self.patcher.model, SpyNet):
-            host.load_network(self.patcher, 4 * 64 * 250 * cells)  # features of a few layers at full size
+            services.load_network(self.patcher, 4 * 64 * 250 * cells)  # features of a few layers at full size
             return SpyFlow(self.patcher.model)
-        host.load_network(self.patcher, 4 * (2 * cells**2 + 6000 * cells))  # all-pairs correlation, features
+        services.load_network(self.patcher, 4 * (2 * cells**2 + 6000 * cells))  # all-pairs correlation, features
         return RaftFlow(self.patcher.model, **self.options)
 
 
@@ -63,15 +67,15 @@ class LoadFlowModel(io.ComfyNode):
         return io.Schema(
             node_id="VSRLoadFlowModel",
             display_name="Load Flow Model",
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Loads what estimates the motion between frames: the built-in estimator, which needs no "
             "download and works at any size, or RAFT or SpyNet from models/optical_flow.",
             search_aliases=["optical flow", "raft", "spynet", "motion", "flow loader", "propagator"],
             inputs=[
                 io.Combo.Input(
                     "flow_model",
-                    options=host.flow_names(),
-                    default=host.BUILT_IN,
+                    options=flow_names(),
+                    default=services.BUILT_IN,
                     tooltip="built-in: no weights; otherwise RAFT (raft-things.pth, raft_large) or SpyNet from the "
                     "folder models/optical_flow or of a released Upscale-A-Video folder, or the RAFT inside "
                     "mgldvsr_unet.ckpt.",
@@ -83,14 +87,35 @@ class LoadFlowModel(io.ComfyNode):
     @classmethod
     def execute(cls, flow_model):
         """Load the file behind the name."""
-        if flow_model == host.BUILT_IN:
-            return io.NodeOutput(FlowModel(host.BUILT_IN))
-        return io.NodeOutput(load_flow_model(host.flow_path(flow_model)))
+        if flow_model == services.BUILT_IN:
+            return io.NodeOutput(FlowModel(services.BUILT_IN))
+        return io.NodeOutput(load_flow_model(flow_path(flow_model)))
 
     @classmethod
     def fingerprint_inputs(cls, flow_model):
         """Load again when the file changed."""
-        return flow_model if flow_model == host.BUILT_IN else host.newest_change(host.flow_path(flow_model))
+        return flow_model if flow_model == services.BUILT_IN else services.newest_change(flow_path(flow_model))
+
+
+def flow_names() -> list[str]:
+    """List what the node offers: the weight-free estimator, flow models, those of released folders."""
+    return [services.BUILT_IN, *(name for names in _listed().values() for name in names)]
+
+
+def flow_path(name: str) -> Path:
+    """Find a flow model by the name in the list."""
+    remedy = f", or choose {services.BUILT_IN!r}"
+    return services.listed_path(_LOADER, "flow model", _listed(), name, remedy)
+
+
+def _listed() -> dict[str, list[str]]:
+    """Give the files with a flow network of every folder of the host that may have some."""
+    released = folder_paths.get_filename_list(services.RESTORER_FOLDER)
+    with_flow = [n for n in released if any(s.has_flow(PurePath(n)) for s in all_systems().values())]
+    return {
+        services.FLOW_FOLDER: folder_paths.get_filename_list(services.FLOW_FOLDER),
+        services.RESTORER_FOLDER: with_flow,
+    }
 
 
 def load_flow_model(path: Path) -> FlowModel:
@@ -107,9 +132,9 @@ def load_flow_model(path: Path) -> FlowModel:
     else:
         raise CheckpointError(
             "Load Flow Model: the file must hold the large RAFT (raft-things.pth, or torchvision's raft_large) or "
-            f"SpyNet; got {path.name}, {_what(state)}. Choose another file, or {host.BUILT_IN!r}."
+            f"SpyNet; got {path.name}, {_what(state)}. Choose another file, or {services.BUILT_IN!r}."
         )
-    network = kind(host.layers(comfy.ops.disable_weight_init, torch.float32, None)).eval()
+    network = kind(services.layers(comfy.ops.disable_weight_init, torch.float32, None)).eval()
     expected = {key: value.shape for key, value in network.state_dict().items() if "num_batches" not in key}
     wrong = [key for key, shape in expected.items() if key not in weights or weights[key].shape != shape]
     if wrong:
@@ -119,7 +144,7 @@ def load_flow_model(path: Path) -> FlowModel:
         )
     network.load_state_dict({key: weights[key] for key in expected}, strict=False)
     logging.getLogger(__name__).info("Loaded %s (%s)", path.name, kind.__name__)
-    return FlowModel(path.name, host.wrap_network(network), _AS_MGLD if inside else {})
+    return FlowModel(path.name, services.wrap_network(network), _AS_MGLD if inside else {})
 
 
 def _what(state: dict[str, torch.Tensor]) -> str:
@@ -143,7 +168,7 @@ class EstimateMotion(io.ComfyNode):
         return io.Schema(
             node_id="VSREstimateMotion",
             display_name="Estimate Motion",
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Estimates where every pixel moves from frame to frame, both ways, and where scenes are "
             "cut. Motion is estimated on the low-resolution frames, pair by pair, so that it is quick and small.",
             search_aliases=["optical flow", "motion", "flow", "scene cut", "raft"],
@@ -173,13 +198,13 @@ class EstimateMotion(io.ComfyNode):
         motion = estimate_pairs(
             frames,
             flow_model.estimator(*frames.shape[1:3]),
-            device=host.main_device(),
-            progress=host.Progress(),
-            check_cancelled=host.check_cancelled,
+            device=services.main_device(),
+            progress=services.Progress(),
+            check_cancelled=services.check_cancelled,
         )
         if motion.cuts:
             logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, motion.cuts)))
-        return io.NodeOutput(motion, host.to_output(_pictures(motion)))
+        return io.NodeOutput(motion, services.to_output(_pictures(motion)))
 
 
 def _pictures(motion: Motion) -> torch.Tensor:
@@ -214,7 +239,7 @@ class LatentPropagation(io.ComfyNode):
         return io.Schema(
             node_id="VSRLatentPropagation",
             display_name="Latent Propagation",
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Carries what the network predicts from frame to frame along the motion, where the motion "
             "is certain, so that texture stays on its object. For any video model; it restarts at scene cuts.",
             search_aliases=["temporal consistency", "flicker", "flow propagation", "upscale-a-video"],
@@ -300,7 +325,7 @@ class _Propagation:
             self._flows = self._motion.on_grid(*shape, time)
             self._grid = shape
         clean = executor(x, timestep, model_options, seed)
-        run_state.keep_unedited({"model_options": model_options, "denoised": clean})
+        keep_unedited(model_options["transformer_options"], clean)
         clip = clean if clean.ndim == 5 else clean.transpose(0, 1)[None]
         cuts = self._motion.latent_cuts(time)
         moved = propagate(clip[:, :, : shape[0]], *self._flows, cuts=cuts, **self._options)
@@ -322,7 +347,7 @@ def guide_frames(executor, x: torch.Tensor, frames: int) -> int:
     """Count the guide frames that a latent has (LTX appends them) behind the `frames` latent frames of its clip."""
     surplus = x.shape[2] - frames if x.ndim == 5 else 0
     conds = getattr(getattr(executor, "class_obj", None), "conds", None) or {}
-    return surplus if surplus > 0 and guides(conds.values()) else 0
+    return surplus if surplus > 0 and has_guides(conds.values()) else 0
 
 
 def percent_range(who: str, model, start: float, end: float):

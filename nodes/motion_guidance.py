@@ -4,7 +4,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..models.layout.geometry import latent_frames
+from ..models.layout.sizes import latent_frames
 from ..models.motion.field import Motion
 from ..models.motion.guidance import (
     DEFAULT,
@@ -19,8 +19,9 @@ from ..models.motion.guidance import (
     with_seen,
 )
 from ..models.motion.propagation import DIRECTIONS
-from . import host, run_state
-from .keys import AFTER_STEP_KEY, STEPPING_KEY
+from .host import services
+from .host.keys import AFTER_STEP_KEY, STEPPING_KEY
+from .host.model import keep_unedited
 from .motion import MotionType, clip_shape, guide_frames, percent_range
 
 _KEY = "vsr_motion_guidance"
@@ -43,7 +44,7 @@ class MotionGuidance(io.ComfyNode):
         return io.Schema(
             node_id="VSRMotionGuidance",
             display_name=_WHO,
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Moves what the network predicts down the gradient of its disagreement along the motion, "
             "where things are seen in both frames, so that frames hold together without a hard copy. For any video "
             "model; it restarts at scene cuts.",
@@ -117,7 +118,7 @@ class _Guidance:
         part = x[:, :, :frames] if guides else x
         flows = self._prepare(part)  # before the network runs: motion of another clip is an error at once
         clean = executor(x, timestep, model_options, seed)
-        run_state.keep_unedited({"model_options": model_options, "denoised": clean})
+        keep_unedited(model_options["transformer_options"], clean)
         clip = _to_clip(clean)
         guided = guide_clean(clip[:, :, :frames], flows, self._strength, **self._chosen(part))
         return _like(torch.cat((guided, clip[:, :, frames:]), 2) if guides else guided, clean)

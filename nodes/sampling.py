@@ -26,8 +26,8 @@ from ..models.layout.noise import STEP_STREAM, addressed_noise
 from ..models.layout.sizes import ClipSize
 from ..models.schedules import ddim_update, ddpm_posterior, ddpm_update, flow_sigmas, pndm_weights
 from .host import services
-from .services.keys import AFTER_STEP_KEY, STEPPING_KEY, UNEDITED_KEY
-from .services.model import RestorerModel, Spacing
+from .host.keys import AFTER_STEP_KEY, STEPPING_KEY, UNEDITED_KEY
+from .host.model import RestorerModel, Spacing
 
 # Adams-Bashforth weights, newest first: the pseudo linear multistep method of PNDM (Liu et al. 2022), on v.
 _MULTISTEP = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))

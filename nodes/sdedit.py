@@ -22,8 +22,8 @@ from ..models.layout.sizes import ClipSize, crop_clip, pad_clip, padded_size, re
 from ..models.unimmvsr.sdedit import SDEdit
 from .frames import asked_size
 from .host import services
-from .services.keys import LEVEL_KEY, LR_KEY
 from .sampling import AddressedNoise, sample_restorer_euler
+from .host.keys import LEVEL_KEY, LR_KEY
 from .systems import system_of
 
 _TITLE = "SDEdit Degradation"

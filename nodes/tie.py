@@ -5,9 +5,11 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..models.lowpass import axis_filter, tie_low
-from . import checks, host, run_state
-from .keys import KIND_KEY, LR_FRAMES
+from .host import services
+from .host.keys import SYSTEM_KEY
+from .host.model import keep_unedited
 from .motion import clip_shape, guide_frames, percent_range
+from .systems import all_systems
 
 _KEY = "vsr_low_frequency_tie"
 _WHO = "Low-Frequency Tie"
@@ -29,7 +31,7 @@ class LowFrequencyTie(io.ComfyNode):
         return io.Schema(
             node_id="VSRLowFrequencyTie",
             display_name=_WHO,
-            category=host.CATEGORY,
+            category=services.CATEGORY,
             description="Keeps colours and coarse structure of the low-resolution clip while a text-to-video model "
             "makes the detail: the low frequencies of every prediction are moved to those of the clip. For any video "
             "model; no training needed.",
@@ -71,13 +73,14 @@ class LowFrequencyTie(io.ComfyNode):
 
 def _model_space(model, lr_latent) -> torch.Tensor:
     """Check the LR latent against the model's latent format and scale it as the host does a start latent."""
-    if isinstance(lr_latent, dict) and lr_latent.get(KIND_KEY) == LR_FRAMES:
+    system = all_systems().get(lr_latent.get(SYSTEM_KEY)) if isinstance(lr_latent, dict) else None
+    if system is not None and not system.lr_is_latent:
         raise ValueError(
             f"{_WHO}: lr_latent must be a latent; got frames, which Upscale-A-Video takes. It follows the clip by "
             "itself: leave this node out."
         )
     latent_format = model.get_model_object("latent_format")
-    clip = checks.check_latent(_WHO, "lr_latent", lr_latent, latent_format.latent_channels)
+    clip = services.check_latent(_WHO, "lr_latent", lr_latent, latent_format.latent_channels)
     return latent_format.process_in(clip.float())
 
 
@@ -101,6 +104,6 @@ class _Tie:
                 f"{len(x)} of {grid}; got {len(self._source)} of {own}. Sample the lr_latent of the same Cascade Input."
             )
         clean = executor(x, timestep, model_options, seed)
-        run_state.keep_unedited({"model_options": model_options, "denoised": clean})
+        keep_unedited(model_options["transformer_options"], clean)
         tied = tie_low(clean[:, :, :frames], self._source.to(clean), self._cutoff, self._strength)
         return torch.cat((tied, clean[:, :, frames:]), 2) if frames < clean.shape[2] else tied

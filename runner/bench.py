@@ -53,7 +53,7 @@ def _builtin(frames: int, size: tuple[int, int], device: str) -> dict:
     """Encode, take one DiT step from pure noise, decode; a clip of noise costs what any other does."""
     import torch
 
-    geometry, codec = load("models.layout.geometry"), load("models.unimmvsr.codec")
+    geometry, codec = load("models.layout.sizes"), load("models.unimmvsr.codec")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     vae, dit = (network.to(device) for network in _networks())
     width, height = size

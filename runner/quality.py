@@ -104,7 +104,7 @@ def _back_projected(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Iterative back-projection (Irani & Peleg 1991): what needs no training."""
     import torch
 
-    resize_clip = load("models.layout.geometry").resize_clip
+    resize_clip = load("models.layout.sizes").resize_clip
     low = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None, :, None].float()
     high = resize_clip(low, *size, "bicubic")
     for _ in range(BACK_PROJECTIONS):

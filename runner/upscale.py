@@ -111,7 +111,7 @@ def expected_size(workflow: Workflow, info: ClipInfo) -> ClipInfo | None:
     name = {"scale": "scale", "short side": "short_side", "exact size": "exact"}[inputs["target"]]
     asked = {name: values[0] if len(values) == 1 else tuple(values)}
     try:
-        height, width = load("models.layout.geometry").target_size(info.height, info.width, **asked)
+        height, width = load("models.layout.sizes").target_size(info.height, info.width, **asked)
     except ValueError as error:
         raise RunnerError(f"--scale/--size: {error}") from error
     return ClipInfo(info.frames, height, width, info.rate, info.has_audio)

@@ -26,7 +26,9 @@ from ..models.motion.propagation import propagate
 from ..models.motion.warp import warp
 from ..models.pixels.metrics import detail_ratio, psnr_y
 from ..models.schedules import flow_sigmas
-from ..models.unimmvsr.config import TIME, DiTConfig, dit_config, vae_config
+from ..models.unimmvsr.vae import TIME
+from ..models.unimmvsr.dit import DiTConfig
+from ..models.unimmvsr.checkpoint import dit_config, vae_config
 from ..models.unimmvsr.dit import UniMMVSRDiT, patchify
 from ..models.unimmvsr.sdedit import SDEdit
 from ..models.unimmvsr.vae import CausalVideoVAE

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ..models.checkpoints import load_state, save_state
-from ..models.unimmvsr.config import DiTConfig, VAEConfig
+from ..models.unimmvsr.dit import DiTConfig
+from ..models.unimmvsr.vae import VAEConfig
 from .batches import WRONG_SHARE, BatchMaker, Pool
 from .curriculum import TASKS, TEXT, rng_at, stage_at, stages
 from .loop import Loop, LoopSettings

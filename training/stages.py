@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..models.unimmvsr.config import GRID, DiTConfig, VAEConfig
+from ..models.unimmvsr.vae import GRID, VAEConfig
+from ..models.unimmvsr.dit import DiTConfig
 from ..models.unimmvsr.dit import UniMMVSRDiT
 from ..models.unimmvsr.vae import CausalVideoVAE, to_grid
 from .batches import Batch

@@ -14,8 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .config import GROUPS
-
+GROUPS = 32  # of every group norm
 SPADE_WIDTH = 128  # of the layer between a structure map and its scale and shift
 # Numbers (channels x cells x frames) worked on together: bounds memory, keeps a processor busy.
 NUMBERS_AT_ONCE = 1 << 24

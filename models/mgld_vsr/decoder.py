@@ -16,9 +16,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..transformer import Attention
-from .blocks import TemporalConv, at_once, fold, in_turn, silu, unfold
-from .config import GROUPS, VAEConfig
-from .vae import EPS, Encoder, Middle, ResnetBlock, check_clip, check_latent, encode, up_levels
+from .blocks import GROUPS, TemporalConv, at_once, fold, in_turn, silu, unfold
+from .vae import EPS, Encoder, Middle, ResnetBlock, VAEConfig, check_clip, check_latent, encode, up_levels
 
 DENSE_GROWTH = 32  # channels that each layer of a dense block adds
 DENSE_BLOCKS = 2

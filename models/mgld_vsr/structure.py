@@ -6,6 +6,7 @@ Module names are those of the published weights.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -13,8 +14,21 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..transformer import Attention
-from .blocks import Downsample, ResBlock, embed_time, fold, time_layers, unfold
-from .config import GROUPS, StructureConfig
+from .blocks import GROUPS, Downsample, ResBlock, embed_time, fold, time_layers, unfold
+from .vae import LATENT_CHANNELS
+
+
+@dataclass(frozen=True)
+class StructureConfig:
+    """Shape of :class:`StructureEncoder`."""
+
+    in_channels: int = LATENT_CHANNELS
+    out_channels: int = 256  # of every map
+    model_channels: int = 256
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)
+    num_heads: int = 4  # in no weight
 
 
 class AttentionBlock(nn.Module):

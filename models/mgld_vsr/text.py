@@ -6,13 +6,24 @@ of the published weights; the last block, the projection and the scale are in ev
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .config import TextConfig
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of :class:`OpenCLIPText`."""
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 1024
+    heads: int = 16  # in no weight
+    layers: int = 24
+    projection: int = 1024  # of a matrix that is in every file and unused here
 
 
 class SelfAttention(nn.Module):

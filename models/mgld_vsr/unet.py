@@ -7,6 +7,7 @@ empty prompt. Module names are those of the published weights. Inside, frames ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 
 from ..transformer import Attention, CrossAttention, FeedForward
 from .blocks import (
+    GROUPS,
     Downsample,
     ResBlock,
     TemporalAttention,
@@ -25,7 +27,22 @@ from .blocks import (
     time_layers,
     unfold,
 )
-from .config import GROUPS, UNetConfig
+from .vae import LATENT_CHANNELS
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of :class:`MGLDUNet`; levels count from full resolution down."""
+
+    in_channels: int = LATENT_CHANNELS
+    out_channels: int = LATENT_CHANNELS
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)  # down-sampling factors, not sizes
+    num_head_channels: int = 64  # in no weight
+    context_dim: int = 1024
+    semb_channels: int = 256  # of the structure maps
 
 
 class TransformerBlock(nn.Module):

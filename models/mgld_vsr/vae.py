@@ -6,18 +6,42 @@ numbered by level, 0 the finest. Every frame is taken by itself: frames are (n, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..layout.pieces import Tile, Window, frames_of
+from ..layout.sizes import ClipSize, pad_clip, resize_clip, target_size
 from ..transformer import Attention
-from .blocks import fold, in_turn, silu, unfold
-from .config import GROUPS, VAEConfig
+from .blocks import GROUPS, fold, in_turn, silu, unfold
 
+SPACE = 8  # output pixels per latent cell
+LATENT_CHANNELS = 4
+LATENT_SCALE = 0.18215  # the sampler's latents are the autoencoder's times this
 EPS = 1e-6  # of every norm here
+_MOST = 8  # times that a small picture is enlarged to work on it
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of :class:`FirstStage`, or with `sequence` of :class:`~.decoder.SequenceVAE`."""
+
+    in_channels: int = 3
+    out_ch: int = 3
+    z_channels: int = LATENT_CHANNELS
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    sequence: bool = False  # the decoder mixes frames and fuses in features of the LR clip
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Give the channels of every level, from full resolution down."""
+        return tuple(self.ch * mult for mult in self.ch_mult)
 
 
 class ResnetBlock(nn.Module):
@@ -241,3 +265,98 @@ class FirstStage(nn.Module):
         growth = space**2 * self.config.widths[min(1, len(self.config.widths) - 1)] / self.config.z_channels
         frames = in_turn(lambda part: self.decoder(self.post_quant_conv(part)), fold(z), growth=growth)
         return unfold(frames, z.shape[0])
+
+
+# Clips in pieces: what models/layout/pieces.py walks through. LR frames are enlarged span by span.
+
+
+class Autoencoder(nn.Module):
+    """The first stage, which encodes, and the sequence decoder with its own encoder; without it, the first's."""
+
+    def __init__(self, first_stage: FirstStage, sequence: nn.Module | None):
+        super().__init__()
+        self.first_stage = first_stage
+        if sequence is not None:
+            self.sequence = sequence
+            del first_stage.decoder, first_stage.post_quant_conv  # 50 million numbers without a use
+
+    @property
+    def takes_lr_frames(self) -> bool:
+        """Tell whether the decoder fuses in features of LR frames."""
+        return hasattr(self, "sequence")
+
+
+def work_size(size: ClipSize, shortest: int) -> ClipSize:
+    """Give the size to restore at: small pictures grow to what the model was trained on, and are reduced again."""
+    short = min(size.height, size.width)
+    if short >= shortest:
+        return size
+    return ClipSize(size.frames, *target_size(size.height, size.width, scale=min(shortest / short, _MOST)))
+
+
+class EnlargedClip:
+    """LR frames (t, h, w, 3) in 0..1, enlarged when asked for; `published` is PyTorch's bicubic, not Pillow's."""
+
+    def __init__(self, frames: torch.Tensor, size: ClipSize, mode: str = "bicubic", published: bool = False):
+        self._frames, self._size, self._mode, self._published = frames, size, mode, published
+        self._held: tuple[Window, torch.Tensor] | None = None
+
+    def read(self, window: Window, tile: Tile) -> torch.Tensor:
+        """Give frames (1, 3, n, 8h, 8w) float32 in -1..1 on the CPU of a tile in cells, padded to whole cells."""
+        if self._held is None or self._held[0] != window:  # the tiles of one span come one after the other
+            clip = self._frames[window.span, ..., :3].float().cpu().permute(3, 0, 1, 2).unsqueeze(0)
+            target = (self._size.height, self._size.width)
+            if self._published and self._mode == "bicubic" and clip.shape[-2:] != target:
+                frames = F.interpolate(
+                    clip[0].transpose(0, 1), target, mode="bicubic", align_corners=False
+                )
+                clip = frames.transpose(0, 1)[None]
+            else:
+                clip = resize_clip(clip, *target, self._mode)
+            rows, columns = (SPACE * -(-side // SPACE) for side in target)
+            self._held = window, pad_clip(clip.clamp(0, 1), ClipSize(clip.shape[2], rows, columns))
+        return self._held[1][tile.scaled(SPACE).region] * 2 - 1
+
+
+def piece_encoder(
+    vae: Autoencoder, clip: EnlargedClip, deviation: bool, device: torch.device, dtype: torch.dtype
+) -> Callable[[Window, Tile], torch.Tensor]:
+    """Make what encodes one piece of a clip to its mean (4 channels), on request with its spread (4 more)."""
+
+    def encode(window: Window, tile: Tile) -> torch.Tensor:
+        mean, log_variance = vae.first_stage.encode(clip.read(window, tile).to(device).to(dtype))
+        return torch.cat((mean, (log_variance.float() / 2).exp().to(mean)), 1) if deviation else mean
+
+    return encode
+
+
+def piece_decoder(
+    vae: Autoencoder,
+    latent: torch.Tensor,
+    lr: EnlargedClip | None,
+    lr_weight: float,
+    least: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[Window, Tile], torch.Tensor]:
+    """Make what decodes one piece of (1, 4, t, h, w), unscaled, for `decode_pieces`.
+
+    `lr` are the LR frames at the output's size; without them the decoder works from the latent alone. Spans shorter
+    than `least` are filled up with their last frame.
+    """
+
+    def filled(clip: torch.Tensor) -> torch.Tensor:
+        frames, height, width = clip.shape[2:]
+        return pad_clip(clip, ClipSize(max(frames, least), height, width))
+
+    def decode(window: Window, tile: Tile) -> torch.Tensor:
+        z = filled(latent[:, :, window.span][tile.region]).to(device, dtype)
+        if not vae.takes_lr_frames:
+            return frames_of(vae.first_stage.decode(z)[:, :, : window.length])
+        features = None
+        if lr is not None and lr_weight > 0:
+            features = vae.sequence.features(filled(lr.read(window, tile)).to(device).to(dtype))
+        clip = vae.sequence.decode(z, features, 0.0 if features is None else lr_weight)
+        return frames_of(clip[:, :, : window.length])
+
+    return decode

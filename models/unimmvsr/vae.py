@@ -319,7 +319,7 @@ class CausalVideoVAE(nn.Module):
         if frames % TIME != 1 or height % SPACE or width % SPACE:
             raise ValueError(
                 f"Causal video VAE: a clip needs 4n+1 frames and sides that are multiples of 8 px; got {frames} "
-                f"frames of {width}x{height}. Pad it first (layout.geometry.pad_clip)."
+                f"frames of {width}x{height}. Pad it first (layout.sizes.pad_clip)."
             )
         return self.encode_chunk(clip, {})
 

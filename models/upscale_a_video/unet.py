@@ -17,7 +17,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..transformer import Attention, CrossAttention, FeedForward
-from .config import LATENT_CHANNELS, UNetConfig
 from .temporal import (
     ROTARY_WIDTH,
     TEMPORAL_EPS,
@@ -29,6 +28,36 @@ from .temporal import (
     per_frame,
     silu,
 )
+from .vae import LATENT_CHANNELS
+
+MAX_NOISE_LEVEL = (
+    350  # of the LR frames, of 1000 steps; the embedding has more rows, which were never trained
+)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of :class:`VideoUNet`; tuples are per level, from full resolution down.
+
+    A level without attention carries the heads of the deepest one and "only cross", which then mean nothing: so
+    equal networks have equal configs.
+    """
+
+    in_channels: int = 7
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (256, 512, 512, 1024)
+    layers_per_block: int = 2
+    attention: tuple[bool, ...] = (False, True, True, True)
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    only_cross_attention: tuple[bool, ...] = (True, True, True, False)
+    cross_attention_dim: int = 1024
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    num_class_embeds: int = 1000
+    max_noise_level: int = MAX_NOISE_LEVEL
+    down_temporal_idx: tuple[int, ...] = (0, 1, 2, 3)
+    mid_temporal: bool = True
+    up_temporal_idx: tuple[int, ...] = (0, 1, 2, 3)  # counted from the deepest level
 
 
 def sinusoid(timestep: torch.Tensor, width: int) -> torch.Tensor:

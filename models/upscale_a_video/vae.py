@@ -8,17 +8,44 @@ Module names are those of the published weights. Tensors are (b, c, t, h, w). fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..layout.pieces import Tile, Window, frames_of
+from ..layout.sizes import ClipSize, pad_clip, resize_clip
 from ..transformer import Attention
-from .config import VAEConfig
 from .temporal import Resnet, per_frame, silu
 
+SCALE = 4  # output pixels per LR pixel, and per latent cell
+LATENT_CHANNELS = 4
+LATENT_SCALE = 0.08333  # the sampler's latents are the autoencoder's times this
 EPS = 1e-6  # of every norm here
+_RESIZED = 8  # frames resized together
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of :class:`UpscaleVAE`; `condition` distinguishes the "video" form from the "3d" one."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = LATENT_CHANNELS
+    block_out_channels: tuple[int, ...] = (128, 256, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    condition: bool = False
+    condition_channels: int = 128
+    scaling_factor: float = LATENT_SCALE
+
+    @property
+    def scale(self) -> int:
+        """Give the output pixels per latent cell."""
+        return 2 ** (len(self.block_out_channels) - 1)
 
 
 class PlusResnet(Resnet):
@@ -248,3 +275,63 @@ class UpscaleVAE(nn.Module):
                 f"Upscale-A-Video VAE: this decoder needs the LR frames as {wanted}; got "
                 f"{'none' if lr is None else tuple(lr.shape)}. Connect the LR frames, or set their weight to 0."
             )
+
+
+# Clips in pieces: what models/layout/pieces.py walks through. Group norms run over all frames of a span, so its frames
+# shift a little with its content; spans may overlap and are blended.
+
+
+def lr_grid(frames: torch.Tensor, size: ClipSize, mode: str = "bilinear") -> torch.Tensor:
+    """Bring frames (t, h, w, 3) in 0..1 to the latent grid of an output of `size`: (1, 3, t, h, w) in -1..1, on the CPU.
+
+    Frames already at that grid stay as they are. Where the output is no multiple of 4 the frames fill its exact size
+    first, so that the padding lies outside the picture.
+    """
+    rows, columns = -(-size.height // SCALE), -(-size.width // SCALE)
+    exact = (size.height, size.width) == (SCALE * rows, SCALE * columns)
+    parts = []
+    for part in frames[..., :3].split(_RESIZED):
+        clip = part.float().cpu().permute(3, 0, 1, 2).unsqueeze(0)
+        if exact:
+            clip = resize_clip(clip, rows, columns, mode)
+        elif clip.shape[-2:] != (rows, columns):
+            clip = resize_clip(clip, size.height, size.width, mode)
+            clip = pad_clip(clip, ClipSize(clip.shape[2], SCALE * rows, SCALE * columns))
+            clip = F.avg_pool3d(clip, (1, SCALE, SCALE))
+        parts.append(clip.clamp(0, 1) * 2 - 1)
+    return torch.cat(parts, 2)
+
+
+def piece_encoder(
+    vae: UpscaleVAE, frames: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> Callable[[Window, Tile], torch.Tensor]:
+    """Make what encodes one piece of frames (t, H, W, 3) in 0..1, padded to whole cells, for `encode_pieces`."""
+    sides = [SCALE * -(-side // SCALE) for side in frames.shape[1:3]]
+
+    def encode(window: Window, tile: Tile) -> torch.Tensor:
+        clip = frames[window.span, ..., :3].permute(3, 0, 1, 2).unsqueeze(0)
+        clip = pad_clip(clip, ClipSize(window.length, *sides))[tile.scaled(SCALE).region]
+        return vae.encode((clip.to(device, torch.float32) * 2 - 1).to(dtype))[0]
+
+    return encode
+
+
+def piece_decoder(
+    vae: UpscaleVAE,
+    latent: torch.Tensor,
+    lr: torch.Tensor | None,
+    lr_weight: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[Window, Tile], torch.Tensor]:
+    """Make what decodes one piece of (1, 4, t, h, w), already divided by the scaling factor, for `decode_pieces`.
+
+    `lr` (1, 3, t, h, w) in -1..1 guides a decoder that has a place for it; without, that place is skipped.
+    """
+
+    def decode(window: Window, tile: Tile) -> torch.Tensor:
+        z = latent[:, :, window.span][tile.region].to(device, dtype)
+        guide = None if lr is None else lr[:, :, window.span][tile.region].to(device, dtype)
+        return frames_of(vae.decode(z, guide, 0.0 if lr is None else lr_weight))
+
+    return decode

@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 
+from ...models.checkpoints import DECODERS
 from ...models.layout.pieces import Tile, Window
 
 State = Mapping[str, torch.Tensor]
 Weights = tuple[torch.Tensor, ...]
-PLAIN, CONDITIONED = "plain", "lr-conditioned"
-DECODERS = ("auto", PLAIN, CONDITIONED)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Recorded frames are folded into the batch; where the case says nothing else they
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from cascadevsr.models.mgld_vsr import config as mgld
 from cascadevsr.models.mgld_vsr.blocks import (
     SPADE,
     ResBlock,
@@ -17,12 +16,13 @@ from cascadevsr.models.mgld_vsr.blocks import (
     unfold,
 )
 from cascadevsr.models.mgld_vsr.decoder import FuseBlock, SequenceVAE
-from cascadevsr.models.mgld_vsr.structure import StructureEncoder
-from cascadevsr.models.mgld_vsr.text import OpenCLIPText
-from cascadevsr.models.mgld_vsr.unet import MGLDUNet, Transformer
-from cascadevsr.models.mgld_vsr.vae import FirstStage
+from cascadevsr.models.mgld_vsr.structure import StructureConfig, StructureEncoder
+from cascadevsr.models.mgld_vsr.text import OpenCLIPText, TextConfig
+from cascadevsr.models.mgld_vsr.unet import MGLDUNet, Transformer, UNetConfig
+from cascadevsr.models.mgld_vsr.vae import LATENT_SCALE, FirstStage, VAEConfig
 
 from .cases import Case, Tensors
+from .configs import from_options
 
 
 def filled(weights: Tensors, build) -> nn.Module:
@@ -81,7 +81,7 @@ def spatial_transformer(case: Case) -> Tensors:
 def structcond(case: Case) -> Tensors:
     """Run the structure encoder; recorded maps are named by their width."""
     given = case.group("in")
-    settings = mgld.from_options(mgld.StructureConfig, case.meta["config"])
+    settings = from_options(StructureConfig, case.meta["config"])
     network = filled(case.weights(), lambda: StructureEncoder(settings))
     return {
         f"{name}.{each.shape[-1]}": fold(each)
@@ -93,7 +93,7 @@ def structcond(case: Case) -> Tensors:
 def unet(case: Case) -> Tensors:
     """Run the whole UNet on one clip, and on two: the second has the structure maps of the first, frames reversed."""
     given = case.group("in")
-    settings = mgld.from_options(mgld.UNetConfig, case.meta["config"])
+    settings = from_options(UNetConfig, case.meta["config"])
     network = filled(case.weights(), lambda: MGLDUNet(settings))
     x, text, t = unfold(given["x"], 1), given["context"], given["t_single"]
     maps = [unfold(given["struct." + str(x.shape[-1] >> level)], 1) for level in range(2)]
@@ -108,7 +108,7 @@ def unet(case: Case) -> Tensors:
 def first_stage(case: Case) -> Tensors:
     """Encode, sample the posterior, decode its mean."""
     given = case.group("in")
-    settings = mgld.from_options(mgld.VAEConfig, case.meta["config"])
+    settings = from_options(VAEConfig, case.meta["config"])
     network = filled(case.weights(), lambda: FirstStage(settings))
     mean, logvar = network.encode(unfold(given["x"], 1))
     std = (logvar / 2).exp()
@@ -116,7 +116,7 @@ def first_stage(case: Case) -> Tensors:
         "moments": fold(torch.cat((mean, logvar), 1)),
         "mean": fold(mean),
         "std": fold(std),
-        "z_sampled_scaled": mgld.LATENT_SCALE * fold(mean + std * unfold(given["noise"], 1)),
+        "z_sampled_scaled": LATENT_SCALE * fold(mean + std * unfold(given["noise"], 1)),
         "decode_mean": fold(network.decode(mean)),
     }
 
@@ -131,7 +131,7 @@ def fuse_block(case: Case) -> Tensors:
 def video_vae(case: Case) -> Tensors:
     """Encode, take the features, decode with each fusion weight."""
     given = case.group("in")
-    settings = mgld.from_options(mgld.VAEConfig, case.meta["config"], sequence=True)
+    settings = from_options(VAEConfig, case.meta["config"], sequence=True)
     network = filled(case.weights(), lambda: SequenceVAE(settings))
     x, z = unfold(given["x"], 1), unfold(given["z"], 1)
     features = network.features(x)
@@ -145,7 +145,7 @@ def text_encoder(case: Case) -> Tensors:
     weights = case.weights()
     weights["logit_scale"] = weights["logit_scale"].reshape(())
     sizes = dict(case.meta["config"], projection=weights["text_projection"].shape[1])
-    network = filled(weights, lambda: OpenCLIPText(mgld.from_options(mgld.TextConfig, sizes)))
+    network = filled(weights, lambda: OpenCLIPText(from_options(TextConfig, sizes)))
     return {"z": network(case.group("in")["tokens"])}
 
 

@@ -1,12 +1,11 @@
-"""Runners for the recorded cases of MGLD-VSR's schedule, motion guidance, flow and sampling."""
+"""Runners for the recorded cases of MGLD-VSR's schedule, motion guidance, flow and oracle."""
 
 import torch
-from cascadevsr.models.mgld_vsr import preparation, sampling
-from cascadevsr.models.mgld_vsr.config import StructureConfig, UNetConfig, VAEConfig, from_options
 from cascadevsr.models.mgld_vsr.decoder import SequenceVAE
-from cascadevsr.models.mgld_vsr.structure import StructureEncoder
-from cascadevsr.models.mgld_vsr.unet import MGLDUNet
-from cascadevsr.models.mgld_vsr.vae import FirstStage
+from cascadevsr.models.mgld_vsr.published import SCHEDULE, tile_weights
+from cascadevsr.models.mgld_vsr.structure import StructureConfig, StructureEncoder
+from cascadevsr.models.mgld_vsr.unet import MGLDUNet, UNetConfig
+from cascadevsr.models.mgld_vsr.vae import FirstStage, VAEConfig
 from cascadevsr.models.motion.guidance import (
     PUBLISHED,
     PUBLISHED_STRENGTH,
@@ -16,9 +15,12 @@ from cascadevsr.models.motion.guidance import (
 )
 from cascadevsr.models.motion.raft import RAFT, raft_state
 from cascadevsr.models.motion.spynet import SpyNet, spynet_state
-from cascadevsr.models.schedules import SpacedDDPM, ddpm_posterior
+from cascadevsr.models.schedules import ddpm_posterior
+from cascadevsr.tests.published import mgld_vsr as oracle
+from cascadevsr.tests.published.schedules import SpacedDDPM
 
 from .cases import Case, Tensors, read_case
+from .configs import from_options
 
 
 def _schedule_arrays(alphas: torch.Tensor) -> Tensors:
@@ -44,7 +46,7 @@ def schedule(case: Case) -> Tensors:
     """The trained schedule and its re-spacings."""
     produced = {}
     for steps in case.meta["steps"]:
-        run = SpacedDDPM(sampling.SCHEDULE, steps)
+        run = SpacedDDPM(SCHEDULE, steps)
         produced[f"steps{steps}.timesteps"] = torch.tensor(run.timesteps[::-1])
         for name, values in {
             "base1000": run.trained_alphas,
@@ -98,7 +100,7 @@ def raft(case: Case) -> Tensors:
     network, given = _raft(case), case.group("in")
     runs = {"flow": case.meta["config"]["iters"], "flow_iters1": 1, "flow_iters3": 3}
     return {
-        name: preparation.raft_flow(network, given["ref"], given["sup"], iterations)
+        name: oracle.raft_flow(network, given["ref"], given["sup"], iterations)
         for name, iterations in runs.items()
     }
 
@@ -113,15 +115,15 @@ def preprocess_flow(case: Case) -> Tensors:
     """From 8-bit LR frames to flows and masks on the grid of the latents."""
     network = _raft(case)
     frames = case.group("in")["frames_u8"].transpose(0, 1)[None].float() / 127.5 - 1
-    large = preparation.enlarge(frames, case.meta["upsample_scale"])
-    padded = preparation.pad(large)
+    large = oracle.enlarge(frames, case.meta["upsample_scale"])
+    padded = oracle.pad(large)
     assert list(large.shape[-2:]) == case.meta["upscaled"] and list(padded.shape[-2:]) == case.meta["padded"]
-    seen = preparation.flow_frames(padded)
-    flows = preparation.estimate_flows(padded, lambda *pair: preparation.raft_flow(network, *pair))
+    seen = oracle.flow_frames(padded)
+    flows = oracle.estimate_flows(padded, lambda *pair: oracle.raft_flow(network, *pair))
     forward, backward, forward_seen, backward_seen = (part.transpose(1, 2) for part in flows)
     return {
         "flow_input_first": seen[:, :, 0],
-        "flow_raw_fwd_prop_first": preparation.raft_flow(network, seen[:, :, 1], seen[:, :, 0]),
+        "flow_raw_fwd_prop_first": oracle.raft_flow(network, seen[:, :, 1], seen[:, :, 0]),
         "flow_fwd_prop": backward,
         "flow_bwd_prop": forward,
         "fwd_occ": 1 - forward_seen,
@@ -134,7 +136,7 @@ def gaussian_weights(case: Case) -> Tensors:
     """Weights of latent tiles."""
     sides = {name: [int(part[1:]) for part in name.split("_")] for name in case.group("out")}
     return {
-        name: sampling.tile_weights(height, width).expand(1, 4, height, width)
+        name: tile_weights(height, width).expand(1, 4, height, width)
         for name, (width, height) in sides.items()
     }
 
@@ -147,7 +149,7 @@ _KINDS = {
 }
 
 
-def networks(case: Case) -> sampling.Networks:
+def networks(case: Case) -> oracle.Networks:
     """Load the tiny networks a case borrows from others."""
     loaded = {}
     for name, file in case.meta["weights_from"].items():
@@ -155,7 +157,7 @@ def networks(case: Case) -> sampling.Networks:
         source = read_case(case.path.with_name(file).with_suffix(".json"))
         loaded[name] = kind(from_options(settings, source.meta["config"], **more)).eval()
         loaded[name].load_state_dict(source.weights())
-    return sampling.Networks(
+    return oracle.Networks(
         loaded["unet"],
         loaded["structcond"],
         case.group("in")["context"],
@@ -180,7 +182,7 @@ def sampling_loop(case: Case) -> Tensors:
     """Whole sampling runs, guided and not, in tiles and not."""
     given = {name: case.group("in")[name] for name in ("lr_latent", "noise_T", "step_noise")}
     frames, states = case.meta["config"]["num_frames"], []
-    x0 = sampling.sample(
+    x0 = oracle.sample(
         networks(case),
         _clips(given["lr_latent"], frames),
         _clips(given["noise_T"], frames),
@@ -188,7 +190,7 @@ def sampling_loop(case: Case) -> Tensors:
         on_step=lambda step, x: states.append(_folded(x)),
         **_run(case, case.meta["config"]["motion_guidance"]),
     )
-    run = SpacedDDPM(sampling.SCHEDULE, case.meta["config"]["steps"])
+    run = SpacedDDPM(SCHEDULE, case.meta["config"]["steps"])
     assert run.timesteps[::-1] == case.meta["config"]["ori_timesteps"]
     return {
         "x_T": run.noised(given["lr_latent"], given["noise_T"]),
@@ -202,19 +204,19 @@ def segment_pipeline(case: Case) -> Tensors:
     given, config = case.group("in"), case.meta["config"]
     frames, nets = config["num_frames"], networks(case)
     clip = _clips(given["frames"], frames)
-    lr = sampling.encode(nets, clip, _clips(given["posterior_noise"], frames))
+    lr = oracle.encode(nets, clip, _clips(given["posterior_noise"], frames))
     noise = _clips(given["noise_T"], frames)
     steps = [_clips(each, frames) for each in given["step_noise"]]
-    x0 = sampling.sample(nets, lr, noise, steps, **_run(case, True))
-    decoded = sampling.decode(nets, x0, clip, config["dec_w"])
-    coloured = {name: sampling.match_colour(decoded, clip, name) for name in ("adain", "wavelet")}
+    x0 = oracle.sample(nets, lr, noise, steps, **_run(case, True))
+    decoded = oracle.decode(nets, x0, clip, config["dec_w"])
+    coloured = {name: oracle.match_colour(decoded, clip, name) for name in ("adain", "wavelet")}
     return {
         "lr_latent": _folded(lr),
-        "x_T": _folded(SpacedDDPM(sampling.SCHEDULE, config["steps"]).noised(lr, noise)),
+        "x_T": _folded(SpacedDDPM(SCHEDULE, config["steps"]).noised(lr, noise)),
         "x0": _folded(x0),
         "decoded": _folded(decoded),
         "adain": _folded(coloured["adain"]),
-        **{f"u8_{name}": sampling.to_bytes(value) for name, value in coloured.items()},
+        **{f"u8_{name}": oracle.to_bytes(value) for name, value in coloured.items()},
     }
 
 

@@ -5,7 +5,7 @@ A new network adds its functions here; a kind without one is listed by the tests
 
 import torch
 import torch.nn.functional as F
-from cascadevsr.models.layout.windows import plan_windows
+from cascadevsr.models.layout.pieces import plan_windows
 from cascadevsr.models.motion.warp import occlusion, resize_flow, warp
 from cascadevsr.models.pixels.color import adain, low_frequencies, wavelet
 

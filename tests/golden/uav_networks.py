@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from cascadevsr.models.upscale_a_video import config as uav
+from cascadevsr.models.upscale_a_video import checkpoint
 from cascadevsr.models.upscale_a_video.temporal import (
     Rotary,
     TemporalAttention,
@@ -14,6 +14,7 @@ from cascadevsr.models.upscale_a_video.unet import Transformer, VideoUNet
 from cascadevsr.models.upscale_a_video.vae import ConditionFuse, PlusResnet, UpscaleVAE
 
 from .cases import Case, Tensors, check_weight_sums, recipe_weights
+from .configs import unet_of, vae_of
 
 GROUPS = 32
 
@@ -40,7 +41,7 @@ def filled(case: Case, build, normalise=dict) -> nn.Module:
 def unet(case: Case) -> Tensors:
     """Run the whole UNet."""
     given, call = case.group("in"), case.meta["call"]
-    network = filled(case, lambda: VideoUNet(uav.unet_config(case.meta["config"])), uav.normalise_unet_keys)
+    network = filled(case, lambda: VideoUNet(unet_of(case.meta["config"])), checkpoint.normalise_unet_keys)
     labels = torch.tensor(call["class_labels"])
     return {
         "sample": network(given["sample"], call["timestep"], given["low_res"], given["text"], labels),
@@ -50,7 +51,7 @@ def unet(case: Case) -> Tensors:
 def vae(case: Case) -> Tensors:
     """Decode with each fusion weight, and encode."""
     given = case.group("in")
-    network = filled(case, lambda: UpscaleVAE(uav.vae_config(case.meta["config"])), uav.normalise_vae_keys)
+    network = filled(case, lambda: UpscaleVAE(vae_of(case.meta["config"])), checkpoint.normalise_vae_keys)
     produced = {
         f"decode_w{i}": network.decode(given["z"], given["img"], weight)
         for i, weight in enumerate(case.meta["call"]["w_lrs"])

@@ -2,13 +2,15 @@
 
 import torch
 from cascadevsr.models.motion.propagation import propagate
-from cascadevsr.models.schedules import DDIM, DiffusionSettings
-from cascadevsr.models.upscale_a_video import sampling
-from cascadevsr.models.upscale_a_video.config import SCALE, unet_config, vae_config
+from cascadevsr.models.schedules import DiffusionSettings
+from cascadevsr.models.upscale_a_video import published
 from cascadevsr.models.upscale_a_video.unet import VideoUNet
-from cascadevsr.models.upscale_a_video.vae import UpscaleVAE
+from cascadevsr.models.upscale_a_video.vae import SCALE, UpscaleVAE
+from cascadevsr.tests.published import upscale_a_video as oracle
+from cascadevsr.tests.published.schedules import DDIM
 
 from .cases import Case, Tensors, recipe_weights
+from .configs import unet_of, vae_of
 
 
 def ddim(case: Case) -> Tensors:
@@ -56,33 +58,33 @@ def add_noise(case: Case) -> Tensors:
     alphas = DiffusionSettings.from_json(case.meta["config"]).alphas_cumprod()
     for level in case.meta["call"]["levels"]:
         x, noise = given["x"], given["noise"]
-        produced[f"noisy_{level}"] = sampling.add_lr_noise(x, noise, level, alphas)
-        produced[f"noisy_{level}_fp16"] = sampling.add_lr_noise(x.half(), noise.half(), level, alphas.half())
+        produced[f"noisy_{level}"] = published.add_lr_noise(x, noise, level, alphas)
+        produced[f"noisy_{level}_fp16"] = published.add_lr_noise(x.half(), noise.half(), level, alphas.half())
     return produced
 
 
 def plans(case: Case) -> Tensors:
     """Tiles, windows with their weights, flow chunks, decode chunks: all in the json, so compared here."""
     for layout in case.meta["tiles"]:
-        found = sampling.reference_tiles(layout["height"], layout["width"], layout["tile"])
+        found = oracle.published_tiles(layout["height"], layout["width"], layout["tile"])
         if layout["complete"]:  # else the recorded program leaves the picture black
             assert [_recorded_tile(tile) for tile in found] == layout["tiles"], layout
     for plan in case.meta["unet_windows"]:
-        assert [list(span) for span in sampling.reference_windows(plan["frames"])] == plan["windows"], plan
+        assert [list(span) for span in published.published_windows(plan["frames"])] == plan["windows"], plan
         expected = torch.zeros(len(plan["windows"]), plan["frames"])
         for frame, shares in enumerate(plan["weights"]):
             for window, share in shares:
                 expected[window, frame] = share
-        assert torch.equal(sampling.reference_window_weights(plan["frames"]), expected), plan
+        assert torch.equal(published.published_window_weights(plan["frames"]), expected), plan
     for plan in case.meta["flow_chunks"]:
-        spans = sampling.flow_chunks(plan["frames"], plan["width"])
+        spans = oracle.flow_chunks(plan["frames"], plan["width"])
         assert [list(span) for span in spans] == plan["chunks"], plan
     for plan in case.meta["decode_chunks"]:
-        assert [list(span) for span in sampling.decode_chunks(plan["frames"])] == plan["chunks"], plan
+        assert [list(span) for span in oracle.decode_chunks(plan["frames"])] == plan["chunks"], plan
     return {}
 
 
-def _recorded_tile(tile: sampling.ReferenceTile) -> dict[str, list[int]]:
+def _recorded_tile(tile: oracle.PublishedTile) -> dict[str, list[int]]:
     """Give the rectangles as recorded: the source in LR px, the core in px of the output."""
     source, core = tile.source, tile.core
     return {
@@ -98,10 +100,10 @@ def pipeline(case: Case) -> Tensors:
     given, call = case.group("in"), case.meta["call"]
     unet, vae = _network(case, "unet"), _network(case, "vae")
     low_res = DiffusionSettings.from_json(case.meta["low_res_config"])
-    noised = sampling.add_lr_noise(
+    noised = published.add_lr_noise(
         given["image"], given["lr_noise"], call["noise_level"], low_res.alphas_cumprod()
     )
-    latents = sampling.denoise(
+    latents = oracle.denoise(
         unet,
         given["latents"],
         noised,
@@ -114,12 +116,12 @@ def pipeline(case: Case) -> Tensors:
         propagation_steps=call["propagation_steps"],
         settings=DiffusionSettings.from_json(case.meta["scheduler_config"]),
     )
-    video = sampling.decode(vae, latents, given["image"], lr_weight=call["w_lr"])
+    video = oracle.decode(vae, latents, given["image"], lr_weight=call["w_lr"])
     return {"latents": latents, "video": video}
 
 
 def _network(case: Case, name: str) -> torch.nn.Module:
-    settings, kind = {"unet": (unet_config, VideoUNet), "vae": (vae_config, UpscaleVAE)}[name]
+    settings, kind = {"unet": (unet_of, VideoUNet), "vae": (vae_of, UpscaleVAE)}[name]
     network = kind(settings(case.meta[f"{name}_config"])).eval()
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     seed, gain = case.meta[f"recipe_seed_{name}"], case.meta["recipe_gain"]

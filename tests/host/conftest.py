@@ -14,9 +14,8 @@ TEXT_WIDTH = 12
 def write_tiny_restorer(path: Path, text_width: int = 0) -> Path:
     """Write a restorer of a few thousand random weights, the same every time, with text layers or without."""
     from cascadevsr.models.checkpoints import save_state
-    from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig
-    from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT
-    from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
+    from cascadevsr.models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
+    from cascadevsr.models.unimmvsr.vae import CausalVideoVAE, VAEConfig
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # biases keep what the layers drew
@@ -50,9 +49,9 @@ def core(comfyui, tmp_path_factory):
         import nodes
     finally:
         sys.argv = before
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
 
-    host.register_folders()
+    services.register_folders()
     return SimpleNamespace(
         nodes=nodes, custom=custom, samplers=comfy.samplers, sampler_helpers=comfy.sampler_helpers
     )
@@ -62,16 +61,16 @@ def core(comfyui, tmp_path_factory):
 def listed(core):
     """Show a folder of restorers to the host: listed(path)."""
     import folder_paths
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
 
-    paths, extensions = folder_paths.folder_names_and_paths[host.RESTORER_FOLDER]
+    paths, extensions = folder_paths.folder_names_and_paths[services.RESTORER_FOLDER]
 
     def show(path: Path) -> None:
-        folder_paths.folder_names_and_paths[host.RESTORER_FOLDER] = ([*paths, str(path)], extensions)
+        folder_paths.folder_names_and_paths[services.RESTORER_FOLDER] = ([*paths, str(path)], extensions)
         folder_paths.filename_list_cache.clear()
 
     yield show
-    folder_paths.folder_names_and_paths[host.RESTORER_FOLDER] = (paths, extensions)
+    folder_paths.folder_names_and_paths[services.RESTORER_FOLDER] = (paths, extensions)
     folder_paths.filename_list_cache.clear()
 
 
@@ -91,7 +90,7 @@ def tiny_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def restorer(core, tiny_file):
     """The tiny restorer as (MODEL, VAE)."""
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     with torch.inference_mode():
         return load_restorer(tiny_file, "auto")[:2]
@@ -130,7 +129,7 @@ def prepare(vae, noise):
     """Run Cascade Input and VSR Conditioning on random frames: prepare(count, height, width, (H, W), ...)."""
 
     def run(count, height, width, size, noise_level=0.0, references=None, seed=1) -> SimpleNamespace:
-        from cascadevsr.nodes.cascade import CascadeInput
+        from cascadevsr.nodes.frames import CascadeInput
         from cascadevsr.nodes.conditioning import VSRConditioning
 
         frames = noise(count, height, width)
@@ -173,7 +172,7 @@ def ksample(core):
 @pytest.fixture(scope="session")
 def worded(core, tmp_path_factory):
     """A tiny restorer with text layers, so that positive and negative differ: (MODEL, VAE)."""
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     path = tmp_path_factory.mktemp("worded") / "worded.safetensors"
     with torch.inference_mode():
@@ -185,8 +184,9 @@ def scene(worded, noise):
     """Prompts, clip and references for `worded`: scene(frames=9, references=True) -> positive, negative, samples."""
 
     def make(frames=9, references=True):
-        from cascadevsr.nodes.cascade import CascadeInput
-        from cascadevsr.nodes.conditioning import ReferenceSet, VSRConditioning
+        from cascadevsr.nodes.frames import CascadeInput
+        from cascadevsr.nodes.conditioning import VSRConditioning
+        from cascadevsr.nodes.references import ReferenceSet
 
         vae = worded[1]
         target = {"target": "exact size", "height": 48, "width": 80}

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from cascadevsr.models.checkpoints import save_state
-from cascadevsr.models.mgld_vsr.config import StructureConfig, TextConfig, UNetConfig, VAEConfig
+from cascadevsr.models.mgld_vsr.structure import StructureConfig
+from cascadevsr.models.mgld_vsr.text import TextConfig
+from cascadevsr.models.mgld_vsr.unet import UNetConfig
+from cascadevsr.models.mgld_vsr.vae import VAEConfig
 from cascadevsr.tests.golden.cases import Case, find_cases
 
 LEVELS = {"model_channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (1,)}

@@ -57,13 +57,13 @@ def make(level=False, layers=False, channels=16, **info):
 def folder(core, tmp_path):
     """A folder of adapters that the host lists."""
     import folder_paths
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
 
-    kept = folder_paths.folder_names_and_paths[host.ADAPTER_FOLDER]
-    folder_paths.folder_names_and_paths[host.ADAPTER_FOLDER] = ([str(tmp_path)], kept[1])
+    kept = folder_paths.folder_names_and_paths[services.ADAPTER_FOLDER]
+    folder_paths.folder_names_and_paths[services.ADAPTER_FOLDER] = ([str(tmp_path)], kept[1])
     folder_paths.filename_list_cache.clear()
     yield tmp_path
-    folder_paths.folder_names_and_paths[host.ADAPTER_FOLDER] = kept
+    folder_paths.folder_names_and_paths[services.ADAPTER_FOLDER] = kept
     folder_paths.filename_list_cache.clear()
 
 
@@ -99,7 +99,7 @@ def references(policy=AFTER):
 
 def checkpoint(adapter, channels=16):
     """The whole restorer that the base and an adapter without further layers make."""
-    from cascadevsr.nodes.native_references import ReferenceTokens
+    from cascadevsr.nodes.host.wan import ReferenceTokens
 
     state = tiny_wan.weights(channels)
     state["patch_embedding.weight"] = torch.cat((state["patch_embedding.weight"], adapter.lr_weight), 1)

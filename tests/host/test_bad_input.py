@@ -9,7 +9,7 @@ SCALE = {"target": "scale", "scale": 4.0}
 
 
 def _cascade(vae, target=SCALE, mode="bilinear", **links):
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
 
     return CascadeInput.execute(vae, target, mode, **links)
 
@@ -40,7 +40,7 @@ def test_nan_frames(core, vae, noise, value):
     ],
 )
 def test_frames_of_a_wrong_shape(core, vae, shape, rule):
-    from cascadevsr.nodes.conditioning import ReferenceSet
+    from cascadevsr.nodes.references import ReferenceSet
     from cascadevsr.nodes.degrade import DegradeVideo
     from cascadevsr.nodes.finish import ColourMatch
 
@@ -90,7 +90,7 @@ def test_a_conditioning_without_the_clip(model, clip, ksample):
 
 
 def test_a_latent_of_another_size(core, model, vae, clip, prepare, ksample):
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     clip.samples = prepare(9, 8, 8, (32, 32)).samples
     with pytest.raises(ValueError, match="must have the grid of the low-resolution latent"):
@@ -101,7 +101,7 @@ def test_a_latent_of_another_size(core, model, vae, clip, prepare, ksample):
 
 
 def test_decode_with_a_wrong_vae_or_wrong_frames(core, vae, clip, noise):
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     foreign = {"samples": torch.zeros(1, 4, 2, 4, 4)}
     with pytest.raises(ValueError, match="Temporal Decode: samples must have 16 channels; got 4"):
@@ -136,7 +136,7 @@ class _Malicious:
 
 
 def _load(path):
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     return load_restorer(path, "auto")
 
@@ -182,7 +182,7 @@ def test_a_name_outside_the_list_is_refused(core):
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "bf16"])
 def test_every_precision_runs_on_the_cpu(core, tiny_file, prepare, ksample, precision):
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     model, vae, _ = load_restorer(tiny_file, precision)
     exact = load_restorer(tiny_file, "fp32")[0]

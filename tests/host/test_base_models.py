@@ -81,7 +81,7 @@ def prepared(model):
 
 def make_clip(base, frames, rows, columns):
     """Make a moving clip, and bring it to rows x columns cells of the base model's latent."""
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.runner.sample import make_sample
 
     height, width = rows * base.space - 2, columns * base.space - 3
@@ -105,7 +105,7 @@ def _frames(base, latents):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_whole_graph_runs_and_ends_at_the_exact_size(bases, refine, name):
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     base = bases[name]
     clip = make_clip(base, _frames(base, 4) - 2, 12, 16)
@@ -149,7 +149,7 @@ def _seam(x, dim, joints):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_seam_at_tiles_and_windows(bases, refine, name):
-    from cascadevsr.models.layout.windows import plan_windows, spread_windows
+    from cascadevsr.models.layout.pieces import plan_windows, spread_windows
 
     base = bases[name]
     clip = make_clip(base, _frames(base, 7), 1, 1)
@@ -188,7 +188,7 @@ def test_motion_reaches_every_latent_frame_at_the_familys_own_rate(bases, name):
 
 def test_guide_frames_of_ltx_are_left_alone(core, bases, refine, noise):
     """LTX appends guide frames to the clip: they are no frames of it, and no motion leads to them."""
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
     from comfy_extras.nodes_lt import LTXVAddGuide, LTXVCropGuides
 
     base = bases["ltxv"]
@@ -250,7 +250,7 @@ def test_what_edits_predictions_sees_the_clip_and_not_its_guides(core):
 
 
 def test_a_latent_packed_with_sound_is_refused(core, bases):
-    from cascadevsr.nodes.checks import check_clip
+    from cascadevsr.nodes.host.services import check_clip
     from cascadevsr.nodes.motion import clip_shape
     from cascadevsr.nodes.tiling import SpatialTiles
 
@@ -270,8 +270,8 @@ def test_a_latent_packed_with_sound_is_refused(core, bases):
 def test_the_automatic_tile_makes_room_for_references(core, bases, monkeypatch):
     """Each tile sees one window, and all references, whole."""
     from cascadevsr.models.unimmvsr.references import VIDEO, Reference, References
-    from cascadevsr.nodes import host
-    from cascadevsr.nodes.keys import REFERENCES_KEY, TILES_KEY
+    from cascadevsr.nodes.host import services
+    from cascadevsr.nodes.host.keys import REFERENCES_KEY, TILES_KEY
     from cascadevsr.nodes.tiling import SpatialTiles
 
     base = bases["wan21"]

@@ -6,7 +6,7 @@ import torch
 
 def _through(core, vae, model, latent, frames, size):
     from cascadevsr.nodes.conditioning import VSRConditioning
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     positive, negative, samples = VSRConditioning.execute(latent, 0.0, 0).args
     sampled = core.nodes.common_ksampler(model, 0, 1, 1.0, "euler", "simple", positive, negative, samples)[0]
@@ -33,7 +33,7 @@ def _through(core, vae, model, latent, frames, size):
 def test_any_size_and_count_comes_out_exactly(
     core, model, vae, noise, count, height, width, target, expected
 ):
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
 
     frames = noise(count, height, width)
     latent, low, out_width, out_height, length = CascadeInput.execute(
@@ -47,7 +47,7 @@ def test_any_size_and_count_comes_out_exactly(
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic", "lanczos"])
 def test_a_base_latent_is_decoded_resized_and_encoded(core, model, vae, noise, mode):
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
 
     base = {"samples": vae.encode(noise(9, 16, 24))}
     target = {"target": "scale", "scale": 2.0}
@@ -59,8 +59,8 @@ def test_a_base_latent_is_decoded_resized_and_encoded(core, model, vae, noise, m
 
 
 def test_the_latent_encodes_the_resized_frames(core, vae, noise):
-    from cascadevsr.models.layout.geometry import resize_clip
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.models.layout.sizes import resize_clip
+    from cascadevsr.nodes.frames import CascadeInput
 
     frames = noise(5, 6, 10)
     latent = CascadeInput.execute(vae, {"target": "scale", "scale": 4.0}, "bicubic", frames=frames).args[0]
@@ -84,7 +84,7 @@ class _PictureVAE:
 
 
 def test_a_picture_vae_encodes_few_frames_at_a_time(core, noise):
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
 
     latent = CascadeInput.execute(
         _PictureVAE(), {"target": "scale", "scale": 2.0}, "bilinear", frames=noise(19, 9, 9)

@@ -21,7 +21,7 @@ def folder(core, tmp_path_factory):
 
 
 def _load(path, *options):
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     return SimpleNamespace(**dict(zip(("model", "vae", "clip"), load_restorer(path, *options), strict=True)))
 
@@ -35,7 +35,7 @@ def loaded(folder):
 
 
 def _prepare(run, frames, target=SCALE, noise=None, texts=(None, None), level=0.0):
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
 
     latent, low, *_ = CascadeInput.execute(run.vae, target, "bicubic", frames=frames).args
@@ -56,7 +56,7 @@ def _ddpm(core, model, clip, steps=3, noise=None):
 
 
 def _decode(latent, vae, low=None, weight=1.0, chunk=16, tile=0):
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     return TemporalDecode.execute(latent, vae, weight, chunk, tile, low).args[0]
 
@@ -108,7 +108,7 @@ def _error(produced, expected):
 @pytest.mark.parametrize("kind", ["full", "canvas"])
 def test_recorded_sampling_comes_out_of_the_graph(core, tmp_path, monkeypatch, kind, guided):
     from cascadevsr.nodes.conditioning import VSRConditioning
-    from cascadevsr.nodes.keys import KIND_KEY, LR_START
+    from cascadevsr.nodes.host.keys import KIND_KEY, LR_START
 
     case = recorded(f"sampling_{kind}_{guided}")
     given, settings = case.group("in"), case.meta["config"]
@@ -147,7 +147,7 @@ def test_the_recorded_segment_comes_out_of_the_graph(core, tmp_path, monkeypatch
 
 def _networks(run):
     """Give the networks of a loaded restorer to the functions that repeat the published program."""
-    from cascadevsr.models.mgld_vsr.sampling import Networks
+    from cascadevsr.tests.published.mgld_vsr import Networks
 
     host, vae = run.model.model.diffusion_model, run.vae.first_stage_model
     return Networks(host.unet, host.structure, host.empty_prompt, vae.first_stage, vae.sequence)
@@ -163,12 +163,12 @@ def _moving(frames, height, width):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128)])
 def test_the_graph_does_what_the_published_program_does(core, folder, noise, monkeypatch, height, width):
-    from cascadevsr.models.layout.geometry import ClipSize
-    from cascadevsr.models.mgld_vsr import sampling as published
+    from cascadevsr.models.layout.sizes import ClipSize
     from cascadevsr.models.mgld_vsr.codec import EnlargedClip
     from cascadevsr.models.motion.guidance import Flows, with_seen
     from cascadevsr.nodes import sampling
     from cascadevsr.nodes.motion_guidance import MotionGuidance
+    from cascadevsr.tests.published import mgld_vsr as published
 
     run = _load(folder, "fp32", "auto", "reference")
     run.vae.shortest, frames = 64, noise(5, height // 4, width // 4)
@@ -272,10 +272,10 @@ def test_a_short_segment_is_filled_up_as_published(core, folder, noise):
 
 
 def test_the_flow_network_in_the_checkpoint_is_used_as_published(core, folder, tmp_path, noise, listed):
-    from cascadevsr.models.mgld_vsr.preparation import raft_flow
     from cascadevsr.models.motion.raft import RAFT
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
     from cascadevsr.nodes.motion import EstimateMotion, LoadFlowModel
+    from cascadevsr.tests.published.mgld_vsr import raft_flow
 
     torch.manual_seed(0)
     raft = RAFT().eval()
@@ -367,9 +367,9 @@ def test_native_vae_nodes(core, loaded, noise):
 
 def test_a_converted_file_is_the_folder(core, folder, tmp_path, noise):
     from cascadevsr.models.checkpoints import load_state, save_state
-    from cascadevsr.models.mgld_vsr.convert import convert
+    from cascadevsr.models.mgld_vsr.checkpoint import convert
 
-    assert convert(folder, tmp_path / "mgld.safetensors")
+    assert convert(folder, tmp_path / "mgld.safetensors", False, print)
     results = []
     for path in (folder, tmp_path / "mgld.safetensors", folder / "mgldvsr_unet.ckpt"):
         run = _load(path, "auto")
@@ -433,11 +433,11 @@ def test_wrong_files_say_why(core, folder, tmp_path):
 
 
 def test_the_list_shows_the_folder_and_not_its_files(folder, listed):
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
     from cascadevsr.nodes.loaders import LoadVideoRestorer
 
     listed(folder.parent)
-    names = host.restorer_names()
+    names = services.restorer_names()
     assert "mgld_vsr" in names and not [name for name in names if name.endswith(".ckpt")]
     first = LoadVideoRestorer.fingerprint_inputs("mgld_vsr", "auto")
     model, vae, clip = LoadVideoRestorer.execute("mgld_vsr", "auto").args
@@ -446,28 +446,27 @@ def test_the_list_shows_the_folder_and_not_its_files(folder, listed):
     file.write_bytes(file.read_bytes())
     assert LoadVideoRestorer.fingerprint_inputs("mgld_vsr", "auto") != first
     listed(folder)  # the files lie in the list's own folder: there is no name but the file's
-    assert {"mgldvsr_unet.ckpt", "video_vae_cfw.ckpt"} <= set(host.restorer_names())
+    assert {"mgldvsr_unet.ckpt", "video_vae_cfw.ckpt"} <= set(services.restorer_names())
 
 
 def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
     """Every entry of the published files at their size, and no other; the text encoder becomes one embedding."""
     import comfy.ops
-    from cascadevsr.models.mgld_vsr import config as mgld
-    from cascadevsr.models.mgld_vsr import release
-    from cascadevsr.nodes.mgld_vsr_host import HostNetworks, Networks
+    from cascadevsr.models.mgld_vsr import checkpoint
+    from cascadevsr.nodes.systems.mgld_vsr import HostNetworks, Networks
 
     manifest = repository.parent / "shared" / "keys" / "mgld_vsr_mgldvsr_unet_ckpt_expected.json"
     if not manifest.is_file():
         pytest.skip("the list of published entries is not here")
     entries = json.loads(manifest.read_text(encoding="utf-8"))
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in entries.items()}
-    whole = release._whole(release._renamed(state), "published")
+    whole = checkpoint.check_whole(checkpoint.rename(state), "published")
     parts = {
         name: {k.removeprefix(f"{name}."): v for k, v in whole.items() if k.startswith(f"{name}.")}
         for name in ("unet", "structure")
     }
     shapes = Networks(
-        mgld.unet_config_from_state(parts["unet"]), mgld.structure_config_from_state(parts["structure"]), 77
+        checkpoint.unet_config(parts["unet"]), checkpoint.structure_config(parts["structure"]), 77
     )
     network = HostNetworks(shapes, torch.float16, torch.device("meta"), comfy.ops.manual_cast)
     wanted = {f"{name}.{key}": value.shape for name, part in parts.items() for key, value in part.items()}
@@ -476,9 +475,9 @@ def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
 
 
 def test_the_licence_is_logged_once(core, folder, caplog, monkeypatch):
-    from cascadevsr.nodes import native_model
+    from cascadevsr.nodes.host import model
 
-    monkeypatch.setattr(native_model, "_licences_said", set())
+    monkeypatch.setattr(model, "_licences_logged", set())
     with caplog.at_level(logging.INFO):
         _load(folder, "auto")
         _load(folder, "auto")
@@ -546,11 +545,11 @@ def test_decoder_out_of_memory_halves_the_tile_once(loaded, noise, monkeypatch):
 
 
 def test_progress_never_runs_back_and_ends_full(core, loaded, noise, monkeypatch):
-    from cascadevsr.nodes import run_state
+    from cascadevsr.nodes.host import services
 
     ticks = []
     monkeypatch.setattr(
-        run_state.host.Progress, "__call__", lambda self, done, total: ticks.append((done, total))
+        services.Progress, "__call__", lambda self, done, total: ticks.append((done, total))
     )
     _ddpm(core, _windows(loaded.model), _prepare(loaded, noise(9, 8, 8)), 2)
     assert len(ticks) > 20 and ticks[-1][0] == ticks[-1][1]

@@ -90,9 +90,9 @@ def still_motion():
 @pytest.fixture(scope="module")
 def flow_folder(core):
     import folder_paths
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
 
-    host.register_folders()
+    services.register_folders()
     from pathlib import Path
 
     folder = Path(folder_paths.get_folder_paths("optical_flow")[0])
@@ -110,7 +110,7 @@ def load(name):
 def test_raft_is_loaded_from_the_hosts_folder(core, flow_folder, estimate, moving, prefix):
     from cascadevsr.models.motion.estimation import RaftFlow
     from cascadevsr.models.motion.raft import RAFT
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
 
     torch.manual_seed(0)
     network = RAFT().eval()
@@ -300,7 +300,7 @@ def test_what_does_not_fit_the_run_is_refused(core, model, clip, ksample, still_
 
 
 def test_picture_models_hold_frames_in_the_batch(core, still_motion):
-    from cascadevsr.nodes.keys import UNEDITED_KEY
+    from cascadevsr.nodes.host.keys import UNEDITED_KEY
     from cascadevsr.nodes.motion import _Propagation
 
     kept = {"x0": None}
@@ -327,9 +327,9 @@ def test_the_built_in_model_holds_together_along_the_motion(core, ksample):
     """With exact motion: latents and decoded frames follow it more closely, and are as close to the truth."""
     from cascadevsr.models.motion.warp import warp
     from cascadevsr.models.pixels.metrics import psnr_y, warping_error
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
     from cascadevsr.nodes.loaders import LoadVideoRestorer
     from cascadevsr.nodes.motion import EstimateMotion, LatentPropagation, LoadFlowModel
 

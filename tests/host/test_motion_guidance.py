@@ -106,7 +106,7 @@ def test_one_frame_is_left_alone(model, prepare, ksample, still, guided):
 
 
 def test_picture_models_hold_frames_in_the_batch(core, still):
-    from cascadevsr.nodes.keys import UNEDITED_KEY
+    from cascadevsr.nodes.host.keys import UNEDITED_KEY
     from cascadevsr.nodes.motion_guidance import _Guidance
 
     kept = {"x0": None}
@@ -125,7 +125,7 @@ def test_picture_models_hold_frames_in_the_batch(core, still):
 def test_the_published_form_leaves_the_sample_to_a_sampler_that_asks_for_it(core, model, still, guided):
     """Where the sampler calls what acts after a step, the prediction stays and the sample moves as published."""
     from cascadevsr.models.motion.guidance import Flows, motion_gradient
-    from cascadevsr.nodes.keys import AFTER_STEP_KEY, STEPPING_KEY
+    from cascadevsr.nodes.host.keys import AFTER_STEP_KEY, STEPPING_KEY
     from comfy.patcher_extension import WrappersMP
 
     patched = guided(model, still(), 0.5, form="published")
@@ -159,9 +159,9 @@ def test_the_built_in_model_holds_together_along_the_motion(core, ksample):
     from cascadevsr.models.motion.field import Motion
     from cascadevsr.models.pixels.degradation import PRESETS, degrade
     from cascadevsr.models.pixels.metrics import psnr_y, warping_error
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
     from cascadevsr.nodes.loaders import LoadVideoRestorer
     from cascadevsr.nodes.motion_guidance import MotionGuidance
     from cascadevsr.runner.sample import make_sample

@@ -38,7 +38,7 @@ def condition(core):
 
 
 def attached(model):
-    from cascadevsr.nodes.native_references import ReferenceTokens
+    from cascadevsr.nodes.host.wan import ReferenceTokens
 
     return ReferenceTokens.execute(model).args[0]
 
@@ -205,7 +205,7 @@ def test_branches_with_the_same_references_are_one_call(base, condition, ksample
     clip = condition(references=references((1, 4, 6)))
     together = ksample(model, clip, cfg=4.0)["samples"]
     assert [call.shape[0] for call in seen] == [2]
-    from cascadevsr.nodes.keys import REFERENCES_KEY
+    from cascadevsr.nodes.host.keys import REFERENCES_KEY
 
     seen.clear()
     clip.negative[0][1] = {

@@ -30,7 +30,7 @@ def _plan(
     model=None, guider=None, samples=None, references=None, steps=4, cfg=1.0, size=(0, 0, 0), sigmas=None
 ):
     """Give (the plan, the node's text)."""
-    from cascadevsr.models.layout.geometry import ClipSize
+    from cascadevsr.models.layout.sizes import ClipSize
     from cascadevsr.nodes import plan as node
 
     width, height, length = size
@@ -144,7 +144,7 @@ def test_81_frames_of_4k(wan):
 
 
 def test_the_memory_is_the_hosts_own_estimate_for_the_largest_pass(core, model, scene, wan, monkeypatch):
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
 
     assert _plan(wan, size=(96, 64, 9))[0].memory.one == int(wan.memory_required([1, 16, 3, 8, 12]))
     assert _plan(wan, size=(96, 64, 9))[0].memory.two == int(wan.memory_required([2, 16, 3, 8, 12]))

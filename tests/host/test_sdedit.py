@@ -30,7 +30,7 @@ def redraw(core):
 
 def plain_trip(vae, images):
     """What the VAE alone makes of the reduced clip."""
-    from cascadevsr.models.layout.geometry import ClipSize, pad_clip, resize_clip
+    from cascadevsr.models.layout.sizes import ClipSize, pad_clip, resize_clip
 
     clip = resize_clip(images.movedim(-1, 0).unsqueeze(0), 24, 40, "bicubic").clamp(0, 1)
     clip = pad_clip(clip, ClipSize(9, 32, 48))[0].movedim(0, -1)
@@ -134,7 +134,7 @@ def test_other_families_of_sixteen_channels(core, noise, redraw, name):
 
 
 def test_restorers_of_other_systems_are_refused(core, noise, redraw, tmp_path):
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     from . import uav_release
 

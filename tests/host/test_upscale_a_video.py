@@ -40,7 +40,7 @@ def folder(core, case, tmp_path_factory):
 
 
 def _load(path, *options):
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     return SimpleNamespace(**dict(zip(("model", "vae", "clip"), load_restorer(path, *options), strict=True)))
 
@@ -63,7 +63,7 @@ def _words(loaded, text):
 
 
 def _prepare(loaded, frames, level=0.12, target=SCALE, prompts=("best quality", "blur"), noise=None):
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
 
     positive, negative = (_words(loaded, text) if isinstance(text, str) else text for text in prompts)
@@ -86,7 +86,7 @@ def _ddim(core, model, clip, steps=3, cfg=6.0, noise=None, sigmas=None, samples=
 
 
 def _decode(latent, vae, low=None, weight=1.0, chunk=16, tile=0):
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     return TemporalDecode.execute(latent, vae, weight, chunk, tile, low).args[0]
 
@@ -154,8 +154,9 @@ def test_text_is_the_last_layer_after_its_norm_padded_as_the_tokenizer_says(load
 
 
 def test_a_vocabulary_of_the_release_is_used(core, folder, tmp_path):
-    from cascadevsr.models.upscale_a_video.release import open_folder
-    from cascadevsr.nodes.upscale_a_video_text import load_clip
+    from cascadevsr.models.upscale_a_video.checkpoint import open_folder
+    from cascadevsr.nodes.systems.upscale_a_video import SYSTEM
+    from cascadevsr.nodes.systems.base import Loading
 
     letters = [chr(code) for code in range(33, 127)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
@@ -266,7 +267,7 @@ def watched(loaded):
 
 
 def test_windows_are_of_eight_frames_and_a_preset_decides_their_weights(core, loaded, watched, noise):
-    from cascadevsr.nodes.keys import PRESET_KEY, REFERENCE
+    from cascadevsr.nodes.host.keys import PRESET_KEY, REFERENCE
 
     model, seen = watched
     clip = _prepare(loaded, noise(13, 8, 8))
@@ -344,7 +345,7 @@ def test_decoder_out_of_memory_halves_the_tile_once(steady, noise, monkeypatch, 
 
 
 def test_few_memory_means_short_chunks_then_tiles(loaded, noise, monkeypatch):
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
 
     latent = {"samples": loaded.vae.encode(noise(9, 32, 288))}
     network, seen = loaded.vae.first_stage_model, []
@@ -407,11 +408,11 @@ def test_a_broken_picture_is_an_error_and_not_black(loaded, noise, monkeypatch, 
 
 
 def test_progress_never_runs_back_and_ends_full(core, loaded, noise, monkeypatch):
-    from cascadevsr.nodes import run_state
+    from cascadevsr.nodes.host import services
 
     ticks = []
     monkeypatch.setattr(
-        run_state.host.Progress, "__call__", lambda self, done, total: ticks.append((done, total))
+        services.Progress, "__call__", lambda self, done, total: ticks.append((done, total))
     )
     _ddim(core, _windows(loaded.model), _prepare(loaded, noise(9, 8, 8)), 2, 6.0)
     assert len(ticks) > 20 and ticks == sorted(ticks) and ticks[-1][0] == ticks[-1][1]
@@ -433,10 +434,10 @@ def test_stop_is_heard_inside_a_step_and_while_decoding(core, loaded, noise):
 
 def test_a_converted_file_is_the_folder(core, folder, tmp_path, noise):
     from cascadevsr.models.checkpoints import load_state
-    from cascadevsr.models.upscale_a_video.convert import convert
+    from cascadevsr.models.upscale_a_video.checkpoint import convert
 
     target = tmp_path / "uav.safetensors"
-    convert(folder, target)
+    assert convert(folder, target, False, print)
     state, metadata = load_state(target)
     assert {key.split(".")[0] for key in state} == {"unet", "vae", "vae_video", "text_encoder"}
     assert metadata["architecture"] == "upscale_a_video" and "non-commercial" in metadata["licence"]
@@ -449,7 +450,7 @@ def test_a_converted_file_is_the_folder(core, folder, tmp_path, noise):
             clip = _prepare(run, frames)
             results.append(_decode(_ddim(core, run.model, clip, 2), run.vae, clip.low))
         assert torch.equal(*results)
-    convert(folder, tmp_path / "half.safetensors", half=True)
+    convert(folder, tmp_path / "half.safetensors", True, print)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.7 * target.stat().st_size
     assert torch.isfinite(_words(_load(tmp_path / "half.safetensors", "auto"), "x")[0][0]).all()
 
@@ -463,7 +464,7 @@ def test_the_unet_alone_and_inside_its_folder(core, folder, tmp_path):
     assert alone.vae is None and alone.clip is None
     (tmp_path / "unet_video_config.json").unlink()
     assert _load(tmp_path / "unet_video.bin", "auto").model is not None
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
 
     with pytest.raises(ValueError, match="Cascade Input: target_vae must be a VAE; got none"):
         CascadeInput.execute(None, SCALE, "bilinear", frames=torch.zeros(1, 8, 8, 3))
@@ -520,12 +521,12 @@ def test_unusable_releases_say_why(core, folder, tmp_path, case):
 
 
 def test_the_list_shows_the_folder_and_not_its_parts(folder, listed):
-    from cascadevsr.nodes import host
+    from cascadevsr.nodes.host import services
     from cascadevsr.nodes.loaders import LoadVideoRestorer
 
     (folder.parent / "other.safetensors").write_bytes(b"")
     listed(folder.parent)
-    names = host.restorer_names()
+    names = services.restorer_names()
     assert names[0] == "built-in" and "upscale_a_video" in names and "other.safetensors" in names
     assert not [name for name in names if "unet" in name or "vae" in name or "text" in name]
     first = LoadVideoRestorer.fingerprint_inputs("upscale_a_video", "auto")
@@ -537,9 +538,9 @@ def test_the_list_shows_the_folder_and_not_its_parts(folder, listed):
 
 
 def test_the_licence_is_logged_once(core, folder, caplog, monkeypatch):
-    from cascadevsr.nodes import native_model
+    from cascadevsr.nodes.host import model
 
-    monkeypatch.setattr(native_model, "_licences_said", set())
+    monkeypatch.setattr(model, "_licences_logged", set())
     with caplog.at_level(logging.INFO):
         _load(folder, "auto")
         _load(folder, "auto")

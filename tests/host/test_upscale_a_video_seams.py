@@ -21,9 +21,9 @@ def folder(core, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sampled(core, folder):
     """A moving clip, sampled with the default preset in windows and tiles, and its decoder."""
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
     from cascadevsr.nodes.sampling import AddressedNoise, RefineSigmas, RestorerSampler
     from cascadevsr.nodes.tiling import SpatialTiles, TemporalWindows
     from cascadevsr.runner.sample import make_sample
@@ -68,7 +68,7 @@ def _ends(plan, scale=1):
 
 
 def test_no_seam_at_windows_and_tiles(sampled):
-    from cascadevsr.models.layout.windows import plan_windows, spread_windows
+    from cascadevsr.models.layout.pieces import plan_windows, spread_windows
 
     latent = sampled.latent[0].permute(1, 2, 3, 0)
     assert _ratio(latent, 0, _starts(plan_windows(_FRAMES, 8, 2))) < _BAR
@@ -78,8 +78,8 @@ def test_no_seam_at_windows_and_tiles(sampled):
 
 
 def test_no_seam_in_the_decoded_clip(sampled):
-    from cascadevsr.models.layout.windows import plan_windows, spread_windows
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.models.layout.pieces import plan_windows, spread_windows
+    from cascadevsr.nodes.frames import TemporalDecode
 
     clip = TemporalDecode.execute(sampled.result, sampled.vae, 1.0, 16, 0, sampled.low).args[0]
     assert _ratio(clip, 0, _starts(plan_windows(_FRAMES, 8, 2))) < _BAR
@@ -91,9 +91,9 @@ def test_no_seam_in_the_decoded_clip(sampled):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_every_number_format_gives_the_clip(core, folder, noise, precision):
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     results = []
     for kind in ("fp32", precision):
@@ -114,8 +114,8 @@ def test_every_number_format_gives_the_clip(core, folder, noise, precision):
 
 def test_the_host_can_build_everything_again(core, tmp_path):
     """It does so on several GPUs, and for hooks."""
-    from cascadevsr.nodes.keys import PRESET_KEY, REFERENCE
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.host.keys import PRESET_KEY, REFERENCE
+    from cascadevsr.nodes.loaders import load_restorer
 
     folder = write_release(recorded("pipeline_noguidance"), tmp_path)
     model, vae, clip = load_restorer(folder, "auto", "auto", REFERENCE)

@@ -40,7 +40,7 @@ def test_a_whole_tile_changes_nothing(core, vae, noise):
 
 @pytest.mark.parametrize("with_lr", [False, True])
 def test_temporal_decode_does_not_depend_on_the_chunk(vae, clip, with_lr):
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     lr = clip.frames if with_lr else None
     frames = [TemporalDecode.execute(clip.latent, vae, 1.0, chunk, 0, lr).args[0] for chunk in (4, 8, 1024)]
@@ -52,7 +52,7 @@ def test_temporal_decode_does_not_depend_on_the_chunk(vae, clip, with_lr):
 
 
 def test_lr_frames_and_their_weight_matter(vae, clip):
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     guess, zero, half, full = (
         TemporalDecode.execute(clip.latent, vae, weight, 16, 0, lr).args[0]
@@ -86,17 +86,17 @@ def test_alpha_is_left_out(core, vae, noise):
 
 
 def test_out_of_memory_leads_to_tiles(vae, noise, monkeypatch):
-    from cascadevsr.nodes import video_vae
+    from cascadevsr.nodes.host import vae as native
 
-    tiles_seen, real = [], video_vae.encode_clip
+    tiles_seen, real = [], native.encode_pieces
 
-    def short_of_memory(network, frames, size, *, tiles, **settings):
-        tiles_seen.append(len(tiles))
-        if len(tiles) == 1:
+    def short_of_memory(encode, grid, pieces, *rest):
+        tiles_seen.append(len(pieces.tiles))
+        if len(pieces.tiles) == 1:
             raise torch.cuda.OutOfMemoryError("pretended")
-        return real(network, frames, size, tiles=tiles, **settings)
+        return real(encode, grid, pieces, *rest)
 
-    monkeypatch.setattr(video_vae, "encode_clip", short_of_memory)
+    monkeypatch.setattr(native, "encode_pieces", short_of_memory)
     assert vae.encode(noise(1, 8, 300)).shape == (1, 16, 1, 1, 38)
     assert tiles_seen == [1, 2]
 
@@ -109,7 +109,7 @@ def test_the_host_knows_the_compression(vae):
 
 
 def test_no_warning_of_the_host_about_our_vae(core, tiny_file, caplog):
-    from cascadevsr.nodes.restorers import load_restorer
+    from cascadevsr.nodes.loaders import load_restorer
 
     load_restorer(tiny_file, "auto")
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -26,15 +26,15 @@ def recorded(name: str) -> Case:
 
 def write_release(case: Case, folder: Path, text: bool = True) -> Path:
     """Write the networks of a recorded run in the layout of the published download."""
-    from cascadevsr.models.upscale_a_video.config import unet_config, vae_config
     from cascadevsr.models.upscale_a_video.unet import VideoUNet
     from cascadevsr.models.upscale_a_video.vae import UpscaleVAE
+    from cascadevsr.tests.golden.configs import unet_of, vae_of
 
     vae_json = case.meta["vae_config"]
     form = "vae_video" if vae_json.get("condition_img") else "vae_3d"
     for part, network, stem in (
-        ("unet", VideoUNet(unet_config(case.meta["unet_config"])), "unet_video"),
-        ("vae", UpscaleVAE(vae_config(vae_json)), form),
+        ("unet", VideoUNet(unet_of(case.meta["unet_config"])), "unet_video"),
+        ("vae", UpscaleVAE(vae_of(vae_json)), form),
     ):
         (folder / part).mkdir(parents=True, exist_ok=True)
         shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}

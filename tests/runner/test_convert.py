@@ -53,11 +53,17 @@ def test_the_flow_network_becomes_a_file_that_is_still_one(tmp_path, capsys):
 
 def test_what_cannot_be_converted_is_explained(tmp_path):
     save_state(tmp_path / "other.safetensors", {"a": torch.zeros(2)})
+    (tmp_path / "half" / "vae").mkdir(parents=True)
     for source, target, words in (
         (tmp_path / "nothing", "out.safetensors", "source must exist"),
-        (tmp_path / "other.safetensors", "out.safetensors", "must be the released folder of Upscale-A-Video"),
+        (
+            tmp_path / "other.safetensors",
+            "out.safetensors",
+            "MGLD-VSR: .*Upscale-A-Video: the UNet, .*RAFT.*got other",
+        ),
         (tmp_path / "other.safetensors", "out.bin", r"must be named \*\.safetensors"),
-        (tmp_path, "out.safetensors", "without weights in unet"),
+        (tmp_path, "out.safetensors", "must be published weights"),
+        (tmp_path / "half", "out.safetensors", "without weights in unet"),
     ):
         with pytest.raises(RunnerError, match=words):
             _run(source, tmp_path / target)

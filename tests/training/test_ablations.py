@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cascadevsr.models.checkpoints import save_state
-from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig
-from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT, patchify
-from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
+from cascadevsr.models.unimmvsr.dit import DiTConfig, UniMMVSRDiT, patchify
+from cascadevsr.models.unimmvsr.vae import CausalVideoVAE, VAEConfig
 from cascadevsr.training import ablation_world, ablations
 from cascadevsr.training.ablation_page import mean_and_error, report, verdict
 from cascadevsr.training.ablation_settings import REGISTRY, Ablation, Config, Outcome

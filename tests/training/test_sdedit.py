@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from cascadevsr.models.pixels.degradation import PRESETS
-from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig
-from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT
+from cascadevsr.models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
 from cascadevsr.models.unimmvsr.sdedit import SDEdit
-from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
+from cascadevsr.models.unimmvsr.vae import CausalVideoVAE, VAEConfig
 from cascadevsr.training.sdedit import BuiltInBase, SDEditTransform, degrade_both
 
 
@@ -28,7 +27,7 @@ def test_no_step_is_the_vae_alone_and_more_drift_more(base):
     redraw = SDEditTransform(base, SDEdit(0, 8, 8))
     made = [redraw(FRAMES, 32, 36, np.random.default_rng(0), k) for k in (0, 1, 4, 8)]
     assert all(frames.shape == (6, 3, 32, 36) for frames in made)
-    from cascadevsr.models.layout.geometry import ClipSize, pad_clip, resize_clip
+    from cascadevsr.models.layout.sizes import ClipSize, pad_clip, resize_clip
 
     small = resize_clip(FRAMES.transpose(0, 1)[None], 32, 36, "bicubic").clamp(0, 1)
     padded = pad_clip(small, ClipSize(9, 32, 40))

@@ -7,7 +7,9 @@ import pytest
 import torch
 from cascadevsr.models.checkpoints import load_state, strip_prefix
 from cascadevsr.models.motion.warp import warp
-from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig, dit_config, is_unimmvsr, vae_config
+from cascadevsr.models.unimmvsr.checkpoint import dit_config, is_unimmvsr, vae_config
+from cascadevsr.models.unimmvsr.dit import DiTConfig
+from cascadevsr.models.unimmvsr.vae import VAEConfig
 from cascadevsr.training import builtin, stages
 from cascadevsr.training.batches import BatchMaker, Pool
 from cascadevsr.training.clips import (

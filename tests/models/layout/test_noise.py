@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from cascadevsr.models.layout.geometry import ClipSize
 from cascadevsr.models.layout.noise import addressed_noise
-from cascadevsr.models.layout.tiles import plan_tiles
-from cascadevsr.models.layout.windows import plan_windows
+from cascadevsr.models.layout.pieces import plan_tiles, plan_windows
+from cascadevsr.models.layout.sizes import ClipSize
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -59,5 +58,5 @@ def test_noise_is_drawn_in_float32_and_then_cast(dtype):
 
 @pytest.mark.parametrize(("seed", "channels", "offset"), [(-1, 4, 0), (2**64, 4, 0), (0, 0, 0), (0, 4, -1)])
 def test_errors(seed, channels, offset):
-    with pytest.raises(ValueError, match="Seeded Noise: .* got "):
+    with pytest.raises(ValueError, match=" got "):
         addressed_noise(seed, (channels, ClipSize(1, 1, 1)), row0=offset)

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from cascadevsr.models.layout.geometry import ClipSize, latent_size
+from cascadevsr.models.layout.pieces import Tile, plan_tiles
 from cascadevsr.models.layout.plan import GIB, Memory, RunPlan, count_tokens
-from cascadevsr.models.layout.tiles import Tile, plan_tiles
+from cascadevsr.models.layout.sizes import ClipSize, latent_size
 from hypothesis import given
 from hypothesis import strategies as st
 

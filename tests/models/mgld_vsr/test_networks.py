@@ -14,12 +14,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from cascadevsr.models import transformer
 from cascadevsr.models.checkpoints import CheckpointError
-from cascadevsr.models.mgld_vsr import blocks, config, decoder, structure, text, unet, vae
+from cascadevsr.models.mgld_vsr import blocks, checkpoint, decoder, structure, text, unet, vae
 from cascadevsr.tests.golden import cases
+from cascadevsr.tests.golden.configs import from_options
 
 KEYS = cases.HERE.parent.parent.parent / "shared" / "keys"
 
-SMALL = config.UNetConfig(
+SMALL = unet.UNetConfig(
     model_channels=32,
     channel_mult=(1, 2, 2),
     num_res_blocks=1,
@@ -28,19 +29,19 @@ SMALL = config.UNetConfig(
     context_dim=40,
     semb_channels=32,
 )
-SMALL_STRUCTURE = config.StructureConfig(
+SMALL_STRUCTURE = structure.StructureConfig(
     out_channels=32, model_channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, attention_resolutions=(1,)
 )
-SMALL_VAE = config.VAEConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1)
+SMALL_VAE = vae.VAEConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1)
 SEQUENCE = replace(SMALL_VAE, sequence=True)
-SMALL_TEXT = config.TextConfig(vocab_size=60, context_length=12, width=32, heads=2, layers=3, projection=16)
+SMALL_TEXT = text.TextConfig(vocab_size=60, context_length=12, width=32, heads=2, layers=3, projection=16)
 
 FULL = {
-    "unet_diffusion_model": ("", lambda: unet.MGLDUNet(config.UNetConfig())),
-    "structcond_stage_model": ("", lambda: structure.StructureEncoder(config.StructureConfig())),
-    "first_stage_model": ("", lambda: vae.FirstStage(config.VAEConfig())),
-    "video_vae_cfw": ("", lambda: decoder.SequenceVAE(config.VAEConfig(sequence=True))),
-    "cond_stage_model_openclip_text": ("model.", lambda: text.OpenCLIPText(config.TextConfig())),
+    "unet_diffusion_model": ("", lambda: unet.MGLDUNet(unet.UNetConfig())),
+    "structcond_stage_model": ("", lambda: structure.StructureEncoder(structure.StructureConfig())),
+    "first_stage_model": ("", lambda: vae.FirstStage(vae.VAEConfig())),
+    "video_vae_cfw": ("", lambda: decoder.SequenceVAE(vae.VAEConfig(sequence=True))),
+    "cond_stage_model_openclip_text": ("model.", lambda: text.OpenCLIPText(text.TextConfig())),
 }
 
 
@@ -121,47 +122,49 @@ class TestFullSize:
 class TestConfig:
     @pytest.mark.parametrize(
         ("settings", "heads"),
-        [(config.UNetConfig(), 64), (SMALL, 16), (replace(SMALL, attention_resolutions=(2,)), 16)],
+        [(unet.UNetConfig(), 64), (SMALL, 16), (replace(SMALL, attention_resolutions=(2,)), 16)],
         ids=["full", "small", "attention on one level"],
     )
     def test_unet_from_weights(self, settings, heads):
         state = on_meta(lambda: unet.MGLDUNet(settings)).state_dict()
-        assert config.unet_config_from_state(state, heads) == settings
+        assert checkpoint.unet_config(state, heads) == settings
 
-    @pytest.mark.parametrize("settings", [config.StructureConfig(), SMALL_STRUCTURE], ids=["full", "small"])
+    @pytest.mark.parametrize(
+        "settings", [structure.StructureConfig(), SMALL_STRUCTURE], ids=["full", "small"]
+    )
     def test_structure_encoder_from_weights(self, settings):
         state = on_meta(lambda: structure.StructureEncoder(settings)).state_dict()
-        assert config.structure_config_from_state(state) == settings
+        assert checkpoint.structure_config(state) == settings
 
-    @pytest.mark.parametrize("settings", [config.VAEConfig(), SMALL_VAE], ids=["full", "small"])
+    @pytest.mark.parametrize("settings", [vae.VAEConfig(), SMALL_VAE], ids=["full", "small"])
     @pytest.mark.parametrize("sequence", [False, True], ids=["first stage", "sequence"])
     def test_autoencoders_from_weights(self, settings, sequence):
         settings = replace(settings, sequence=sequence)
         kind = decoder.SequenceVAE if sequence else vae.FirstStage
-        assert config.vae_config_from_state(on_meta(lambda: kind(settings)).state_dict()) == settings
+        assert checkpoint.vae_config(on_meta(lambda: kind(settings)).state_dict()) == settings
 
-    @pytest.mark.parametrize("settings", [config.TextConfig(), SMALL_TEXT], ids=["full", "small"])
+    @pytest.mark.parametrize("settings", [text.TextConfig(), SMALL_TEXT], ids=["full", "small"])
     def test_text_encoder_from_weights(self, settings):
         state = on_meta(lambda: text.OpenCLIPText(settings)).state_dict()
-        assert config.text_config_from_state(state, settings.heads) == settings
+        assert checkpoint.text_config(state, settings.heads) == settings
 
     def test_published_options(self):
         options = {"channel_mult": [1, 2], "num_head_channels": 32, "image_size": 32, "dims": 2}
-        expected = config.UNetConfig(channel_mult=(1, 2), num_head_channels=32)
-        assert config.from_options(config.UNetConfig, options) == expected
-        assert config.from_options(config.VAEConfig, {"double_z": True}, sequence=True).sequence
+        expected = unet.UNetConfig(channel_mult=(1, 2), num_head_channels=32)
+        assert from_options(unet.UNetConfig, options) == expected
+        assert from_options(vae.VAEConfig, {"double_z": True}, sequence=True).sequence
         with pytest.raises(ValueError, match="UNetConfig: use_scale_shift_norm must be False; got True"):
-            config.from_options(config.UNetConfig, {"use_scale_shift_norm": True})
+            from_options(unet.UNetConfig, {"use_scale_shift_norm": True})
 
     def test_incomplete_files(self):
         state = on_meta(lambda: unet.MGLDUNet(SMALL)).state_dict()
         del state["out.2.weight"]
         with pytest.raises(CheckpointError, match="out.2.weight"):
-            config.unet_config_from_state(state)
+            checkpoint.unet_config(state)
         state = on_meta(lambda: unet.MGLDUNet(SMALL)).state_dict()
         uneven = {key: value for key, value in state.items() if not key.startswith("input_blocks.5.")}
         with pytest.raises(CheckpointError, match=r"as many residual blocks; got \[1, 1, 0\]"):
-            config.unet_config_from_state(uneven)
+            checkpoint.unet_config(uneven)
 
     def test_a_missing_share_is_noticed(self):
         """The published code would go on with whatever its memory holds."""

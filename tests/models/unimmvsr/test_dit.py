@@ -2,9 +2,17 @@
 
 import pytest
 import torch
-from cascadevsr.models.unimmvsr.config import DiTConfig, dit_config
-from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT, patchify, unpatchify
-from cascadevsr.models.unimmvsr.rope import REFERENCE_RULE, positions, rotate, rotation
+from cascadevsr.models.unimmvsr.checkpoint import dit_config
+from cascadevsr.models.unimmvsr.dit import (
+    DiTConfig,
+    UniMMVSRDiT,
+    patchify,
+    positions,
+    rotate,
+    rotation,
+    unpatchify,
+)
+from cascadevsr.models.unimmvsr.references import BUILT_IN_RULE
 
 
 def make(text_width=0):
@@ -56,7 +64,7 @@ def test_every_condition_matters():
 
 
 def test_references_keep_out_of_the_target_time_range():
-    starts = REFERENCE_RULE.starts(5, [1, 3, 1])
+    starts = BUILT_IN_RULE.starts(5, [1, 3, 1])
     ranges = [set(range(5))] + [set(range(s, s + n)) for s, n in zip(starts, (1, 3, 1), strict=True)]
     assert sum(len(r) for r in ranges) == len(set().union(*ranges))
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from cascadevsr.models.unimmvsr.guidance import ReferenceGuidance, guide
+from cascadevsr.models.unimmvsr.guidance import ReferenceGuidance
+from cascadevsr.tests.published.unimmvsr import guide
 
 
 def _predictions():
@@ -30,5 +31,5 @@ def test_the_published_run_costs_115_predictions():
 
 @pytest.mark.parametrize("values", [(-0.1, 1.0, 15), (3.0, -1.0, 15), (3.0, 1.0, -1)])
 def test_negative_strengths_are_refused(values):
-    with pytest.raises(ValueError, match="Reference CFG: .* must not be negative; got"):
+    with pytest.raises(ValueError, match="must not be negative; got"):
         ReferenceGuidance(*values)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from cascadevsr.models.checkpoints import load_state, strip_prefix
-from cascadevsr.models.layout.geometry import ClipSize
+from cascadevsr.models.layout.sizes import ClipSize
 from cascadevsr.models.pixels.metrics import psnr_y
-from cascadevsr.models.unimmvsr.codec import decode_clip, encode_clip
-from cascadevsr.models.unimmvsr.config import dit_config, vae_config
+from cascadevsr.models.unimmvsr.checkpoint import dit_config, vae_config
 from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT
 from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
 from cascadevsr.runner.sample import make_sample
+from cascadevsr.tests.models.unimmvsr.clips import decode_clip, encode_clip
 from PIL import Image
 
 FRAMES = 5

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cascadevsr.models.unimmvsr.config import VAEConfig, vae_config
-from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
+from cascadevsr.models.unimmvsr.checkpoint import vae_config
+from cascadevsr.models.unimmvsr.vae import CausalVideoVAE, VAEConfig
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,14 @@ def test_decoder_is_causal(vae):
     assert not torch.allclose(a[:, :, 5:], b[:, :, 5:])
 
 
-def test_streams_equal_the_whole(vae):
+def test_chunks_with_a_memory_equal_the_whole(vae):
     x, base = clip(17), clip(17, seed=3)
     z = vae.encode(x)[0]
-    encoder, decoder = vae.encoder_stream(), vae.decoder_stream()
-    parts = [encoder.push(x[:, :, a:b]) for a, b in ((0, 1), (1, 9), (9, 17))]
+    past, memory = {}, {}
+    parts = [vae.encode_chunk(x[:, :, a:b], past)[0] for a, b in ((0, 1), (1, 9), (9, 17))]
     torch.testing.assert_close(torch.cat(parts, 2), z, rtol=0, atol=1e-5)
     spans = ((0, 2, 0, 5), (2, 3, 5, 9), (3, 5, 9, 17))
-    parts = [decoder.push(z[:, :, a:b], base[:, :, c:d]) for a, b, c, d in spans]
+    parts = [vae.decode_chunk(z[:, :, a:b], base[:, :, c:d], memory) for a, b, c, d in spans]
     torch.testing.assert_close(torch.cat(parts, 2), vae.decode(z, base), rtol=0, atol=1e-5)
 
 
@@ -64,8 +64,8 @@ def test_the_past_and_the_latent_reach_the_output(vae):
 
 def test_weight_blends_frames_and_guess(vae):
     z, base = vae.encode(clip())[0], clip(seed=2)
-    assert torch.equal(vae.decoder_stream(1.0).push(z, base), vae.decode(z, base))
-    torch.testing.assert_close(vae.decoder_stream(0.0).push(z, base), vae.decode(z), rtol=0, atol=1e-5)
+    assert torch.equal(vae.decode_chunk(z, base, {}, 1.0), vae.decode(z, base))
+    torch.testing.assert_close(vae.decode_chunk(z, base, {}, 0.0), vae.decode(z), rtol=0, atol=1e-5)
 
 
 def test_latent_statistics_cancel(vae):

@@ -14,8 +14,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from cascadevsr.models import transformer
 from cascadevsr.models.checkpoints import CheckpointError
-from cascadevsr.models.upscale_a_video import config, temporal, unet, vae
+from cascadevsr.models.upscale_a_video import checkpoint, temporal, unet, vae
 from cascadevsr.tests.golden import cases
+from cascadevsr.tests.golden.configs import unet_of, vae_of
 
 KEYS = cases.HERE.parent.parent.parent / "shared" / "keys"
 
@@ -67,7 +68,7 @@ VAE_VIDEO_JSON = VAE_3D_JSON | {
     "up_block_types": ["UpDecoderBlock3D_plus"] * 3,
     "use_temporal_block": True,
 }
-SMALL = config.UNetConfig(
+SMALL = unet.UNetConfig(
     block_out_channels=(32, 64, 64),
     layers_per_block=1,
     attention=(False, True, True),
@@ -77,7 +78,7 @@ SMALL = config.UNetConfig(
     down_temporal_idx=(0, 1, 2),
     up_temporal_idx=(0, 1, 2),
 )
-SMALL_VAE = config.VAEConfig(block_out_channels=(32, 32, 64), layers_per_block=1, condition_channels=32)
+SMALL_VAE = vae.VAEConfig(block_out_channels=(32, 32, 64), layers_per_block=1, condition_channels=32)
 CONDITIONED = replace(SMALL_VAE, condition=True)
 
 
@@ -85,6 +86,10 @@ def on_meta(build):
     """Build without memory for the weights."""
     with torch.device("meta"):
         return build()
+
+
+FULL = on_meta(lambda: unet.VideoUNet(unet.UNetConfig())).state_dict()
+FULL_VAE = on_meta(lambda: vae.UpscaleVAE(vae.VAEConfig())).state_dict()
 
 
 def small_unet(seed=0, **settings):
@@ -117,7 +122,7 @@ def without_gradients():
 
 class TestFullSize:
     def test_counts_of_parameters(self):
-        network = on_meta(lambda: unet.VideoUNet(config.UNetConfig()))
+        network = on_meta(lambda: unet.VideoUNet(unet.UNetConfig()))
         assert sum(each.numel() for each in network.parameters()) == 691_036_436  # rotary frequencies once
         assert sum(each.numel() for each in network.state_dict().values()) == 691_036_692  # in all 17 places
         temporal_only = sum(each.numel() for key, each in network.named_parameters() if "temp" in key)
@@ -125,7 +130,7 @@ class TestFullSize:
 
     @pytest.mark.parametrize(
         ("settings", "count"),
-        [(config.VAEConfig(), 55_325_927), (config.VAEConfig(condition=True), 113_776_365)],
+        [(vae.VAEConfig(), 55_325_927), (vae.VAEConfig(condition=True), 113_776_365)],
         ids=["3d", "video"],
     )
     def test_counts_of_the_autoencoders(self, settings, count):
@@ -135,9 +140,9 @@ class TestFullSize:
     @pytest.mark.parametrize(
         ("name", "build"),
         [
-            ("unet", lambda: unet.VideoUNet(config.unet_config(UNET_JSON))),
-            ("vae_3d", lambda: vae.UpscaleVAE(config.vae_config(VAE_3D_JSON))),
-            ("vae_video", lambda: vae.UpscaleVAE(config.vae_config(VAE_VIDEO_JSON))),
+            ("unet", lambda state: unet.VideoUNet(checkpoint.unet_config(state, UNET_JSON))),
+            ("vae_3d", lambda state: vae.UpscaleVAE(checkpoint.vae_config(state, VAE_3D_JSON))),
+            ("vae_video", lambda state: vae.UpscaleVAE(checkpoint.vae_config(state, VAE_VIDEO_JSON))),
         ],
     )
     def test_keys_and_shapes_of_the_published_files(self, name, build):
@@ -145,15 +150,19 @@ class TestFullSize:
         if not file.is_file():
             pytest.skip(f"the list of published keys is not here: {file}")
         published = {key: shape for key, (shape, _) in json.loads(file.read_text()).items()}
-        assert published == {key: list(value.shape) for key, value in on_meta(build).state_dict().items()}
+        given = {key: torch.empty(shape, device="meta") for key, shape in published.items()}
+        network = on_meta(lambda: build(given))
+        assert published == {key: list(value.shape) for key, value in network.state_dict().items()}
 
 
 class TestConfig:
     def test_published_jsons(self):
-        assert config.unet_config(UNET_JSON) == config.UNetConfig()
-        assert config.vae_config(VAE_3D_JSON) == config.VAEConfig()
-        assert config.vae_config(VAE_VIDEO_JSON) == config.VAEConfig(condition=True)
-        assert config.VAEConfig().scale == config.SCALE
+        assert checkpoint.unet_config(FULL, UNET_JSON) == unet.UNetConfig() == unet_of(UNET_JSON)
+        assert checkpoint.vae_config(FULL_VAE, VAE_3D_JSON) == vae.VAEConfig() == vae_of(VAE_3D_JSON)
+        conditioned = vae.VAEConfig(condition=True)
+        state = on_meta(lambda: vae.UpscaleVAE(conditioned)).state_dict()
+        assert checkpoint.vae_config(state, VAE_VIDEO_JSON) == conditioned == vae_of(VAE_VIDEO_JSON)
+        assert vae.VAEConfig().scale == vae.SCALE
 
     @pytest.mark.parametrize(
         "changes",
@@ -172,16 +181,16 @@ class TestConfig:
         ids=str,
     )
     def test_unet_from_json_and_from_weights_agree(self, changes):
-        stated = config.unet_config(UNET_JSON | changes)
-        state = on_meta(lambda: unet.VideoUNet(stated)).state_dict()
-        assert config.unet_config_from_state(config.normalise_unet_keys(state)) == stated
+        stated = unet_of(UNET_JSON | changes)
+        state = checkpoint.normalise_unet_keys(on_meta(lambda: unet.VideoUNet(stated)).state_dict())
+        assert checkpoint.unet_config(state) == checkpoint.unet_config(state, UNET_JSON | changes) == stated
 
     @pytest.mark.parametrize("changes", [{}, {"block_out_channels": [32, 64, 96]}, {"layers_per_block": 1}])
     @pytest.mark.parametrize("published", [VAE_3D_JSON, VAE_VIDEO_JSON], ids=["3d", "video"])
     def test_vae_from_json_and_from_weights_agree(self, published, changes):
-        stated = config.vae_config(published | changes)
-        state = on_meta(lambda: vae.UpscaleVAE(stated)).state_dict()
-        assert config.vae_config_from_state(config.normalise_vae_keys(state)) == stated
+        stated = vae_of(published | changes)
+        state = checkpoint.normalise_vae_keys(on_meta(lambda: vae.UpscaleVAE(stated)).state_dict())
+        assert checkpoint.vae_config(state) == checkpoint.vae_config(state, published | changes) == stated
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -195,13 +204,28 @@ class TestConfig:
             ({"addition_embed_type": "text"}, "addition_embed_type in the json must not be set; got 'text'"),
             ({"down_block_types": ["AttnDownBlock"] * 4}, "down_block_types"),
             ({"up_block_types": ["UpBlock3D"] * 4}, "up_block_types"),
-            ({"down_block_types": ["DownBlock3D"] * 2, "up_block_types": ["UpBlock3D"] * 2}, "4 widths"),
+            (
+                {"down_block_types": ["DownBlock3D"] * 2, "up_block_types": ["UpBlock3D"] * 2},
+                "down_block_types",
+            ),
+            (
+                {"block_out_channels": [256, 512, 512, 512]},
+                "block_out_channels in the json must be .256, 512",
+            ),
+            ({"attention_head_dim": 16}, "attention_head_dim in the json must be .8, 8, 8, 8.; got .8, 16"),
+            (
+                {"only_cross_attention": [True, False, True, False]},
+                "only_cross_attention in the json must be",
+            ),
+            ({"mid_temporal": False}, "mid_temporal in the json must be True"),
+            ({"down_temporal_idx": [1, 3]}, "down_temporal_idx in the json must be"),
+            ({"num_class_embeds": 350}, "num_class_embeds in the json must be 1000"),
             ({"attention_head_dim": [8, 8]}, "attention_head_dim in the json must be one value or 4"),
         ],
     )
     def test_another_unet_is_refused(self, changes, message):
         with pytest.raises(ValueError, match=message):
-            config.unet_config(UNET_JSON | changes)
+            checkpoint.unet_config(FULL, UNET_JSON | changes)
 
     @pytest.mark.parametrize(
         "changes",
@@ -211,12 +235,25 @@ class TestConfig:
         with pytest.raises(
             ValueError, match="in the json must be .* Weights made with it need another network"
         ):
-            config.vae_config(VAE_3D_JSON | changes)
+            checkpoint.vae_config(FULL_VAE, VAE_3D_JSON | changes)
 
     def test_options_that_are_off_or_change_nothing_are_accepted(self):
         extra = {"dropout": 0.0, "later_option": None, "_name_or_path": "x", "upcast_attention": True}
-        assert config.unet_config(UNET_JSON | extra) == config.UNetConfig()
-        assert config.unet_config(UNET_JSON | {"down_temporal_idx": [0, 1, 2, 3, 4]}) == config.UNetConfig()
+        assert checkpoint.unet_config(FULL, UNET_JSON | extra) == unet.UNetConfig()
+        extra = {"down_temporal_idx": [0, 1, 2, 3, 4]}
+        assert checkpoint.unet_config(FULL, UNET_JSON | extra) == unet.UNetConfig()
+
+    def test_what_no_shape_shows_comes_from_the_json(self):
+        extra = {
+            "norm_eps": 1e-6,
+            "norm_num_groups": 16,
+            "max_noise_level": 200,
+            "only_cross_attention": True,
+        }
+        stated = unet_of(UNET_JSON | extra)
+        assert checkpoint.unet_config(FULL, UNET_JSON | extra) == stated and stated.only_cross_attention[3]
+        extra = {"norm_num_groups": 16, "scaling_factor": 0.5}
+        assert checkpoint.vae_config(FULL_VAE, VAE_3D_JSON | extra) == vae_of(VAE_3D_JSON | extra)
 
     def test_heads_that_do_not_fit(self):
         with pytest.raises(ValueError, match="got 4 heads for width 64"):
@@ -227,20 +264,20 @@ class TestWeights:
     def test_prefixes_and_missing_or_shared_frequencies(self):
         state = small_unet().state_dict()
         bare = {"module." + key: value for key, value in state.items() if not key.endswith("freqs")}
-        given = config.normalise_unet_keys(bare | {"other.weight": torch.zeros(1)})
-        assert given.keys() == state.keys() and config.is_unet(bare)
+        given = checkpoint.normalise_unet_keys(bare | {"other.weight": torch.zeros(1)})
+        assert given.keys() == state.keys() and checkpoint.is_unet(bare)
         assert all(torch.equal(given[key], state[key]) for key in state)
         copies = {value.data_ptr() for key, value in given.items() if key.endswith("freqs")}
         assert len(copies) == sum(key.endswith("freqs") for key in state)  # files must not share memory
-        small_unet(seed=1).load_state_dict(config.normalise_unet_keys(state))
+        small_unet(seed=1).load_state_dict(checkpoint.normalise_unet_keys(state))
 
     @pytest.mark.parametrize("wrong", [torch.ones(16), torch.ones(8)], ids=["values", "count"])
     def test_other_frequencies_are_refused(self, wrong):
         state = small_unet().state_dict() | {"temporal_rotary_emb.freqs": wrong}
         with pytest.raises(CheckpointError, match="temporal_rotary_emb.freqs must hold the constants"):
-            config.normalise_unet_keys(state)
+            checkpoint.normalise_unet_keys(state)
         half = small_unet().state_dict()["temporal_rotary_emb.freqs"].bfloat16()
-        config.normalise_unet_keys(state | {"temporal_rotary_emb.freqs": half})
+        checkpoint.normalise_unet_keys(state | {"temporal_rotary_emb.freqs": half})
 
     def test_both_namings_of_the_vae_attention(self):
         state = small_vae().state_dict()
@@ -250,8 +287,8 @@ class TestWeights:
             for old, new in newer.items():
                 key = key.replace("." + old, "." + new)
             renamed["vae." + key] = value
-        assert sum("to_" in key for key in renamed) == 16 and config.is_vae(renamed)
-        given = config.normalise_vae_keys(renamed)
+        assert sum("to_" in key for key in renamed) == 16 and checkpoint.is_vae(renamed)
+        given = checkpoint.normalise_vae_keys(renamed)
         assert given.keys() == state.keys()
         small_vae(seed=1).load_state_dict(given)
 
@@ -259,17 +296,21 @@ class TestWeights:
         unet_state, vae_state = small_unet().state_dict(), small_vae().state_dict()
         conditioned = small_vae(replace(CONDITIONED, block_out_channels=(32, 64))).state_dict()
         eightfold = small_vae(replace(SMALL_VAE, block_out_channels=(32, 32, 32, 32))).state_dict()
-        assert config.is_unet(unet_state) and not config.is_vae(unet_state)
-        assert config.is_vae(vae_state) and config.is_vae(conditioned) and not config.is_unet(vae_state)
-        assert not config.is_vae(eightfold) and not config.is_unet({}) and not config.is_vae({})
+        assert checkpoint.is_unet(unet_state) and not checkpoint.is_vae(unet_state)
+        assert (
+            checkpoint.is_vae(vae_state)
+            and checkpoint.is_vae(conditioned)
+            and not checkpoint.is_unet(vae_state)
+        )
+        assert not checkpoint.is_vae(eightfold) and not checkpoint.is_unet({}) and not checkpoint.is_vae({})
 
     def test_incomplete_files(self):
         state = small_unet().state_dict()
         del state["conv_in.weight"]
         with pytest.raises(CheckpointError, match="conv_in.weight"):
-            config.unet_config_from_state(state)
+            checkpoint.unet_config(state)
         with pytest.raises(CheckpointError, match="Upscale-A-Video VAE: the weights must have an entry"):
-            config.normalise_vae_keys(state)
+            checkpoint.normalise_vae_keys(state)
 
 
 class TestBlocks:

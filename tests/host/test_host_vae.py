@@ -17,13 +17,13 @@ def vaes(core):
 
 
 def _cascade(vae, target, mode="bilinear", **links):
-    from cascadevsr.nodes.cascade import CascadeInput
+    from cascadevsr.nodes.frames import CascadeInput
 
     return CascadeInput.execute(vae, target, mode, **links).args
 
 
 def _decode(vae, samples, chunk=16, tile=0):
-    from cascadevsr.nodes.decode import TemporalDecode
+    from cascadevsr.nodes.frames import TemporalDecode
 
     return TemporalDecode.execute(samples, vae, 1.0, chunk, tile).args[0]
 
@@ -83,12 +83,12 @@ def test_a_second_cascade_starts_from_the_exact_size(vaes, noise):
 @pytest.fixture
 def pieces(monkeypatch):
     """Let little memory be there: pieces(chunk) makes one piece of a small clip too much."""
-    from cascadevsr.nodes import foreign_vae
+    from cascadevsr.nodes.host import host_vae
 
     def shrink(frame_pixels, sides):
-        monkeypatch.setattr(foreign_vae, "_LEAST_FRAME", frame_pixels)
-        monkeypatch.setattr(foreign_vae, "_SMALL_CLIP", 1)
-        monkeypatch.setattr(foreign_vae, "_SIDES", sides)
+        monkeypatch.setattr(host_vae, "_LEAST_FRAME", frame_pixels)
+        monkeypatch.setattr(host_vae, "_SMALL_CLIP", 1)
+        monkeypatch.setattr(host_vae, "_SIDES", sides)
 
     return shrink
 
@@ -103,7 +103,7 @@ def _seam(x, dim, joints):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_seam_at_tiles(core, vaes, name):
-    from cascadevsr.models.layout.windows import spread_windows
+    from cascadevsr.models.layout.pieces import spread_windows
 
     vae, family = vaes[name], FAMILIES[name]
     cells = 24 if family.space < 32 else 12
@@ -125,7 +125,7 @@ def test_no_seam_at_tiles(core, vaes, name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "hunyuan"])
 def test_no_seam_where_time_is_cut(vaes, name, pieces):
     """Hunyuan's VAE at its smallest takes 20 s for this: left out."""
-    from cascadevsr.models.layout import causal
+    from cascadevsr.models.layout import pieces as core
 
     vae, family = vaes[name], FAMILIES[name]
     latent = {"samples": _smooth(family, 26, 2, 2)}
@@ -133,9 +133,9 @@ def test_no_seam_where_time_is_cut(vaes, name, pieces):
     pieces(1, (1024,))
     cut = _decode(vae, latent)
     assert cut.shape == whole.shape and not torch.equal(cut, whole)
-    spans = causal.plan_spans(26, causal.SHORTEST)
-    joints = {causal.first_frame(span.kept.start, family.time) for span in spans[1:]}
-    joints |= {causal.first_frame(span.kept.stop, family.time) - 1 for span in spans[:-1]}
+    spans = core.restarting_spans(26, core.SHORTEST)
+    joints = {core.first_frame(span.kept.start, family.time) for span in spans[1:]}
+    joints |= {core.first_frame(span.kept.stop, family.time) - 1 for span in spans[:-1]}
     assert _seam(cut, 0, joints) < 1.1 * _seam(whole, 0, joints)
     if name != "ltxv":  # whose decoder looks ahead
         first = family.time * 8 + 1
@@ -181,30 +181,30 @@ def test_no_piece_is_larger_than_its_share_of_a_chunk(vaes, noise, name, pieces)
     vae, chunk, size = _Watched(vaes[name]), 14, (160, 192)
     pieces(1, (64,))
     target = {"target": "exact size", "height": size[0], "width": size[1]}
-    from cascadevsr.nodes import foreign_vae
+    from cascadevsr.nodes.host import host_vae
 
     latent = _cascade(vae, target, frames=noise(17, 24, 32))[0]
     count = len(vae.pixels)
-    assert count > 1 and max(vae.pixels) <= size[0] * size[1] * foreign_vae.CHUNK / foreign_vae._COPIES
+    assert count > 1 and max(vae.pixels) <= size[0] * size[1] * host_vae.CHUNK / host_vae._COPIES
     frames = _decode(vae, latent, chunk)
     assert frames.shape == (17, *size, 3) and len(vae.pixels) > count + 1
-    assert max(vae.pixels[count:]) <= size[0] * size[1] * chunk / foreign_vae._COPIES
+    assert max(vae.pixels[count:]) <= size[0] * size[1] * chunk / host_vae._COPIES
     one_chunk, result = 12 * chunk * size[0] * size[1], frames.nbytes
     assert max(vae.alive[:count]) < one_chunk and max(vae.alive[count:]) < result + one_chunk
     assert max(vae.alive[count:]) > result, "the count sees the result"
 
 
 def test_the_tiles_fit_the_memory_the_host_says_a_vae_needs(vaes, monkeypatch):
-    from cascadevsr.nodes import foreign_vae, host
+    from cascadevsr.nodes.host import host_vae, services
 
     vae, latent = vaes["wan21"], _smooth(FAMILIES["wan21"], 2, 64, 64)
     need = vae.memory_used_decode((1, 16, 2, 48, 48), vae.vae_dtype)
-    monkeypatch.setattr(host, "free_bytes", lambda device: need + 1)
+    monkeypatch.setattr(services, "free_bytes", lambda device: need + 1)
     seen = []
     monkeypatch.setattr(
         vae, "decode", lambda z: seen.append(z.shape) or torch.zeros(1, 5, *(8 * n for n in z.shape[3:]), 3)
     )
-    foreign_vae.decode(vae, latent)
+    host_vae.decode(vae, latent)
     assert len(seen) == 4 and all(tuple(shape[3:]) == (48, 48) for shape in seen)
 
 
@@ -231,6 +231,6 @@ def test_bad_input_says_what_to_change(core, vaes, noise):
     with pytest.raises(ValueError, match="samples must be finite"):
         _cascade(ltx, scale, samples={"samples": torch.full((1, 128, 1, 1, 1), float("nan"))}, base_vae=ltx)
     with pytest.raises(ValueError, match="only a restorer's VAE can use lr_frames"):
-        from cascadevsr.nodes.decode import TemporalDecode
+        from cascadevsr.nodes.frames import TemporalDecode
 
         TemporalDecode.execute(clip, ltx, 1.0, 16, 0, noise(9, 16, 16))

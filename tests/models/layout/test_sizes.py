@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from cascadevsr.models.layout import geometry
-from cascadevsr.models.layout.geometry import (
+from cascadevsr.models.layout import sizes
+from cascadevsr.models.layout.pieces import plan_tiles
+from cascadevsr.models.layout.sizes import (
     ClipSize,
+    RegionReader,
     clip_size,
     crop_clip,
     latent_frames,
@@ -121,18 +123,34 @@ def test_resize_equals_pillow(mode, height, width):
     np.testing.assert_allclose(resized[0, 1, 0].numpy(), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("mode", geometry.RESIZE_MODES)
+@pytest.mark.parametrize("mode", sizes.RESIZE_MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_resize_in_parts_equals_the_whole(mode, dtype, monkeypatch):
     clip = torch.rand(2, 3, 5, 6, 7).to(dtype)
     whole = resize_clip(clip, 13, 5, mode)
-    monkeypatch.setattr(geometry, "_RESIZE_PIXELS", 1)
+    monkeypatch.setattr(sizes, "_RESIZE_PIXELS", 1)
     parts = resize_clip(clip, 13, 5, mode)
     assert parts.dtype == dtype
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6 if dtype is torch.float32 else 1e-3)
 
 
-@pytest.mark.parametrize("mode", geometry.RESIZE_MODES)
+@pytest.mark.parametrize("mode", sizes.RESIZE_MODES)
 def test_resize_keeps_a_flat_clip_flat(mode):
     flat = resize_clip(torch.full((1, 3, 2, 5, 7), 0.3), 11, 3, mode)
     assert torch.allclose(flat, torch.tensor(0.3), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("target", [(37, 53), (7, 11), (12, 20), (5, 9)])
+def test_rectangles_of_a_resize_are_those_of_the_whole(mode, target):
+    frames = torch.rand(4, 12, 20, 3, generator=torch.Generator().manual_seed(0))
+    size = ClipSize(4, *target)
+    padded = padded_size(size, 8, 4)
+    clip = resize_clip(frames.movedim(-1, 0)[None], *target, mode).clamp(0, 1)
+    whole = pad_clip(clip, padded)[0].movedim(0, -1)
+    read = RegionReader(frames, size, padded, mode)
+    for tile in plan_tiles(padded.height, padded.width, 8, 8, 3):
+        rows, columns = tile.region[1:]
+        assert torch.allclose(read(1, 5, rows, columns), whole[1:5, rows, columns], atol=2e-6)
+    with pytest.raises(ValueError, match="mode must be bilinear, bicubic or lanczos; got 'area'"):
+        RegionReader(frames, size, padded, "area")

@@ -1,4 +1,4 @@
-"""Upscale-A-Video's published inference as functions: its plans, its noise, and the run from LR frames to a clip.
+"""Upscale-A-Video's published inference as functions: its tiles and chunks, and the run from LR frames to a clip.
 
 Clips and latents are (b, c, t, h, w), LR frames in -1..1 at the latents' size; spans are half-open (start, stop)
 in frames. The host's samplers, tiles and decoder do the same job in a graph; this is the order of the published
@@ -9,71 +9,23 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+from cascadevsr.models.layout.pieces import Tile
+from cascadevsr.models.motion.propagation import propagate
+from cascadevsr.models.schedules import DiffusionSettings
+from cascadevsr.models.upscale_a_video.published import (
+    DECODE_CHUNK,
+    SCHEDULE,
+    Span,
+    add_lr_noise,
+    check_level,
+    published_window_weights,
+    published_windows,
+)
 
-from ..layout.tiles import Tile
-from ..motion.propagation import propagate
-from ..schedules import DDIM, DiffusionSettings
-from .config import DECODE_CHUNK, MAX_NOISE_LEVEL, WINDOW, WINDOW_OVERLAP
-
-Span = tuple[int, int]
+from .schedules import DDIM
 
 CONTEXT = 64  # LR px that a published tile sees beyond its core, on each side
-# The scheduler of the SD x4-upscaler that the model was made from: for a checkpoint without its jsons.
-SCHEDULE = DiffusionSettings(
-    beta_schedule="scaled_linear",
-    prediction_type="v_prediction",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
 _FLOW_CHUNKS = ((640, 12), (720, 8), (1280, 4))  # up to this width, this many frames; wider, two
-
-
-def add_lr_noise(
-    lr: torch.Tensor, noise: torch.Tensor, level: int, alphas: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Mix noise into LR frames at a level of 0..350, with the alphas_cumprod of the low-res scheduler.
-
-    Float32 alphas are right. The published program rounds its table to half precision first, which at low levels
-    puts the strength of the noise off by a few percent; give `alphas.half()` for its numbers.
-    """
-    check_level(level)
-    alphas = SCHEDULE.alphas_cumprod() if alphas is None else alphas
-    alpha = alphas[level]
-    return alpha**0.5 * lr + (1 - alpha) ** 0.5 * noise
-
-
-def check_level(level: int) -> None:
-    """Raise a ValueError for a noise level that the network was not trained with."""
-    if not 0 <= level <= MAX_NOISE_LEVEL or level != int(level):
-        raise ValueError(
-            f"Upscale-A-Video: the noise level must be a whole number of 0..{MAX_NOISE_LEVEL}; got {level}. "
-            "120 is the published choice."
-        )
-
-
-def reference_windows(frames: int) -> list[Span]:
-    """Give the published windows in their order; the last ones are shifted back and can be the same twice."""
-    if frames <= WINDOW:
-        return [(0, frames)]
-    stops = (min(start + WINDOW, frames) for start in range(0, frames, WINDOW - WINDOW_OVERLAP))
-    return [(stop - WINDOW, stop) for stop in stops]
-
-
-def reference_window_weights(frames: int) -> torch.Tensor:
-    """Give (windows, frames) float32: what each window counts after the published blending.
-
-    It mixes windows one after another, half of what is there and half of the new one, where frames are covered.
-    """
-    windows = reference_windows(frames)
-    weights = torch.zeros(len(windows), frames)
-    covered = 0
-    for row, (start, stop) in enumerate(windows):
-        weights[:, start:covered] *= 0.5
-        weights[row, start:covered] = 0.5
-        weights[row, covered:stop] = 1.0
-        covered = stop
-    return weights
 
 
 def decode_chunks(frames: int, chunk: int = DECODE_CHUNK) -> list[Span]:
@@ -88,21 +40,21 @@ def flow_chunks(frames: int, width: int) -> list[Span]:
 
 
 @dataclass(frozen=True)
-class ReferenceTile:
+class PublishedTile:
     """Hold one published tile in LR px: what the networks see, and the part of it that is kept."""
 
     source: Tile
     core: Tile
 
 
-def reference_tiles(height: int, width: int, tile: int = 256) -> list[ReferenceTile]:
+def published_tiles(height: int, width: int, tile: int = 256) -> list[PublishedTile]:
     """Give the published tiles, row by row; cores cover the frame once, without blending.
 
     A side too short for any tile, which the published program leaves black, is one tile.
     """
-    rows, columns = _reference_spans(height, tile), _reference_spans(width, tile)
+    rows, columns = _spans(height, tile), _spans(width, tile)
     return [
-        ReferenceTile(_rectangle(row_source, column_source), _rectangle(row_core, column_core))
+        PublishedTile(_rectangle(row_source, column_source), _rectangle(row_core, column_core))
         for row_source, row_core in rows
         for column_source, column_core in columns
     ]
@@ -112,7 +64,7 @@ def _rectangle(rows: Span, columns: Span) -> Tile:
     return Tile(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
 
 
-def _reference_spans(size: int, tile: int) -> list[tuple[Span, Span]]:
+def _spans(size: int, tile: int) -> list[tuple[Span, Span]]:
     """Give the (source, core) spans of one axis."""
     count = -(-size // tile)
     if (count - 1) * tile + CONTEXT >= size:  # the last core would be no wider than its neighbour's context
@@ -137,7 +89,7 @@ def predict_windows(
     """Run the network over the published windows of a clip and blend them; equal windows are computed once."""
     frames = x.shape[2]
     weights: dict[Span, torch.Tensor] = {}
-    for span, row in zip(reference_windows(frames), reference_window_weights(frames), strict=True):
+    for span, row in zip(published_windows(frames), published_window_weights(frames), strict=True):
         weights[span] = weights.get(span, 0) + row
     blended = None
     for (start, stop), row in weights.items():

@@ -6,67 +6,125 @@ a host, and what its recorded numbers are compared with. Its crash on small fram
 are not repeated.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-
-from ..layout.sizes import resize_clip
-from ..layout.tiles import Tile
-from ..layout.windows import plan_windows
-from ..motion.guidance import PUBLISHED, PUBLISHED_STRENGTH, Flows, motion_gradient, published_update
-from ..pixels.color import adain, wavelet
-from ..schedules import DiffusionSettings, SpacedDDPM
-from .config import LATENT_SCALE, SEGMENT, SPACE, TILE
-from .preparation import enlarge, estimate_flows, pad
-
-SCHEDULE = DiffusionSettings(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    prediction_type="epsilon",
-    clip_sample=False,
+import torch.nn.functional as F
+from cascadevsr.models.layout.pieces import Tile
+from cascadevsr.models.layout.sizes import resize_clip
+from cascadevsr.models.mgld_vsr.published import (
+    FLOW_ITERATIONS,
+    SCHEDULE,
+    SHORTEST,
+    TILE,
+    TILE_OVERLAP,
+    published_segments,
+    published_tiles,
+    tile_weights,
 )
+from cascadevsr.models.mgld_vsr.vae import LATENT_SCALE, SPACE
+from cascadevsr.models.motion.guidance import (
+    PUBLISHED,
+    PUBLISHED_STRENGTH,
+    Flows,
+    motion_gradient,
+    published_update,
+)
+from cascadevsr.models.motion.raft import STRIDE
+from cascadevsr.models.motion.warp import occlusion, resize_flow
+from cascadevsr.models.pixels.color import adain, wavelet
+from cascadevsr.models.schedules import DiffusionSettings
+
+from .schedules import SpacedDDPM
+
 STEPS = 50
-TILE_OVERLAP = 32  # latent cells
 PIXEL_TILE = 960  # px; larger frames go through the whole pipeline in parts
 PIXEL_STRIDE = (
     744  # px; published 750, which is no whole number of latent cells, so that its flow tiles drift
 )
+PADDING = 32  # px; padded sides are multiples of it
+FLOW_SHRINK = 4  # motion is estimated on frames of about the LR size
 COLOUR = {"adain": adain, "wavelet": wavelet, "none": None}
 
-_SPREAD = 0.01  # variance of the tile weights' bell, in shares of the tile's squared side
+
+def enlarge(clip: torch.Tensor, upscale: float = 4.0) -> torch.Tensor:
+    """Enlarge LR frames by `upscale`, or to 512 px on the shorter side if that is more; bicubic, clamped."""
+    height, width = clip.shape[-2:]
+    scale = max(SHORTEST / min(height, width), upscale)
+    return _per_frame(
+        clip, lambda frames: _bicubic(frames, int(height * scale), int(width * scale)).clamp_(-1, 1)
+    )
 
 
-def tile_weights(height: int, width: int) -> torch.Tensor:
-    """Give the published (h, w) float64 bell; its middle is that of the columns, but half a row below the rows'."""
-    rows, columns = _bell(height, height / 2), _bell(width, (width - 1) / 2)
-    return rows[:, None] * columns
+def pad(clip: torch.Tensor) -> torch.Tensor:
+    """Reflect the right and lower borders up to multiples of 32 px.
+
+    As published, a side that divides already grows by 32 px when the other one does not.
+    """
+    height, width = clip.shape[-2:]
+    if height % PADDING == 0 and width % PADDING == 0:
+        return clip
+    rows, columns = (PADDING - side % PADDING for side in (height, width))
+    return _per_frame(clip, lambda frames: F.pad(frames, (0, columns, 0, rows), mode="reflect"))
 
 
-def _bell(side: int, middle: float) -> torch.Tensor:
-    distance = (torch.arange(side, dtype=torch.float64) - middle) / side
-    return torch.exp(-distance.square() / (2 * _SPREAD)) / math.sqrt(2 * math.pi * _SPREAD)
+def flow_frames(clip: torch.Tensor) -> torch.Tensor:
+    """Reduce padded frames to what the motion is seen on: a quarter of the sides, in 0..1."""
+    height, width = (side // FLOW_SHRINK for side in clip.shape[-2:])
+    return _per_frame(clip, lambda frames: _bicubic(((frames + 1) / 2).clamp_(0, 1), height, width))
 
 
-def reference_tiles(height: int, width: int, tile: int = TILE, overlap: int = TILE_OVERLAP) -> list[Tile]:
-    """Give the published tiles, column by column; the last of an axis is shifted back to be full."""
-    rows, columns = (plan_windows(side, tile, min(overlap, tile - 1)) for side in (height, width))
-    return [Tile(row.start, column.start, row.length, column.length) for column in columns for row in rows]
+def raft_flow(
+    raft: Callable[..., torch.Tensor],
+    first: torch.Tensor,
+    second: torch.Tensor,
+    iterations: int = FLOW_ITERATIONS,
+) -> torch.Tensor:
+    """Estimate the flow first -> second as published: RAFT on (b, 3, h, w) in 0..1, not the -1..1 it was made for."""
+    height, width = first.shape[-2:]
+    rows, columns = (-side % STRIDE for side in (height, width))
+    border = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    flow = raft(*(F.pad(image, border, mode="replicate") for image in (first, second)), iterations)
+    return flow[..., border[2] : border[2] + height, border[0] : border[0] + width]
+
+
+@torch.no_grad()
+def estimate_flows(
+    clip: torch.Tensor, estimator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Flows:
+    """Estimate the flows of padded frames on the grid of their latents, and what is seen again along them.
+
+    `estimator` gives the flow (b, 2, h, w) in px from a first to a second image in 0..1; pairs come one by one.
+    """
+    frames = flow_frames(clip)
+    height, width = (side // SPACE for side in clip.shape[-2:])
+    found: list[list[torch.Tensor]] = [[], [], [], []]
+    for i in range(clip.shape[2] - 1):
+        first, second = frames[:, :, i], frames[:, :, i + 1]
+        ahead, behind = (
+            resize_flow(estimator(*pair), height, width) for pair in ((first, second), (second, first))
+        )
+        pair = (ahead, behind, 1 - occlusion(ahead, behind), 1 - occlusion(behind, ahead))
+        for stack, part in zip(found, pair, strict=True):
+            stack.append(part)
+    if not found[0]:
+        empty = clip.new_zeros((clip.shape[0], 2, 0, height, width))
+        return Flows(empty, empty, empty[:, :1], empty[:, :1])
+    return Flows(*(torch.stack(stack, 2) for stack in found))
+
+
+def _per_frame(clip: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    return torch.stack([change(clip[:, :, i]) for i in range(clip.shape[2])], 2)
+
+
+def _bicubic(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return F.interpolate(frames, (height, width), mode="bicubic", align_corners=False)
 
 
 def pixel_tiles(height: int, width: int, tile: int = PIXEL_TILE, stride: int = PIXEL_STRIDE) -> list[Tile]:
     """Give the parts of a padded frame, in px, that go through the whole pipeline by themselves."""
-    return reference_tiles(height, width, tile, tile - stride)
-
-
-def reference_segments(frames: int, length: int = SEGMENT) -> list[list[int]]:
-    """Give the frames of each published segment; the last repeats the clip's last frame until it is full."""
-    return [
-        [min(frame, frames - 1) for frame in range(start, start + length)]
-        for start in range(0, frames, length)
-    ]
+    return published_tiles(height, width, tile, tile - stride)
 
 
 @dataclass(frozen=True)
@@ -101,7 +159,7 @@ def predict_noise(
         return run(x, lr)
     total = torch.zeros_like(x, dtype=torch.float32)
     count = torch.zeros(x.shape[-2:], device=x.device)
-    for each in reference_tiles(*x.shape[-2:], tile, overlap):
+    for each in published_tiles(*x.shape[-2:], tile, overlap):
         weights = tile_weights(each.height, each.width).to(x.device)
         total[each.region] += run(x[each.region], lr[each.region]) * weights
         count[each.region] += weights
@@ -221,7 +279,7 @@ def restore(
     large = enlarge(clip, upscale)
     padded = pad(large)
     parts = []
-    for frames in reference_segments(clip.shape[2]):
+    for frames in published_segments(clip.shape[2]):
         segment = padded[:, :, frames]
         flows = estimate_flows(segment, estimator) if estimator is not None else None
         total, count = torch.zeros_like(segment), torch.zeros_like(segment[0, 0, 0])
