@@ -172,13 +172,13 @@ def test_a_vocabulary_of_the_release_is_used(core, folder, tmp_path):
     config = {**TEXT, "vocab_size": len(words)}
     small = type(release.text)(lambda: {**state, key: state[key][: len(words)].clone()}, config)
     object.__setattr__(release, "text", small)
-    clip = load_clip(release)
+    clip = SYSTEM.load_clip(release, Loading(), False)
     numbers = [token for token, _ in clip.tokenize("ab")["h"][0]]
     assert numbers[0] == 0 and numbers[-1] == words.index("!") and 1 in numbers
     assert clip.encode_from_tokens(clip.tokenize("ab (c:1.2)")).shape == (1, 77, 40)
     release.tokenizer["tokenizer_config.json"] = json.dumps({"pad_token": "<none>"})
     with pytest.raises(ValueError, match="must have the token '<none>'"):
-        load_clip(release)
+        SYSTEM.load_clip(release, Loading(), False)
 
 
 # Sizes, samplers, windows
