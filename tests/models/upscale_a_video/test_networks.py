@@ -360,13 +360,6 @@ class TestBlocks:
         framewise = torch.stack([layer(x[:, k], text) for k in range(3)], 1)
         assert torch.allclose(whole, framewise, atol=1e-6)
 
-    def test_sinusoid(self):
-        features = unet.sinusoid(torch.tensor([0.0, 7.0]), 8)
-        assert torch.equal(features[0], torch.tensor([1.0] * 4 + [0.0] * 4))
-        angles = [7.0 / 10000 ** (i / 4) for i in range(4)]
-        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
-        assert torch.allclose(features[1], torch.tensor(expected), atol=1e-6)
-
 
 @pytest.mark.usefixtures("without_gradients")
 class TestUNet:
