@@ -95,9 +95,7 @@ class DiffusionSettings:
     prediction_type: str = "epsilon"
     clip_sample: bool = True
     clip_sample_range: float = 1.0
-    set_alpha_to_one: bool = (
-        True  # what follows the last step: a clean sample, else that of alphas_cumprod[0]
-    )
+    set_alpha_to_one: bool = True  # the last step ends at a clean sample, else at that of alphas_cumprod[0]
     steps_offset: int = 0
 
     def __post_init__(self):

@@ -17,7 +17,7 @@ import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 
-from ..models.checkpoints import CONDITIONED, PLAIN, CheckpointError, State, no_such_decoder, strip_prefix
+from ..models.checkpoints import CheckpointError, State, strip_prefix
 from ..models.layout.geometry import ClipSize, pad_clip
 from ..models.layout.tiles import Tile
 from ..models.layout.windows import Window
@@ -207,12 +207,11 @@ def _load_model(release: Release, state: State, precision: str, preset: str, dis
 def _load_vae(
     release: Release, state: State, precision: str, decoder: str, preset: str, disable_dynamic: bool = False
 ):
-    if decoder == CONDITIONED and release.sequence is None:
-        raise no_such_decoder(release.name, [PLAIN], decoder, f"put {SEQUENCE}.ckpt beside it")
+    read_sequence = release.decoder(decoder)
     weights = {key: value for key, value in state.items() if key.startswith(_FIRST_STAGE)}
     config, sequence = checkpoint.vae_config(strip_prefix(weights, _FIRST_STAGE)), None
-    if release.sequence is not None and decoder != PLAIN:
-        entries = release.sequence()
+    if read_sequence is not None:
+        entries = read_sequence()
         sequence = checkpoint.vae_config(entries)
         weights = {key: value for key, value in weights.items() if not key.startswith(_FIRST_DECODER)}
         weights |= {f"sequence.{key}": value for key, value in entries.items()}

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from types import ModuleType
 
 import torch
@@ -144,10 +145,10 @@ class SequenceVAE(nn.Module):
         frames = fold(clip)
         parts = []
         for part in frames.split(at_once(frames, self.config.ch / self.config.in_channels)):
-            steps = zip(
-                range(levels.stop), self.encoder.levels(part), strict=False
+            found = islice(
+                self.encoder.levels(part), levels.start, levels.stop
             )  # deeper ones are not computed
-            parts.append([each for i, each in steps if i in levels])
+            parts.append(list(found))
         return [unfold(torch.cat(each), clip.shape[0]) for each in zip(*parts, strict=True)]
 
     def decode(

@@ -42,9 +42,8 @@ from .unet import UNetConfig
 from .vae import VAEConfig
 
 NAME, ARCHITECTURE = "Upscale-A-Video", "upscale_a_video"
-LICENCE = (
-    f"{NAME} weights: S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
-)
+_TERMS = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
+LICENCE = f"{NAME} weights: {_TERMS}"
 HOLDS = "the UNet, a converted file, or the released folder"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 VAE_PREFIXES = {PLAIN: "vae.", CONDITIONED: "vae_video."}  # in a converted file

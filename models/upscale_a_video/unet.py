@@ -49,9 +49,8 @@ from .temporal import (
 )
 from .vae import LATENT_CHANNELS
 
-MAX_NOISE_LEVEL = (
-    350  # of the LR frames, of 1000 steps; the embedding has more rows, which were never trained
-)
+# Of the LR frames, of 1000 steps; the embedding has more rows, which were never trained.
+MAX_NOISE_LEVEL = 350
 
 
 @dataclass(frozen=True)
@@ -321,7 +320,7 @@ class VideoUNet(nn.Module):
             if i + 1 < levels:
                 x = level.downsamplers[0](x)
                 skips.append(x)
-            if temporal is not None:
+            if temporal is not None:  # after the skip was kept: the way up sees what the image model made
                 x = temporal(x, temb)
             report(i + 1, 2 * levels + 1)
 

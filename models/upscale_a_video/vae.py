@@ -51,11 +51,6 @@ class VAEConfig:
     condition_channels: int = 128
     scaling_factor: float = LATENT_SCALE
 
-    @property
-    def scale(self) -> int:
-        """Give the output pixels per latent cell."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
 
 class PlusResnet(Resnet):
     """A residual block followed by a 3x3x3 convolution; zeros stand around the clip, in time too."""
@@ -85,9 +80,8 @@ class FrameAttention(nn.Module):
         self.attention = attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = (
-            per_frame(self.group_norm, x).permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2)
-        )  # (b*t, n, c)
+        y = per_frame(self.group_norm, x)
+        tokens = y.permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2)  # (b*t, n, c)
         q, k, v = (layer(tokens).unsqueeze(1) for layer in (self.query, self.key, self.value))
         y = self.proj_attn(self.attention(q, k, v).squeeze(1))
         y = y.unflatten(0, (x.shape[0], x.shape[2])).unflatten(2, x.shape[-2:]).permute(0, 4, 1, 2, 3)
