@@ -1,7 +1,13 @@
-"""Sampling schedules as pure functions.
+"""Sampling schedules as pure functions: which noise levels a run visits, and how a sample steps from one to the next.
 
-Flow matching: sigma runs from 1 (noise) to 0 (clean); shift moves steps towards the noisy end.
-Diffusion: alphas_cumprod is the share of signal power at each trained time; DDIM and ancestral DDPM step down it.
+Flow matching: x = (1 - sigma) clean + sigma noise, sigma in 0..1.
+1. `flow_sigmas`: (steps + 1,) sigmas from the start to 0; `shift_sigma` moves them towards the noisy end.
+2. `step_index` finds the step of a sigma; `pndm_weights` weigh past velocities for a multistep update.
+
+Diffusion: x = sqrt(abar) clean + sqrt(1 - abar) noise, abar = alphas_cumprod[time], the share of signal power.
+1. `DiffusionSettings`, the published json, gives betas and alphas_cumprod (1000,).
+2. `ddim_timesteps` or `ddpm_timesteps`: the descending times of a run.
+3. `ddim_update` or `ddpm_update`: from a prediction of the clean sample at one time to the sample at the next.
 """
 
 import math
@@ -37,8 +43,8 @@ def flow_sigmas(steps: int, start: float = 1.0, shift: float = 1.0) -> torch.Ten
     """Give (steps + 1,) float32 sigmas, strictly descending from exactly `start` to exactly 0."""
     if steps < 1 or not 0 < start <= 1 or not 0 < shift < float("inf"):
         raise ValueError(
-            f"Refine Sigmas: needs at least 1 step, a start sigma in (0, 1] and a positive shift; "
-            f"got {steps} steps, start {start}, shift {shift}. Start from steps 1, start 1.0, shift 1.0."
+            "Flow sigmas: needs at least 1 step, a start sigma in (0, 1] and a positive shift; got "
+            f"{steps} steps, start {start}, shift {shift}. Start from steps 1, start 1.0, shift 1.0."
         )
     times = torch.linspace(float(unshift_sigma(start, shift)), 0.0, steps + 1, dtype=torch.float64)
     sigmas = shift_sigma(times, shift)
@@ -89,9 +95,7 @@ class DiffusionSettings:
     prediction_type: str = "epsilon"
     clip_sample: bool = True
     clip_sample_range: float = 1.0
-    set_alpha_to_one: bool = (
-        True  # what follows the last step: a clean sample, else that of alphas_cumprod[0]
-    )
+    set_alpha_to_one: bool = True  # the last step ends at a clean sample, else at that of alphas_cumprod[0]
     steps_offset: int = 0
 
     def __post_init__(self):
@@ -146,7 +150,7 @@ def ddim_timesteps(steps: int, settings: DiffusionSettings) -> list[int]:
     times = [i * stride + settings.steps_offset for i in reversed(range(steps))]
     if steps < 1 or stride < 1 or times[0] >= settings.num_train_timesteps:
         raise ValueError(
-            f"DDIM: needs 1 to {settings.num_train_timesteps - settings.steps_offset} steps; got {steps}. "
+            f"DDIM times: needs 1 to {settings.num_train_timesteps - settings.steps_offset} steps; got {steps}. "
             "30 is the published number."
         )
     return times
@@ -158,7 +162,7 @@ def ddim_update(clean, noise, alpha, alpha_next, eta: float = 0.0, fresh=None):
         return alpha_next**0.5 * clean + (1 - alpha_next) ** 0.5 * noise
     if fresh is None:
         raise ValueError(
-            f"DDIM: eta above 0 needs fresh noise for each step; got eta {eta} and none. Pass it."
+            f"DDIM step: eta above 0 needs fresh noise for each step; got eta {eta} and none. Pass `fresh`."
         )
     sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)) ** 0.5
     return alpha_next**0.5 * clean + (1 - alpha_next - sigma**2) ** 0.5 * noise + sigma * fresh
@@ -176,7 +180,7 @@ def ddpm_timesteps(steps: int, trained: int = 1000) -> list[int]:
     """
     if not 2 <= steps <= trained:
         raise ValueError(
-            f"Ancestral DDPM: needs 2 to {trained} steps; got {steps}. 50 is the published number."
+            f"Ancestral DDPM times: needs 2 to {trained} steps; got {steps}. 50 is the published number."
         )
     times, reached = [], 0.0
     for _ in range(steps):

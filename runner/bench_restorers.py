@@ -21,19 +21,18 @@ _WORDS = 77  # a prompt's tokens
 
 def upscale_a_video(options, host) -> dict:
     """Upscale-A-Video alone, in this process: seconds a frame, network calls, peak memory (minutes on a GPU)."""
-    config, codec = load("models.upscale_a_video.config"), load("models.upscale_a_video.codec")
-    sampling, unet_class = (
-        load("models.upscale_a_video.sampling"),
-        load("models.upscale_a_video.unet").VideoUNet,
-    )
-    vae_class, bench = load("models.upscale_a_video.vae").UpscaleVAE, Bench(options)
+    networks, autoencoders = load("models.upscale_a_video.unet"), load("models.upscale_a_video.vae")
+    sampling, codec = load("tests.published.upscale_a_video"), load("models.upscale_a_video.codec")
+    bench = Bench(options)
     small = {"block_out_channels": (32, 64, 64, 128), "heads": (1, 1, 1, 1), "layers_per_block": 1}
-    unet = bench.build(lambda: unet_class(config.UNetConfig(**bench.small(small))))
+    unet = bench.build(lambda: networks.VideoUNet(networks.UNetConfig(**bench.small(small))))
     small = {"block_out_channels": (32, 64, 64), "layers_per_block": 1}
-    vae = bench.build(lambda: vae_class(config.VAEConfig(**bench.small(small))), decoder=True)
-    lr, x = bench.latent(3, config.SCALE), bench.latent(4, config.SCALE)
+    vae = bench.build(
+        lambda: autoencoders.UpscaleVAE(autoencoders.VAEConfig(**bench.small(small))), decoder=True
+    )
+    lr, x = bench.latent(3, autoencoders.SCALE), bench.latent(4, autoencoders.SCALE)
     text, negative = (bench.draw(1, _WORDS, unet.config.cross_attention_dim) for _ in range(2))
-    pieces = bench.pieces(6, 2, config.SCALE)
+    pieces = bench.pieces(6, 2, autoencoders.SCALE)
 
     def sample(steps: int) -> None:
         sampling.denoise(unet, x, lr, text, negative, steps=steps, guidance=6.0, level=120)
@@ -46,8 +45,9 @@ def upscale_a_video(options, host) -> dict:
 
 def mgld_vsr(options, host) -> dict:
     """MGLD-VSR alone, in this process: seconds a frame, network calls, peak memory (minutes on a GPU)."""
-    config, codec = load("models.mgld_vsr.config"), load("models.mgld_vsr.codec")
-    sampling, plan_windows = load("models.mgld_vsr.sampling"), load("models.layout.pieces").plan_windows
+    networks, codec, structures = (load(f"models.mgld_vsr.{name}") for name in ("unet", "codec", "structure"))
+    autoencoders, segment = load("models.mgld_vsr.vae"), load("models.mgld_vsr.published").SEGMENT
+    sampling, plan_windows = load("tests.published.mgld_vsr"), load("models.layout.windows").plan_windows
     bench = Bench(options)
     small = {
         "model_channels": 32,
@@ -55,27 +55,29 @@ def mgld_vsr(options, host) -> dict:
         "num_res_blocks": 1,
         "attention_resolutions": (1, 2),
     }
-    unet_config = config.UNetConfig(**bench.small({**small, "num_head_channels": 32, "semb_channels": 32}))
-    unet = bench.build(lambda: load("models.mgld_vsr.unet").MGLDUNet(unet_config))
-    encoder_config = config.StructureConfig(**bench.small({**small, "num_heads": 1, "out_channels": 32}))
-    structure = bench.build(lambda: load("models.mgld_vsr.structure").StructureEncoder(encoder_config))
+    unet_config = networks.UNetConfig(**bench.small({**small, "num_head_channels": 32, "semb_channels": 32}))
+    unet = bench.build(lambda: networks.MGLDUNet(unet_config))
+    encoder_config = structures.StructureConfig(**bench.small({**small, "num_heads": 1, "out_channels": 32}))
+    structure = bench.build(lambda: structures.StructureEncoder(encoder_config))
     small = {"ch": 32, "ch_mult": (1, 1, 2, 2), "num_res_blocks": 1}
-    first, decoder = (config.VAEConfig(**bench.small(small), sequence=sequence) for sequence in (False, True))
+    first, decoder = (
+        autoencoders.VAEConfig(**bench.small(small), sequence=sequence) for sequence in (False, True)
+    )
     first_class, decoder_class = (
-        load("models.mgld_vsr.vae").FirstStage,
+        autoencoders.FirstStage,
         load("models.mgld_vsr.decoder").SequenceVAE,
     )
     vae = bench.build(lambda: codec.Autoencoder(first_class(first), decoder_class(decoder)), decoder=True)
-    lr, noise = bench.latent(4, config.SPACE), bench.latent(4, config.SPACE)
-    networks = sampling.Networks(unet, structure, bench.draw(1, _WORDS, unet_config.context_dim))
-    windows = plan_windows(bench.frames, config.SEGMENT, 1)
+    lr, noise = bench.latent(4, autoencoders.SPACE), bench.latent(4, autoencoders.SPACE)
+    parts = sampling.Networks(unet, structure, bench.draw(1, _WORDS, unet_config.context_dim))
+    windows = plan_windows(bench.frames, segment, 1)
     clip = codec.EnlargedClip(bench.draw(bench.frames, 45, 80, 3).float().cpu(), bench.size)
-    pieces = bench.pieces(config.SEGMENT, 2, config.SPACE)
+    pieces = bench.pieces(segment, 2, autoencoders.SPACE)
 
     def sample(steps: int) -> None:
         for window in windows:
             part, fresh = lr[:, :, window.span], noise[:, :, window.span]
-            sampling.sample(networks, part, fresh, [fresh] * steps, steps=steps, tile=96, overlap=16)
+            sampling.sample(parts, part, fresh, [fresh] * steps, steps=steps, tile=96, overlap=16)
 
     def decode() -> None:
         codec.encode_clip(vae, clip.read, bench.size, **bench.place, **pieces)
@@ -99,7 +101,7 @@ class Bench:
         frames, size = _FULL if self.full else _SMALL
         width, height = parse_size(options.size or size)
         self.frames = options.frames or frames
-        self.size = load("models.layout.sizes").ClipSize(self.frames, height, width)
+        self.size = load("models.layout.geometry").ClipSize(self.frames, height, width)
         self._generator = torch.Generator().manual_seed(0)
 
     def small(self, settings: dict) -> dict:
@@ -129,7 +131,7 @@ class Bench:
         chunks = load("models.layout.pieces").blended_chunks(self.frames, min(chunk, self.frames), overlap)
         return {
             "chunks": chunks,
-            "tiles": load("models.layout.pieces").plan_tiles(rows, columns, rows, columns, 0),
+            "tiles": load("models.layout.tiles").plan_tiles(rows, columns, rows, columns, 0),
         }
 
     def measure(self, counted, networks, steps: int, sample: Callable, decode: Callable) -> dict:

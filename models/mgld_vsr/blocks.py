@@ -1,18 +1,29 @@
 """What the MGLD-VSR networks are built of: residual blocks with SPADE, and the two layers that see several frames.
 
 Frames are (n, c, h, w), n = clips x frames with the frame index fastest: every layer but the temporal ones takes each
-frame by itself. Module names are those of the published weights.
+frame by itself, and `in_turn` applies such a layer to large frames one after the other.
+
+- `embed_time`: time steps -> sinusoids (n, c) -> two layers (n, 4c).
+- `ResBlock`: (1) norm, SiLU, 3x3 convolution; (2) the time embedding is added; (3) norm, SiLU, 3x3 convolution; (4)
+  in the UNet, SPADE; (5) plus x.
+- `SPADE` (Park et al. 2019): structure map (n, s, h, w) -> 128 channels -> scale and shift (n, c, h, w) of normalised
+  x.
+- `TemporalConv`: a convolution over 3 frames at each cell, blended in by a learned share.
+- `TemporalAttention`: tokens (b, h, w, t, c) attend over t, blended in by a learned share.
+
+Module names are those of the published weights. docs/systems/mgld_vsr.md describes the system.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import ModuleType
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from ..transformer import silu, timestep_features
 
 GROUPS = 32  # of every group norm
 SPADE_WIDTH = 128  # of the layer between a structure map and its scale and shift
@@ -49,21 +60,8 @@ def in_turn(layer: Callable[..., torch.Tensor], *inputs: torch.Tensor, growth: f
     return result
 
 
-def silu(x: torch.Tensor) -> torch.Tensor:
-    """Apply SiLU to a tensor nobody else needs: in place unless gradients are recorded."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
-def sinusoid(timestep: torch.Tensor, width: int) -> torch.Tensor:
-    """Features [cos | sin] of time steps (n,) in float32: (n, width)."""
-    half = width // 2
-    position = torch.arange(half, dtype=torch.float32, device=timestep.device)
-    angle = timestep.float()[:, None] * torch.exp(-math.log(1e4) * position / half)
-    return torch.cat((angle.cos(), angle.sin()), 1)
-
-
 def time_layers(width: int, ops: ModuleType) -> nn.ModuleList:
-    """Make the two layers from the sinusoid to what residual blocks take; the gap in the numbering is a SiLU."""
+    """Make the two layers from time-step features to what residual blocks take; the gap in the numbers is a SiLU."""
     return nn.ModuleList([ops.Linear(width, 4 * width), nn.Identity(), ops.Linear(4 * width, 4 * width)])
 
 
@@ -76,14 +74,14 @@ def embed_time(
     if time.numel() not in (1, batch, batch * frames):
         raise ValueError(
             f"MGLD-VSR: time steps must be one, {batch} (one a clip) or {batch * frames} (one a frame); "
-            f"got {time.numel()}."
+            f"got {time.numel()}. Pass one for all."
         )
-    x = layers[2](F.silu(layers[0](sinusoid(time, width).to(clip.dtype))))
+    x = layers[2](F.silu(layers[0](timestep_features(time, width).to(clip.dtype))))
     return x.repeat_interleave(frames, 0) if 1 < time.numel() == batch else x
 
 
 class SPADE(nn.Module):
-    """Normalise features, then scale and shift every cell by what a structure map says there (spec section 3.3)."""
+    """Normalise features, then scale and shift every cell by what a structure map says there."""
 
     def __init__(self, width: int, structure_width: int, ops: ModuleType):
         super().__init__()

@@ -21,11 +21,14 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import (
+    CONDITIONED,
+    PLAIN,
     CheckpointError,
     State,
     count_blocks,
     find_weights,
     load_state,
+    no_such_decoder,
     own_copies,
     shape_of,
     strip_prefix,
@@ -37,9 +40,8 @@ from .unet import UNetConfig
 from .vae import VAEConfig
 
 NAME, ARCHITECTURE = "MGLD-VSR", "mgld_vsr"
-LICENCE = (
-    "MGLD-VSR weights: S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
-)
+_TERMS = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
+LICENCE = f"{NAME} weights: {_TERMS}"
 HOLDS = "mgldvsr_unet.ckpt, a converted file, or the folder of both checkpoints"
 MAIN, SEQUENCE = "mgldvsr_unet", "video_vae_cfw"  # names of the two files
 EMPTY_PROMPT = "empty_prompt"  # in a converted file: what the text encoder makes of no words
@@ -68,6 +70,12 @@ class Release:
     main: Callable[[], State]
     sequence: Callable[[], State] | None = None
     options: Mapping[str, int] = field(default_factory=lambda: dict(HEADS))
+
+    def decoder(self, wanted: str) -> Callable[[], State] | None:
+        """Choose the sequence decoder, which `auto` takes where there is one; None: the first stage decodes."""
+        if wanted == CONDITIONED and self.sequence is None:
+            raise no_such_decoder(self.name, [PLAIN], wanted, f"put {SEQUENCE}.ckpt beside it")
+        return None if wanted == PLAIN else self.sequence
 
 
 # Detect
@@ -112,8 +120,12 @@ def open_state(state: State, metadata: Mapping[str, str], path: Path) -> Release
     """
     if any(key.startswith("structure.fea_tran.") for key in state):
         sequence = strip_prefix(state, SEQUENCE_VAE)
-        main = lambda: check_whole(state, path.name)  # noqa: E731
-        return Release(path.name, main, (lambda: sequence) if sequence else None, _heads(metadata, path.name))
+        return Release(
+            path.name,
+            lambda: check_whole(state, path.name),
+            (lambda: sequence) if sequence else None,
+            _heads(metadata, path.name),
+        )
     if any(key.startswith("structcond_stage_model.") for key in state):
         return _published(path.name, lambda: state, path.parent)
     if is_sequence_vae(state):

@@ -1,22 +1,34 @@
-"""The MGLD-VSR sequence decoder (spec section 3.6): latents -> frames, mixed over time, with detail of the LR clip.
+"""The MGLD-VSR sequence decoder: latents -> frames, mixed over time, with detail of the LR clip.
 
-The decoder of the first stage, with a convolution over three frames after every residual block, and on the middle
-levels a fusion of features that the encoder finds in the LR clip. Module names are those of the published weights.
-Frames are folded into the batch; where they are large, what sees one frame takes them in turn.
+It is the decoder of the first stage with two additions: a convolution over three frames after every residual block,
+and on the middle levels a fusion of features that its own encoder finds in the LR clip. With the published sizes:
+
+1. `features`: the LR clip at the target size (b, 3, t, H, W) -> the encoder's features of level 1 (b, 256, t, H/2,
+   W/2) and level 2 (b, 512, t, H/4, W/4).
+2. Latent (b, 4, t, h, w), unscaled, frames folded into the batch -> two convolutions (b*t, 512, h, w).
+3. Middle: residual block, convolution over frames, attention within the frame, residual block.
+4. Levels of width 512, 512, 256, 128: three times a residual block and a convolution over frames; on level 2 and
+   level 1 the fusion adds to the features what a network makes of them and of the LR features, times `weight`; height
+   and width double after the first three.
+5. Norm, SiLU, convolution -> frames (b, 3, t, 8h, 8w).
+
+Frames are large here, so what sees one frame takes them in turn. Module names are those of the published weights.
+docs/systems/mgld_vsr.md describes the system.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from types import ModuleType
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import Attention
-from .blocks import GROUPS, TemporalConv, at_once, fold, in_turn, silu, unfold
+from ..transformer import Attention, silu
+from .blocks import GROUPS, TemporalConv, at_once, fold, in_turn, unfold
 from .vae import EPS, Encoder, Middle, ResnetBlock, VAEConfig, check_clip, check_latent, encode, up_levels
 
 DENSE_GROWTH = 32  # channels that each layer of a dense block adds
@@ -133,10 +145,10 @@ class SequenceVAE(nn.Module):
         frames = fold(clip)
         parts = []
         for part in frames.split(at_once(frames, self.config.ch / self.config.in_channels)):
-            steps = zip(
-                range(levels.stop), self.encoder.levels(part), strict=False
+            found = islice(
+                self.encoder.levels(part), levels.start, levels.stop
             )  # deeper ones are not computed
-            parts.append([each for i, each in steps if i in levels])
+            parts.append(list(found))
         return [unfold(torch.cat(each), clip.shape[0]) for each in zip(*parts, strict=True)]
 
     def decode(
@@ -169,5 +181,5 @@ class SequenceVAE(nn.Module):
         if got != wanted:
             raise ValueError(
                 f"MGLD-VSR VAE: this decoder needs features of the LR clip as {wanted}; got {got or 'none'}. "
-                "Connect the LR frames at the target size, or set their weight to 0."
+                "Pass the features of the LR clip at the target size, or weight 0."
             )

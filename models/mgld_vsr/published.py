@@ -3,8 +3,8 @@
 1. Frames are enlarged so that the shorter side has SHORTEST px or more.
 2. A clip falls into segments of SEGMENT frames that share none; the last repeats the clip's last frame until it is
    full: `published_segments`.
-3. Sampling is ancestral DDPM over SCHEDULE, on tiles of TILE latent cells with TILE_OVERLAP shared: `published_tiles`.
-   Their predictions are averaged with a bell each: `tile_weights`, (h, w).
+3. Sampling is ancestral DDPM over SCHEDULE, on tiles of TILE latent cells with TILE_OVERLAP shared:
+   `published_tiles`. Their predictions are averaged with a bell each: `tile_weights`, (h, w).
 4. Motion for the guidance comes from RAFT after FLOW_ITERATIONS refinements.
 
 The whole published program, an oracle for tests, is in tests/published/. Source: Yang et al., ECCV 2024.

@@ -1,7 +1,17 @@
-"""The MGLD-VSR structure encoder (spec section 3.2): what SPADE takes from the LR latent, at every resolution.
+"""The MGLD-VSR structure encoder: what SPADE takes from the LR latent, at every resolution of the UNet.
 
-It sees the clean LR latent and the time step, and runs again at every step. Frames are taken one by one.
-Module names are those of the published weights.
+It sees the clean LR latent (b, 4, t, h, w) and the time step, and runs again at every step. Frames are taken one by
+one. In order, with the published sizes:
+
+1. Time step -> sinusoids -> two layers: (1 or b*t, 1024).
+2. Convolution -> (b*t, 256, h, w).
+3. Down, levels of width 256, 256, 512, 512: two residual blocks, each followed by attention within the frame (not on
+   the last level); what the level gives is kept; then height and width are halved, rounding up (not on the last
+   level).
+4. Middle: residual block, attention, residual block; its result is the map of the last level.
+5. A residual block for each level makes the kept features maps [(b, 256, t, h / 2^k, w / 2^k)], k = 0..3.
+
+Module names are those of the published weights. docs/systems/mgld_vsr.md describes the system.
 """
 
 from __future__ import annotations
@@ -96,7 +106,7 @@ class StructureEncoder(nn.Module):
         if lr_latent.ndim != 5 or lr_latent.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"MGLD-VSR structure encoder: the LR latent must be (b, {self.config.in_channels}, t, h, w); "
-                f"got {tuple(lr_latent.shape)}. Take it from a VSR Conditioning node."
+                f"got {tuple(lr_latent.shape)}. Encode the LR clip by the first stage."
             )
         emb = embed_time(self.time_embed, timestep, lr_latent, self.config.model_channels)
         x, maps = fold(lr_latent), []

@@ -1,4 +1,8 @@
-"""The text encoder of MGLD-VSR (spec section 3.4): OpenCLIP's, up to its last but one block.
+"""The text encoder of MGLD-VSR: OpenCLIP's, up to its last but one block.
+
+1. Tokens (b, 77) -> embeddings (b, 77, 1024), plus a learned position each.
+2. All blocks but the last: layer norm, attention to earlier tokens, plus x; layer norm, feed-forward, plus x.
+3. Layer norm -> (b, 77, 1024), what the UNet attends to.
 
 The model was trained on the empty prompt only, so this runs once and its result is a constant. Module names are those
 of the published weights; the last block, the projection and the scale are in every file and have no part here.

@@ -1,7 +1,19 @@
-"""The MGLD-VSR UNet (spec section 3.3): Stable Diffusion 2.1 with SPADE, and three layers over time in the middle.
+"""The MGLD-VSR UNet: Stable Diffusion 2.1 with SPADE, and three layers over time in the middle. It predicts the noise.
 
-It predicts the noise in the latents of a clip, steered by the maps of the structure encoder; the text is always the
-empty prompt. Module names are those of the published weights. Inside, frames are folded into the batch.
+It takes noisy latents x (b, 4, t, h, w), the maps of the structure encoder, and the text (b, L, 1024), which is
+always the empty prompt. Frames are folded into the batch. In order, with the published sizes:
+
+1. Time step -> sinusoids -> two layers: (1 or b*t, 1280).
+2. Convolution -> (b*t, 320, h, w), the first skip.
+3. Down, levels of width 320, 640, 1280, 1280: twice a residual block with SPADE and (not on the last level) a
+   transformer; then height and width are halved, rounding up (not on the last level). Every result is kept as a skip.
+4. Middle (b*t, 1280, h/8, w/8): residual block, convolution over frames, transformer, attention over frames, residual
+   block, convolution over frames.
+5. Up, the levels in reverse: three times the last skip is joined on the channels, then residual block and
+   transformer; the last of a level doubles height and width, cut to those of the next skip (not on the finest level).
+6. Norm, SiLU, convolution -> noise (b, 4, t, h, w).
+
+Module names are those of the published weights. docs/systems/mgld_vsr.md describes the system.
 """
 
 from __future__ import annotations
@@ -14,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import Attention, CrossAttention, FeedForward
+from ..transformer import TRANSFORMER_EPS, Attention, CrossAttention, FeedForward, silu
 from .blocks import (
     GROUPS,
     Downsample,
@@ -23,7 +35,6 @@ from .blocks import (
     TemporalConv,
     embed_time,
     fold,
-    silu,
     time_layers,
     unfold,
 )
@@ -72,7 +83,7 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, heads: int, text_width: int, ops: ModuleType, attention: Attention):
         super().__init__()
-        self.norm = ops.GroupNorm(GROUPS, width, eps=1e-6)
+        self.norm = ops.GroupNorm(GROUPS, width, eps=TRANSFORMER_EPS)
         self.proj_in = ops.Linear(width, width)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, heads, text_width, ops, attention)])
         self.proj_out = ops.Linear(width, width)
@@ -215,7 +226,7 @@ class MGLDUNet(nn.Module):
         if x.ndim != 5 or x.shape[1] != config.in_channels:
             raise ValueError(
                 f"MGLD-VSR UNet: latents must be (b, {config.in_channels}, t, h, w); got {tuple(x.shape)}. "
-                "Take them from a VSR Conditioning node."
+                "Sample latents of this model."
             )
         if text.ndim != 3 or text.shape[0] not in (1, x.shape[0]) or text.shape[2] != config.context_dim:
             raise ValueError(
@@ -246,6 +257,7 @@ def _run(
 def _heads(width: int, config: UNetConfig) -> int:
     if width % config.num_head_channels:
         raise ValueError(
-            f"MGLD-VSR UNet: {config.num_head_channels} channels a head must divide the width; got {width}."
+            f"MGLD-VSR UNet: {config.num_head_channels} channels a head must divide the width; got {width}. Use the "
+            "published number of channels a head."
         )
     return width // config.num_head_channels

@@ -1,7 +1,16 @@
-"""The MGLD-VSR first stage (spec section 3.5): the autoencoder of Stable Diffusion, which encodes the LR clip.
+"""The MGLD-VSR first stage: the autoencoder of Stable Diffusion, which encodes the LR clip.
+
+Every frame is taken by itself: frames are (n, c, h, w). Encoding, with the published sizes:
+
+1. Convolution: frames (n, 3, H, W) -> (n, 128, H, W).
+2. Levels of width 128, 256, 512, 512: two residual blocks each; height and width are halved after the first three.
+3. Middle: residual block, attention within the frame, residual block.
+4. Norm, SiLU, two convolutions -> mean and log-variance (n, 4, H/8, W/8).
+
+Decoding goes the other way, with three blocks a level: latent (n, 4, h, w), unscaled -> frames (n, 3, 8h, 8w).
 
 Its blocks serve the sequence decoder too. Module names are those of the published weights; `down` and `up` are
-numbered by level, 0 the finest. Every frame is taken by itself: frames are (n, c, h, w).
+numbered by level, 0 the finest. docs/systems/mgld_vsr.md describes the system.
 """
 
 from __future__ import annotations
@@ -16,8 +25,8 @@ import torch.nn.functional as F
 
 from ..layout.pieces import Tile, Window, frames_of
 from ..layout.sizes import ClipSize, pad_clip, resize_clip, target_size
-from ..transformer import Attention
-from .blocks import GROUPS, fold, in_turn, silu, unfold
+from ..transformer import Attention, silu
+from .blocks import GROUPS, fold, in_turn, unfold
 
 SPACE = 8  # output pixels per latent cell
 LATENT_CHANNELS = 4

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import Attention
+from ..transformer import Attention, timestep_features
 from .references import BUILT_IN_RULE
 
 PATCH = 2
@@ -50,14 +50,6 @@ class DiTConfig:
     heads: int = 6
     ffn_ratio: int = 3
     text_width: int = 0
-
-
-def fourier_features(x: torch.Tensor, channels: int = TIME_CHANNELS) -> torch.Tensor:
-    """Sinusoidal features of values in 0..1 (scaled by 1000 as time steps are): (b,) -> (b, channels)."""
-    half = channels // 2
-    frequency = torch.exp(-math.log(1e4) * torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = x.float().view(-1, 1) * 1000 * frequency
-    return torch.cat((angle.sin(), angle.cos()), 1)
 
 
 def patchify(z: torch.Tensor) -> tuple[torch.Tensor, Grid]:
@@ -299,6 +291,10 @@ class UniMMVSRDiT(nn.Module):
         return torch.cat(tokens, 1), grids, cos.to(signal), sin.to(signal)
 
     def _condition(self, t: torch.Tensor, noise_level: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        time = self.time_in(fourier_features(t).to(dtype))
-        level = self.level_in(fourier_features(noise_level).to(dtype))
+        # Both are values in 0..1, scaled by 1000 as time steps are.
+        time, level = (
+            timestep_features(value * 1000, TIME_CHANNELS, sines_first=True).to(dtype)
+            for value in (t.float(), noise_level.float())
+        )
+        time, level = self.time_in(time), self.level_in(level)
         return self.condition_out(F.silu(time + level)).unflatten(1, (-1, self.config.width))

@@ -4,8 +4,8 @@
    the UNet's file alone.
 2. Open: a Release with one Part a network; weights are read when a Part is, only jsons and texts at once.
 3. Deduce: keys are brought to the names of our networks, sizes are read from shapes. The published json adds what no
-   shape shows: norm groups and eps, the largest noise level, the scaling factor, and whether a level that is as wide as
-   the text attends to the text only. A json that contradicts the shapes, or switches on what is not built, is refused.
+   shape shows: norm groups and eps, the largest noise level, the scaling factor, and whether a level that is as wide
+   as the text attends to the text only. Contradictions and what is not built are refused.
 4. Convert: all parts as one safetensors file. docs/systems/upscale_a_video.md lists the published files.
 """
 
@@ -42,9 +42,8 @@ from .unet import UNetConfig
 from .vae import VAEConfig
 
 NAME, ARCHITECTURE = "Upscale-A-Video", "upscale_a_video"
-LICENCE = (
-    f"{NAME} weights: S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
-)
+_TERMS = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
+LICENCE = f"{NAME} weights: {_TERMS}"
 HOLDS = "the UNet, a converted file, or the released folder"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 VAE_PREFIXES = {PLAIN: "vae.", CONDITIONED: "vae_video."}  # in a converted file

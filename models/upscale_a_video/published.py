@@ -1,8 +1,8 @@
 """Upscale-A-Video's published plan of a run: which frames the UNet sees together, and how LR frames are noised.
 
 1. LR frames (b, 3, t, h, w) in -1..1 receive noise of a level in 0..350: `add_lr_noise`.
-2. The UNet sees 8 frames at once, 2 of them shared with the window before; the last window is shifted back to be full:
-   `published_windows`, spans (start, stop) in frames.
+2. The UNet sees 8 frames at once, 2 of them shared with the window before; the last window is shifted back to be
+   full: `published_windows`, spans (start, stop) in frames.
 3. Their predictions are blended one after the other, half of what is there and half of the new one. As weights, which
    sum to 1 at every frame: `published_window_weights`, (windows, t).
 4. The decoder takes DECODE_CHUNK frames at once, without overlap.

@@ -1,8 +1,18 @@
 """What the Upscale-A-Video networks are built of: residual blocks in space and time, and attention over frames.
 
-Tensors are (b, c, t, h, w); time embeddings (b, e) arrive before their SiLU. "Per frame" means that a 2-D layer sees
-the frames as a batch. GroupNorms outside the transformers are joint: their statistics run over all frames at hand, so
-a result depends on which frames are computed together.
+Tensors are (b, c, t, h, w), inside transformers (b, t, n, c) with n = h * w; time embeddings (b, e) arrive before
+their SiLU. "Per frame" means that a 2-D layer sees the frames as a batch.
+
+- `Resnet`: norm, SiLU, 3x3 convolution per frame; the time embedding is added; norm, SiLU, 3x3 convolution; plus x.
+- `TemporalResnet`: the same with convolutions over `kernel` frames, then 3, at every cell.
+- `TemporalModule`, after every level of the image model: a TemporalResnet over 5 frames, a Resnet, a 1x1 convolution,
+  plus x.
+- `TemporalAttention`: (1) q, k, v of every token; (2) the first 32 dims of each head's q and k are turned by the
+  frame's number; (3) scores (t, t) at every cell plus a learned bias by distance in frames; (4) softmax, values,
+  output layer.
+
+GroupNorms outside the transformers are joint: their statistics run over all frames at hand, so a result depends on
+which frames are computed together. docs/systems/upscale_a_video.md describes the system.
 """
 
 from __future__ import annotations
@@ -14,6 +24,8 @@ from types import ModuleType
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from ..transformer import silu
 
 ROTARY_WIDTH = 32  # of each head's dims the first 32 are rotated
 ROTARY_BASE = 10000.0
@@ -40,11 +52,6 @@ def per_frame(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) ->
             result = frame.new_empty((*frame.shape[:2], frames, *frame.shape[2:]))
         result[:, :, k] = frame
     return result
-
-
-def silu(x: torch.Tensor) -> torch.Tensor:
-    """Apply SiLU to a tensor nobody else needs: in place unless gradients are recorded."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class Resnet(nn.Module):
@@ -139,7 +146,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def distance_buckets(frames: int, device: torch.device | None = None) -> torch.Tensor:
-    """Row of the bias table for query frame i and key frame j: (t, t), spec section 2.6."""
+    """Row of the bias table for query frame i and key frame j: (t, t)."""
     position = torch.arange(frames, device=device)
     distance = position[:, None] - position[None, :]
     half, exact = BUCKETS // 2, BUCKETS // 4

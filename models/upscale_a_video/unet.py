@@ -1,13 +1,27 @@
-"""The Upscale-A-Video UNet (spec section 2): the x4 upscaler of Stable Diffusion 2 with layers over time.
+"""The Upscale-A-Video UNet: the x4 upscaler of Stable Diffusion 2 with layers over time. It predicts v.
 
-It sees noisy latents and noised LR frames side by side on the channels and predicts v. Every level is followed by a
-temporal module, every transformer begins with a temporal residual block and attends over frames after the text.
-Module names are those of the published weights. Tensors are (b, c, t, h, w), inside transformers (b, t, n, c).
+It takes noisy latents x (b, 4, t, h, w), noised LR frames (b, 3, t, h, w) of the same grid, text (b, L, 1024), time
+step and noise level. In order, with the published sizes:
+
+1. Time step -> sinusoids (b, 256) -> two layers (b, 1024), plus a learned embedding of the noise level: temb.
+2. Latents and LR frames side by side on the channels (b, 7, t, h, w) -> convolution (b, 256, t, h, w).
+3. Down, levels of width 256, 512, 512, 1024: twice a residual block and (not on the first level) a transformer; then
+   height and width are halved (not on the last level); then a temporal module. The results of the convolution, of
+   every block with its transformer, and of every halving are kept as skips.
+4. Middle (b, 1024, t, h/8, w/8): residual block, transformer, residual block, temporal module.
+5. Up, the levels in reverse: three times the last skip is joined on the channels, then residual block and
+   transformer; then height and width grow to those of the next skip (not on the finest level); then a temporal
+   module.
+6. Norm, SiLU, convolution -> v (b, 4, t, h, w).
+
+A transformer runs a temporal residual block, then on tokens (b, t, n, c): attention within each frame (deepest level
+and middle) or to the text (the others), attention to the text, attention over the frames at each cell, feed-forward.
+
+Module names are those of the published weights. docs/systems/upscale_a_video.md describes the system.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,23 +30,27 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import Attention, CrossAttention, FeedForward
+from ..transformer import (
+    TRANSFORMER_EPS,
+    Attention,
+    CrossAttention,
+    FeedForward,
+    silu,
+    timestep_features,
+)
 from .temporal import (
     ROTARY_WIDTH,
-    TEMPORAL_EPS,
     Resnet,
     Rotary,
     TemporalAttention,
     TemporalModule,
     TemporalResnet,
     per_frame,
-    silu,
 )
 from .vae import LATENT_CHANNELS
 
-MAX_NOISE_LEVEL = (
-    350  # of the LR frames, of 1000 steps; the embedding has more rows, which were never trained
-)
+# Of the LR frames, of 1000 steps; the embedding has more rows, which were never trained.
+MAX_NOISE_LEVEL = 350
 
 
 @dataclass(frozen=True)
@@ -58,16 +76,6 @@ class UNetConfig:
     down_temporal_idx: tuple[int, ...] = (0, 1, 2, 3)
     mid_temporal: bool = True
     up_temporal_idx: tuple[int, ...] = (0, 1, 2, 3)  # counted from the deepest level
-
-
-def sinusoid(timestep: torch.Tensor, width: int) -> torch.Tensor:
-    """Features [cos | sin] of time steps (b,) in float32: (b, width)."""
-    half = width // 2
-    frequency = torch.exp(
-        -math.log(1e4) / half * torch.arange(half, dtype=torch.float32, device=timestep.device)
-    )
-    angle = timestep.float()[:, None] * frequency
-    return torch.cat((angle.cos(), angle.sin()), 1)
 
 
 class TimeEmbedding(nn.Module):
@@ -139,7 +147,7 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         self.resblock_temporal = TemporalResnet(width, width, 0, 3, groups, ops)
-        self.norm = ops.GroupNorm(groups, width, eps=TEMPORAL_EPS)
+        self.norm = ops.GroupNorm(groups, width, eps=TRANSFORMER_EPS)
         self.proj_in = ops.Linear(width, width)
         block = TransformerBlock(width, heads, text_width, only_text, rotary, ops, attention)
         self.transformer_blocks = nn.ModuleList([block])
@@ -312,7 +320,7 @@ class VideoUNet(nn.Module):
             if i + 1 < levels:
                 x = level.downsamplers[0](x)
                 skips.append(x)
-            if temporal is not None:
+            if temporal is not None:  # after the skip was kept: the way up sees what the image model made
                 x = temporal(x, temb)
             report(i + 1, 2 * levels + 1)
 
@@ -330,7 +338,7 @@ class VideoUNet(nn.Module):
                 if level.attentions:
                     x = level.attentions[k](x, text)
             if i + 1 < levels:
-                # Halving rounds up, so an odd side must be told; the next skip has the size wanted.
+                # Halving rounds up, so the double of an odd side is a cell too many; the next skip has the size wanted.
                 x = level.upsamplers[0](x, *skips[-1].shape[-2:])
             if temporal is not None:
                 x = temporal(x, temb)
@@ -344,7 +352,7 @@ class VideoUNet(nn.Module):
         """Embed time step and noise level together: (b, 4 * first width), before the SiLU of its consumers."""
         time = torch.as_tensor(timestep, device=x.device).reshape(-1)
         level = torch.as_tensor(noise_level, device=x.device).reshape(-1).long()
-        temb = self.time_embedding(sinusoid(time, self.config.block_out_channels[0]).to(x))
+        temb = self.time_embedding(timestep_features(time, self.config.block_out_channels[0]).to(x))
         temb = temb + self.class_embedding(level).to(x)
         return temb.expand(x.shape[0], -1)
 
@@ -356,12 +364,12 @@ class VideoUNet(nn.Module):
         if x.ndim != 5 or x.shape[1] != LATENT_CHANNELS:
             raise ValueError(
                 f"Upscale-A-Video UNet: latents must be (b, {LATENT_CHANNELS}, t, h, w); got {tuple(x.shape)}. "
-                "Take them from a VSR Conditioning node."
+                "Sample latents of this model."
             )
         if low_res.shape != (x.shape[0], colours, *x.shape[2:]):
             raise ValueError(
                 f"Upscale-A-Video UNet: LR frames must be {(x.shape[0], colours, *x.shape[2:])}, one pixel a latent "
-                f"cell; got {tuple(low_res.shape)}. Take both from the same VSR Conditioning node."
+                f"cell; got {tuple(low_res.shape)}. Make both from the same clip."
             )
         if text.ndim != 3 or text.shape[0] != x.shape[0] or text.shape[2] != config.cross_attention_dim:
             raise ValueError(

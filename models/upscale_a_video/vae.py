@@ -1,9 +1,22 @@
-"""The Upscale-A-Video autoencoder (spec section 3): latents at LR resolution, pictures four times as large.
+"""The Upscale-A-Video autoencoder: latents at LR resolution, pictures four times as large.
 
-Two published forms share one class. "3d" is the autoencoder of the image upscaler: frames meet only in the joint
-norms. "video" adds a 3x3x3 convolution to every residual block of the decoder and fuses in features of the LR frames
-before the decoder's middle. The encoder, the same in both, is not used to restore a clip.
-Module names are those of the published weights. Tensors are (b, c, t, h, w). float32 is the published precision.
+Two published forms share one class: "3d", the autoencoder of the image upscaler, in which frames meet only in the
+joint norms; and "video", which adds a 3x3x3 convolution to every residual block of the decoder and sees the LR
+frames.
+Decoding, with the published sizes:
+
+1. Latent (b, 4, t, h, w), unscaled -> two convolutions (b, 512, t, h, w).
+2. "video" only: LR frames (b, 3, t, h, w) -> two residual blocks (b, 128, t, h, w); together with the features they
+   give a scale and a shift for the features.
+3. Middle: residual block, attention within each frame, residual block.
+4. Levels of width 512, 256, 128: three residual blocks each; height and width double after the first two.
+5. Norm, SiLU, convolution -> frames (b, 3, t, 4h, 4w).
+
+Encoding goes the other way: frames (b, 3, t, H, W) -> levels of width 128, 256, 512, two blocks each -> middle ->
+mean and log-variance (b, 4, t, H/4, W/4). Restoring a clip does not need it.
+
+Module names are those of the published weights. float32 is the published precision. docs/systems/upscale_a_video.md
+describes the system.
 """
 
 from __future__ import annotations
@@ -18,8 +31,8 @@ import torch.nn.functional as F
 
 from ..layout.pieces import Tile, Window, frames_of
 from ..layout.sizes import ClipSize, pad_clip, resize_clip
-from ..transformer import Attention
-from .temporal import Resnet, per_frame, silu
+from ..transformer import Attention, silu
+from .temporal import Resnet, per_frame
 
 SCALE = 4  # output pixels per LR pixel, and per latent cell
 LATENT_CHANNELS = 4
@@ -41,11 +54,6 @@ class VAEConfig:
     condition: bool = False
     condition_channels: int = 128
     scaling_factor: float = LATENT_SCALE
-
-    @property
-    def scale(self) -> int:
-        """Give the output pixels per latent cell."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
 
 class PlusResnet(Resnet):
@@ -76,9 +84,8 @@ class FrameAttention(nn.Module):
         self.attention = attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = (
-            per_frame(self.group_norm, x).permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2)
-        )  # (b*t, n, c)
+        y = per_frame(self.group_norm, x)
+        tokens = y.permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2)  # (b*t, n, c)
         q, k, v = (layer(tokens).unsqueeze(1) for layer in (self.query, self.key, self.value))
         y = self.proj_attn(self.attention(q, k, v).squeeze(1))
         y = y.unflatten(0, (x.shape[0], x.shape[2])).unflatten(2, x.shape[-2:]).permute(0, 4, 1, 2, 3)
@@ -249,7 +256,8 @@ class UpscaleVAE(nn.Module):
         """Frames (b, 3, t, H, W) in -1..1 -> mean and log-variance (b, 4, t, H/4, W/4); the mean is the mode."""
         if clip.ndim != 5 or clip.shape[1] != self.config.in_channels:
             raise ValueError(
-                f"Upscale-A-Video VAE: a clip must be (b, {self.config.in_channels}, t, h, w); got {tuple(clip.shape)}."
+                f"Upscale-A-Video VAE: a clip must be (b, {self.config.in_channels}, t, h, w); got "
+                f"{tuple(clip.shape)}. Pass frames of {self.config.in_channels} channels."
             )
         mean, logvar = per_frame(self.quant_conv, self.encoder(clip)).chunk(2, 1)
         return mean, logvar.clamp(-30, 20)
@@ -273,7 +281,7 @@ class UpscaleVAE(nn.Module):
         if config.condition and lr_weight and (lr is None or tuple(lr.shape) != wanted):
             raise ValueError(
                 f"Upscale-A-Video VAE: this decoder needs the LR frames as {wanted}; got "
-                f"{'none' if lr is None else tuple(lr.shape)}. Connect the LR frames, or set their weight to 0."
+                f"{'none' if lr is None else tuple(lr.shape)}. Pass the LR frames, or lr_weight 0."
             )
 
 

@@ -21,7 +21,7 @@ import comfy.ops
 import comfy.supported_models_base
 import torch
 
-from ...models.checkpoints import CONDITIONED, PLAIN, no_such_decoder, strip_prefix
+from ...models.checkpoints import strip_prefix
 from ...models.layout.pieces import Tile, Window, blended_spans, plain_spans
 from ...models.layout.sizes import ClipSize, pad_clip
 from ...models.mgld_vsr import checkpoint
@@ -294,19 +294,18 @@ def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: 
 
 
 def _load_vae(release: checkpoint.Release, loading: Loading, disable_dynamic: bool) -> MGLDVAE:
+    read_sequence = release.decoder(loading.decoder)
     if release.sequence is None:
-        if loading.decoder == CONDITIONED:
-            raise no_such_decoder(release.name, [PLAIN], loading.decoder, f"put {SEQUENCE}.ckpt beside it")
         logging.getLogger(__name__).warning(
-            "%s lies without %s.ckpt: frames are decoded one by one, without the low-resolution frames. Put that "
+            "%s has no %s.ckpt beside it: frames are decoded one by one, without the low-resolution frames. Put that "
             "file beside it.",
             release.name,
             SEQUENCE,
         )
     weights = {key: value for key, value in release.main().items() if key.startswith(_FIRST_STAGE)}
     config, sequence = checkpoint.vae_config(strip_prefix(weights, _FIRST_STAGE)), None
-    if release.sequence is not None and loading.decoder != PLAIN:
-        entries = release.sequence()
+    if read_sequence is not None:
+        entries = read_sequence()
         sequence = checkpoint.vae_config(entries)
         weights = {key: value for key, value in weights.items() if not key.startswith(_FIRST_DECODER)}
         weights |= {f"sequence.{key}": value for key, value in entries.items()}

@@ -12,7 +12,6 @@ from cascadevsr.models.mgld_vsr.blocks import (
     TemporalAttention,
     TemporalConv,
     fold,
-    sinusoid,
     unfold,
 )
 from cascadevsr.models.mgld_vsr.decoder import FuseBlock, SequenceVAE
@@ -20,6 +19,7 @@ from cascadevsr.models.mgld_vsr.structure import StructureConfig, StructureEncod
 from cascadevsr.models.mgld_vsr.text import OpenCLIPText, TextConfig
 from cascadevsr.models.mgld_vsr.unet import MGLDUNet, Transformer, UNetConfig
 from cascadevsr.models.mgld_vsr.vae import LATENT_SCALE, FirstStage, VAEConfig
+from cascadevsr.models.transformer import timestep_features
 
 from .cases import Case, Tensors
 from .configs import from_options
@@ -34,9 +34,12 @@ def filled(weights: Tensors, build) -> nn.Module:
 
 
 def timestep_embedding(case: Case) -> Tensors:
-    """Embed time steps at several widths."""
-    t = case.group("in")["t"]
-    return {f"dim{width}": sinusoid(t, width) for width in (320, 256, 32)}
+    """Embed time steps at the recorded widths, named dimWIDTH; an odd one has a column of zeros."""
+    t, produced = case.group("in")["t"], {}
+    for name in case.group("out"):
+        width = int(name.removeprefix("dim"))
+        produced[name] = F.pad(timestep_features(t, width), (0, width % 2))
+    return produced
 
 
 def spade(case: Case) -> Tensors:
@@ -96,7 +99,11 @@ def unet(case: Case) -> Tensors:
     settings = from_options(UNetConfig, case.meta["config"])
     network = filled(case.weights(), lambda: MGLDUNet(settings))
     x, text, t = unfold(given["x"], 1), given["context"], given["t_single"]
-    maps = [unfold(given["struct." + str(x.shape[-1] >> level)], 1) for level in range(2)]
+    # Maps are named by their width; there are as many as the network has levels, the finest first.
+    widths = sorted(
+        (int(name.removeprefix("struct.")) for name in given if name.startswith("struct.")), reverse=True
+    )
+    maps = [unfold(given[f"struct.{width}"], 1) for width in widths]
     both = [torch.cat((each, each.flip(2))) for each in maps]
     return {
         "y_single": fold(network(x, t, maps, text)),

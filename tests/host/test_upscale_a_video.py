@@ -509,9 +509,13 @@ def test_unusable_releases_say_why(core, folder, tmp_path, case):
     with pytest.raises(ValueError, match="preset must be default or reference; got 'fast'"):
         _load(release, "auto", "auto", "fast")
     state = torch.load(release / "unet" / "unet_video.bin", weights_only=True)
-    torch.save({k: v for k, v in state.items() if "conv_out" not in k}, release / "unet" / "unet_video.bin")
-    with pytest.raises(ValueError, match="must fit the Upscale-A-Video architecture"):
-        _load(release, "auto")
+    for lost, words in (
+        ("conv_norm_out", "must fit the Upscale-A-Video architecture"),
+        ("conv_out", "must have an entry"),
+    ):
+        torch.save({k: v for k, v in state.items() if lost not in k}, release / "unet" / "unet_video.bin")
+        with pytest.raises(ValueError, match=words):
+            _load(release, "auto")
     (release / "scheduler" / "scheduler_config.json").write_text("{broken")
     with pytest.raises(ValueError, match="a json file must be readable; got scheduler_config.json"):
         _load(release, "auto")

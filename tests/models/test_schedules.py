@@ -42,7 +42,7 @@ def test_one_step_and_no_shift():
 
 @pytest.mark.parametrize("arguments", [(0,), (3, 0.0), (3, 1.1), (3, 1.0, 0.0), (3, float("nan"))])
 def test_errors(arguments):
-    with pytest.raises(ValueError, match="Refine Sigmas: .* got "):
+    with pytest.raises(ValueError, match="Flow sigmas: .* got "):
         flow_sigmas(*arguments)
 
 
@@ -94,7 +94,7 @@ def test_times_are_multiples_of_a_whole_stride():
     assert ddim_timesteps(7, DiffusionSettings()) == [852, 710, 568, 426, 284, 142, 0]
     assert ddim_timesteps(1, PUBLISHED) == [1] and len(ddim_timesteps(1000, DiffusionSettings())) == 1000
     for steps, settings in ((0, PUBLISHED), (1000, PUBLISHED), (1001, DiffusionSettings())):
-        with pytest.raises(ValueError, match="DDIM: .* got "):
+        with pytest.raises(ValueError, match="DDIM times: .* got "):
             ddim_timesteps(steps, settings)
 
 
@@ -130,7 +130,7 @@ def test_ancestral_times_are_the_published_ones():
     assert ddpm_timesteps(1000) == list(range(999, -1, -1)) and ddpm_timesteps(2) == [999, 0]
     assert ddpm_timesteps(50)[::-1][:5] == [0, 20, 41, 61, 82]
     for steps in (1, 1001):
-        with pytest.raises(ValueError, match=f"Ancestral DDPM: needs 2 to 1000 steps; got {steps}"):
+        with pytest.raises(ValueError, match=f"Ancestral DDPM times: needs 2 to 1000 steps; got {steps}"):
             ddpm_timesteps(steps)
 
 

@@ -40,9 +40,7 @@ from .schedules import SpacedDDPM
 
 STEPS = 50
 PIXEL_TILE = 960  # px; larger frames go through the whole pipeline in parts
-PIXEL_STRIDE = (
-    744  # px; published 750, which is no whole number of latent cells, so that its flow tiles drift
-)
+PIXEL_STRIDE = 744  # px; published 750 is no whole number of latent cells, so that its flow tiles drift
 PADDING = 32  # px; padded sides are multiples of it
 FLOW_SHRINK = 4  # motion is estimated on frames of about the LR size
 COLOUR = {"adain": adain, "wavelet": wavelet, "none": None}

@@ -39,7 +39,7 @@ def test_the_right_clean_sample_leads_to_it_and_an_edit_stays():
 
 def test_eta_needs_noise():
     run = DDIM(DDIM_SCHEDULE, 3)
-    with pytest.raises(ValueError, match="DDIM: .* eta 0.5"):
+    with pytest.raises(ValueError, match="DDIM step: .* eta 0.5"):
         run.next(*torch.zeros(3, 4), run.timesteps[0], eta=0.5)
 
 

@@ -4,7 +4,6 @@ Recorded numbers of the same networks are compared in tests/golden.
 """
 
 import json
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -177,13 +176,6 @@ class TestConfig:
 
 @pytest.mark.usefixtures("without_gradients")
 class TestBlocks:
-    def test_sinusoid(self):
-        features = blocks.sinusoid(torch.tensor([0.0, 7.0]), 8)
-        assert torch.equal(features[0], torch.tensor([1.0] * 4 + [0.0] * 4))
-        angles = [7.0 / 10000 ** (i / 4) for i in range(4)]
-        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
-        assert torch.allclose(features[1], torch.tensor(expected), atol=1e-6)
-
     def test_folding_and_back(self):
         clip = noise(2, 3, 4, 5, 6)
         frames = blocks.fold(clip)

@@ -1,0 +1,24 @@
+"""Layers that several systems share."""
+
+import math
+
+import torch
+from cascadevsr.models.transformer import timestep_features
+
+
+def test_timestep_features():
+    features = timestep_features(torch.tensor([0.0, 7.0]), 8)
+    assert torch.equal(features[0], torch.tensor([1.0] * 4 + [0.0] * 4))
+    angles = [7.0 / 10000 ** (i / 4) for i in range(4)]
+    expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+    assert torch.allclose(features[1], torch.tensor(expected), atol=1e-6)
+    swapped = timestep_features(torch.tensor([0.0, 7.0]), 8, sines_first=True)
+    assert torch.equal(swapped, torch.cat((features[:, 4:], features[:, :4]), 1))
+
+
+def test_timestep_features_are_those_of_the_built_in_model():
+    """Bit for bit, for values in 0..1 that are counted in thousandths."""
+    from cascadevsr.models.unimmvsr.dit import fourier_features
+
+    t = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(timestep_features(t * 1000, 128, sines_first=True), fourier_features(t))
