@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 
-_SAME = 1.0001  # sigmas closer than this are one step
+SAME = 1.0001  # sigmas closer than this are one step
 _MOST_GAIN = 10.0  # sum of |weights| of a multistep; 6.7 are those of order 4 on an even grid
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Fields of a scheduler json that change the numbers, and the value under which they do not.
@@ -51,7 +51,7 @@ def step_index(sigma: float, sigmas: torch.Tensor) -> int:
 
     Exact for samplers that evaluate once a step; a second evaluation within a step belongs to the next one.
     """
-    return min(int((sigmas > sigma * _SAME).sum()), max(0, len(sigmas) - 2))
+    return min(int((sigmas > sigma * SAME).sum()), max(0, len(sigmas) - 2))
 
 
 def multistep_weights(times: Sequence[float], following: float) -> tuple[float, ...]:

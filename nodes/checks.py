@@ -1,5 +1,8 @@
 """Checks at the borders of nodes: bad input ends here, with the node, the rule, the value and the remedy."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from ..models.layout.geometry import ClipSize
@@ -7,6 +10,17 @@ from .keys import WORK_KEY
 
 SIZE_KEY = "vsr_size"  # in a LATENT: the exact frames, height and width the padded latent stands for
 _CHECK_FRAMES = 16  # frames looked at together; bounds the scratch memory of the NaN test
+
+
+@contextlib.contextmanager
+def titled(title: str) -> Iterator[None]:
+    """Put a node's title before the message of a ValueError of the core, which knows no nodes."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(f"{title}: "):
+            error.args = (f"{title}: {error}",)
+        raise
 
 
 def check_frames(title: str, name: str, frames) -> torch.Tensor:

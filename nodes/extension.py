@@ -16,12 +16,13 @@ class CascadeVSRExtension(ComfyExtension):
         """List the nodes in the order of a graph."""
         from .adapters import LoadVSRAdapter
         from .cascade import CascadeInput
+        from .colour import ColourMatch
         from .conditioning import ReferenceSet, VSRConditioning
         from .decode import TemporalDecode
         from .degrade import DegradeVideo
-        from .finish import ColourMatch
         from .guidance import ReferenceCFG, ReferenceCFGGuider
         from .loaders import LoadVideoRestorer
+        from .low_frequency import LowFrequencyTie
         from .measure import CompareMeasure
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
@@ -29,7 +30,6 @@ class CascadeVSRExtension(ComfyExtension):
         from .plan import VSRPlan
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .sdedit import SDEditDegradation
-        from .tie import LowFrequencyTie
         from .tiling import SpatialTiles, TemporalWindows
 
         return [

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from ..models.checkpoints import load_state, strip_prefix
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import estimate_pairs
+from ..models.motion.flow import warp
 from ..models.motion.guidance import Flows, guide_clean
 from ..models.motion.propagation import propagate
-from ..models.motion.warp import warp
 from ..models.pixels.metrics import detail_ratio, psnr_y
 from ..models.schedules import flow_sigmas
 from ..models.unimmvsr.config import TIME, DiTConfig, dit_config, vae_config

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from ..motion.flow import occlusion, resize_flow
 from ..motion.guidance import Flows
 from ..motion.raft import STRIDE
-from ..motion.warp import occlusion, resize_flow
 from .config import SPACE
 
 SHORTEST = 512  # px; smaller results are made this large, and reduced again in the end
@@ -47,7 +47,7 @@ def flow_frames(clip: torch.Tensor) -> torch.Tensor:
 
 
 def raft_flow(
-    raft: Callable[..., torch.Tensor],
+    raft: Callable[..., list[torch.Tensor]],
     first: torch.Tensor,
     second: torch.Tensor,
     iterations: int = FLOW_ITERATIONS,
@@ -56,7 +56,7 @@ def raft_flow(
     height, width = first.shape[-2:]
     rows, columns = (-side % STRIDE for side in (height, width))
     border = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    flow = raft(*(F.pad(image, border, mode="replicate") for image in (first, second)), iterations)
+    flow = raft(*(F.pad(image, border, mode="replicate") for image in (first, second)), iterations)[-1]
     return flow[..., border[2] : border[2] + height, border[0] : border[0] + width]
 
 

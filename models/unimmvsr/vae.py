@@ -20,8 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..motion.matching import gather_shift, match_blocks
-from ..motion.warp import warp
+from ..motion.flow import gather_shift, match_blocks, warp
 from .config import GRID, SPACE, TIME, VAEConfig
 
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding

@@ -84,7 +84,7 @@ def _clip(recorded_frames):
 
 def _guided(model, given):
     """Guide along the recorded flows by the node, in the published form."""
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
     from cascadevsr.nodes.motion_guidance import MotionGuidance
 
     backward, forward = (given[name][0] for name in ("flow_fwd_prop", "flow_bwd_prop"))
@@ -155,7 +155,7 @@ def _networks(run):
 
 def _moving(frames, height, width):
     """Make motion both ways for a clip."""
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
 
     flow = torch.randn(frames - 1, 2, height, width, generator=torch.Generator().manual_seed(3))
     return Motion(flow, -flow, (), frames, height, width)
@@ -273,12 +273,12 @@ def test_a_short_segment_is_filled_up_as_published(core, folder, noise):
 
 def test_the_flow_network_in_the_checkpoint_is_used_as_published(core, folder, tmp_path, noise, listed):
     from cascadevsr.models.mgld_vsr.preparation import raft_flow
-    from cascadevsr.models.motion.raft import RAFT
+    from cascadevsr.models.motion.raft import build_raft
     from cascadevsr.nodes import host
     from cascadevsr.nodes.motion import EstimateMotion, LoadFlowModel
 
     torch.manual_seed(0)
-    raft = RAFT().eval()
+    raft = build_raft()
     content = torch.load(folder / "mgldvsr_unet.ckpt", weights_only=True)
     content["state_dict"] |= {f"flownet_model.{key}": value for key, value in raft.state_dict().items()}
     (tmp_path / "mgld").mkdir()

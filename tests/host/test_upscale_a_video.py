@@ -121,7 +121,7 @@ def test_a_recorded_run_comes_out_of_the_graph(core, tmp_path, name):
 
 def _propagate(model, given, steps):
     """Propagate along the recorded flows at the recorded steps."""
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
     from cascadevsr.nodes.motion import LatentPropagation
 
     forward, backward = (given[name][0].transpose(0, 1) for name in ("flow_fwd", "flow_bwd"))

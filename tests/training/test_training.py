@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cascadevsr.models.checkpoints import load_state, strip_prefix
-from cascadevsr.models.motion.warp import warp
+from cascadevsr.models.motion.flow import warp
 from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig, dit_config, is_unimmvsr, vae_config
 from cascadevsr.training import builtin, stages
 from cascadevsr.training.batches import BatchMaker, Pool
