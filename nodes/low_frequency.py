@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models.lowpass import axis_filter, tie_low
@@ -32,26 +33,35 @@ class LowFrequencyTie(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with the tie."),
                 io.Latent.Input(
-                    "lr_latent", tooltip="The upscaled and encoded clip from Cascade Input, with the VAE of this model."
+                    "lr_latent",
+                    tooltip="The upscaled and encoded clip from Cascade Input, with the VAE of this model.",
                 ),
                 io.Float.Input(
-                    "strength", default=0.5, min=0.0, max=1.0, step=0.05,
+                    "strength",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
                     tooltip="How far the low frequencies are moved: 0 changes nothing, 1 makes them those of the clip.",
                 ),
                 io.Float.Input(
-                    "cutoff", default=8.0, min=1.0, max=512.0, step=0.5,
+                    "cutoff",
+                    default=8.0,
+                    min=1.0,
+                    max=512.0,
+                    step=0.5,
                     tooltip="Structures of this size, in latent cells, and larger follow the clip; finer ones "
                     "progressively less.",
                 ),
                 *percent_inputs("the tie"),
             ],
             outputs=[io.Model.Output(tooltip="The model, tied to the clip.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
         cls,
-        model,
+        model: ModelPatcher,
         lr_latent: dict,
         strength: float,
         cutoff: float,
@@ -73,7 +83,7 @@ class LowFrequencyTie(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-def _model_space(model, lr_latent: dict) -> torch.Tensor:
+def _model_space(model: ModelPatcher, lr_latent: dict) -> torch.Tensor:
     """Check the LR latent against the model's latent format and scale it as the host does a start latent."""
     if isinstance(lr_latent, dict) and lr_latent.get(KIND_KEY) == LR_FRAMES:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models.layout.geometry import latent_frames
@@ -48,29 +49,38 @@ class MotionGuidance(io.ComfyNode):
                 io.Model.Input("model", tooltip="The video model to sample with guidance."),
                 MotionType.Input("motion", tooltip="The motion of this clip, from Estimate Motion."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=10.0, step=0.05,
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
                     tooltip="How strongly differences between frames are smoothed: 0 changes nothing, 1 removes "
                     "flicker, 10 also detail; with form published and sampler ddpm, 1 is the published strength.",
                 ),
                 *percent_inputs("guidance"),
                 io.Combo.Input(
-                    "direction", options=list(DIRECTIONS), default="both",
+                    "direction",
+                    options=list(DIRECTIONS),
+                    default="both",
                     tooltip="Which neighbour a frame is compared with. both; backward: the next frame; forward: the "
                     "one before.",
                 ),
                 io.Combo.Input(
-                    "form", options=list(FORMS), default=DEFAULT, advanced=True,
+                    "form",
+                    options=list(FORMS),
+                    default=DEFAULT,
+                    advanced=True,
                     tooltip="default: every frame is compared with its own neighbour; published: the pairs of the "
                     "published program, which are one off, in segments of five frames.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with guidance.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
         cls,
-        model,
+        model: ModelPatcher,
         motion: Motion,
         strength: float,
         start_percent: float,

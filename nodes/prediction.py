@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
@@ -32,7 +33,7 @@ class PredictionEdit:
         """`frames` are the latent frames of the clip at a video model."""
         self._frames, self._wanted = frames, wanted
 
-    def attach(self, patcher, key: str) -> None:
+    def attach(self, patcher: ModelPatcher, key: str) -> None:
         """Give a cloned MODEL the wrapper."""
         # Around the whole prediction, not after CFG: guiders of several models show only a part of it there.
         patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, self)
@@ -48,7 +49,14 @@ class PredictionEdit:
         """Give the edited prediction (b, c, t, h, w)."""
         raise NotImplementedError
 
-    def __call__(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed=None):
+    def __call__(
+        self,
+        executor: Callable[..., torch.Tensor],
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict,
+        seed: int | None = None,
+    ) -> torch.Tensor:
         """Predict, and edit the prediction."""
         if not self.applies(float(timestep.flatten()[0]), model_options["transformer_options"]):
             return executor(x, timestep, model_options, seed)
@@ -85,7 +93,7 @@ def clip_shape(title: str, x: torch.Tensor) -> tuple[int, int, int]:
     return (x.shape[2] if x.ndim == 5 else x.shape[0], *x.shape[-2:])
 
 
-def guide_frames(executor, x: torch.Tensor, frames: int) -> int:
+def guide_frames(executor: Callable[..., torch.Tensor], x: torch.Tensor, frames: int) -> int:
     """Count the guide frames that a latent has (LTX appends them) behind the `frames` latent frames of its clip."""
     surplus = x.shape[2] - frames if x.ndim == 5 else 0
     conds = getattr(getattr(executor, "class_obj", None), "conds", None) or {}
@@ -96,14 +104,18 @@ def percent_inputs(what: str) -> list[io.Float.Input]:
     """Make the inputs start_percent and end_percent of a node that does `what` in a part of the denoising."""
     return [
         io.Float.Input(
-            name, default=default, min=0.0, max=1.0, step=0.01,
+            name,
+            default=default,
+            min=0.0,
+            max=1.0,
+            step=0.01,
             tooltip=f"Where in the denoising {what} {verb}: 0 is the start, 1 the end.",
         )
         for name, default, verb in (("start_percent", 0.0, "begins"), ("end_percent", 1.0, "ends"))
-    ]  # fmt: skip
+    ]
 
 
-def percent_range(title: str, model, start: float, end: float) -> Wanted:
+def percent_range(title: str, model: ModelPatcher, start: float, end: float) -> Wanted:
     """Make the rule that chooses the steps in a part of the denoising."""
     if start >= end:
         raise ValueError(

@@ -42,7 +42,7 @@ def is_spynet(state: Mapping[str, torch.Tensor]) -> bool:
 class SpyNet(nn.Module):
     """Estimate flow between two images of any size."""
 
-    def __init__(self, ops=nn):  # a namespace of layers; the host passes its own
+    def __init__(self, ops: object = nn):  # a namespace of layers; the host passes its own
         super().__init__()
         self.basic_module = nn.ModuleList(_Level(ops) for _ in range(_LEVELS))
 
@@ -61,7 +61,7 @@ class SpyNet(nn.Module):
 
 
 class _Level(nn.Module):
-    def __init__(self, ops):
+    def __init__(self, ops: object):
         super().__init__()
         layers = []
         for width_in, width in zip(_WIDTHS[:-1], _WIDTHS[1:], strict=True):

@@ -77,14 +77,14 @@ def flicker(frames: torch.Tensor) -> list[float]:
     return [float((luma(b) - luma(a)).abs().mean()) for a, b in zip(frames[:-1], frames[1:], strict=True)]
 
 
-def color_drift(result: torch.Tensor, reference: torch.Tensor | None = None) -> float:
+def color_drift(result: torch.Tensor, truth: torch.Tensor | None = None) -> float:
     """Give how far (RGB distance, 0..255) the mean colour moves from first to last frame.
 
-    The change of a reference, of any size, is taken off first.
+    The change in the truth, of any size, is subtracted first.
     """
     change = _mean_colour(result[-1]) - _mean_colour(result[0])
-    if reference is not None:
-        change = change - (_mean_colour(reference[-1]) - _mean_colour(reference[0])).to(change)
+    if truth is not None:
+        change = change - (_mean_colour(truth[-1]) - _mean_colour(truth[0])).to(change)
     return float(change.norm())
 
 
