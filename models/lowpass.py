@@ -33,9 +33,7 @@ def tie_low(clean: torch.Tensor, source: torch.Tensor, cutoff: float, strength: 
 def axis_filter(length: int, cutoff: float) -> torch.Tensor:
     """Give the symmetric (length, length) float32 matrix that filters one axis."""
     if not 0 < cutoff < math.inf:
-        raise ValueError(
-            f"Low-Frequency Tie: cutoff must be a positive number of cells; got {cutoff}. 8 is the default."
-        )
+        raise ValueError(f"cutoff must be a positive number of cells; got {cutoff}. 8 is the default.")
     waves = cosines(length)
     frequency = torch.arange(length, dtype=torch.float64) / (2 * length)  # cycles a cell
     beyond = (frequency * cutoff - 1 - 1e-9).clamp_min(0) / _FADE

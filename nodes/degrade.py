@@ -1,12 +1,14 @@
 """Makes low-resolution test inputs."""
 
 import numpy as np
+import torch
 from comfy_api.latest import io
 
 from ..models.layout.sizes import target_size
 from ..models.pixels.degradation import PRESETS, degrade
 from .host import services
 
+_TITLE = "Degrade Video"
 _CHUNK = 48  # frames degraded together: one run of the H.264 coder, and a place to stop
 
 
@@ -18,17 +20,10 @@ class DegradeVideo(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSRDegradeVideo",
-            display_name="Degrade Video",
+            display_name=_TITLE,
             category=services.CATEGORY,
-            description="Makes a low-resolution, damaged copy of a good clip, to test a restorer against "
-            "the truth.",
-            search_aliases=[
-                "degradation",
-                "downscale",
-                "low resolution",
-                "compress",
-                "real-esrgan degradation",
-            ],
+            description="Makes a low-resolution, damaged copy of a good clip, to test a restorer against the truth.",
+            search_aliases="degradation,downscale,low resolution,compress,real-esrgan degradation".split(","),
             inputs=[
                 io.Image.Input("images", tooltip="The good clip."),
                 io.Combo.Input(
@@ -54,13 +49,12 @@ class DegradeVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, preset, scale, seed):
+    def execute(cls, images: torch.Tensor, preset: str, scale: int, seed: int):
         """Draw the parameters once and degrade the clip in chunks."""
-        title = "Degrade Video"
-        images = services.check_frames(title, "images", images)
+        images = services.check_frames(_TITLE, "images", images)
         if preset not in PRESETS:
             raise ValueError(
-                f"{title}: preset must be one of {', '.join(PRESETS)}; got {preset!r}. Choose bicubic."
+                f"{_TITLE}: preset must be one of {', '.join(PRESETS)}; got {preset!r}. Choose bicubic."
             )
         count, (height, width) = images.shape[0], target_size(*images.shape[1:3], scale=1 / scale)
         rng = np.random.default_rng(seed)

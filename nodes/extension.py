@@ -15,12 +15,13 @@ class CascadeVSRExtension(ComfyExtension):
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
         from .adapters import LoadVSRAdapter
+        from .colour import ColourMatch
         from .conditioning import VSRConditioning
         from .degrade import DegradeVideo
-        from .finish import ColourMatch
         from .frames import CascadeInput, TemporalDecode
         from .guidance import ReferenceCFG, ReferenceCFGGuider
         from .loaders import LoadVideoRestorer
+        from .low_frequency import LowFrequencyTie
         from .measure import CompareMeasure
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
@@ -28,7 +29,6 @@ class CascadeVSRExtension(ComfyExtension):
         from .references import ReferenceSet, ReferenceTokens
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .sdedit import SDEditDegradation
-        from .tie import LowFrequencyTie
         from .tiling import SpatialTiles, TemporalWindows
 
         return [

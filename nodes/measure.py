@@ -1,11 +1,34 @@
-"""Measures a result against the truth or against another result."""
+"""Measures a result against the truth or against another result, in numbers and pictures drawn with Pillow."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io, ui
+from PIL import Image, ImageDraw, ImageFont
 
 from ..models.layout.sizes import resize_clip
-from . import report
+from ..models.motion.flow import match_blocks, resize_flow
+from ..models.pixels import metrics
 from .host import services
+
+_TITLE = "Compare & Measure"
+_PLOT = (960, 420)  # px
+_MARGIN = 56
+_COLOURS = {"result": (214, 69, 65), "other": (46, 134, 193), "bicubic": (125, 125, 125)}
+_LABEL = 22  # px of the strip above each picture
+_FINE = 48  # px; the smallest side motion is estimated on
+_MOST_PAIRS = 64  # pairs of frames whose motion is estimated in a long clip
+_AGAINST = {
+    "PSNR-Y dB": metrics.psnr_y,
+    "PSNR-RGB dB": metrics.psnr_rgb,
+    "SSIM-Y": metrics.ssim_y,
+    "detail ratio": metrics.detail_ratio,
+}
+_WARPING, _DRIFT = "warping error x1000", "colour drift"
 
 
 class CompareMeasure(io.ComfyNode):
@@ -16,11 +39,10 @@ class CompareMeasure(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSRCompareMeasure",
-            display_name="Compare & Measure",
+            display_name=_TITLE,
             category=services.CATEGORY,
-            description="Compares two clips of one size: PSNR, SSIM, sharpness, warping error, flicker "
-            "and colour drift, "
-            "and a picture of both. With the low-resolution frames a plain bicubic upscale is measured too.",
+            description="Compares two clips of one size: PSNR, SSIM, sharpness, warping error, flicker and colour "
+            "drift, and a picture of both. With the low-resolution frames a plain bicubic upscale is measured too.",
             search_aliases=["psnr", "ssim", "compare", "metrics", "quality", "flicker", "warping error"],
             is_output_node=True,
             inputs=[
@@ -42,49 +64,139 @@ class CompareMeasure(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, result, other, lr_frames=None):
+    def execute(cls, result: torch.Tensor, other: torch.Tensor, lr_frames: torch.Tensor | None = None):
         """Check the clips, then measure and draw."""
-        title = "Compare & Measure"
         clips = {
-            "result": services.check_frames(title, "result", result),
-            "other": services.check_frames(title, "other", other),
+            "result": services.check_frames(_TITLE, "result", result),
+            "other": services.check_frames(_TITLE, "other", other),
         }
         if clips["result"].shape != clips["other"].shape:
             raise ValueError(
-                f"{title}: both clips must have the same frames and size; got {tuple(result.shape)} and "
+                f"{_TITLE}: both clips must have the same frames and size; got {tuple(result.shape)} and "
                 f"{tuple(other.shape)}. Cut or resize one of them first."
             )
         count, height, width = result.shape[:3]
         middle, pictures = count // 2, {}
         if lr_frames is not None:
-            low = services.check_frames(title, "lr_frames", lr_frames)
-            services.check_count(title, "lr_frames", low.shape[0], count)
+            low = services.check_frames(_TITLE, "lr_frames", lr_frames)
+            services.check_count(_TITLE, "lr_frames", low.shape[0], count)
             pictures["LR"] = _nearest(low[middle], height, width)
             clips["bicubic"] = _bicubic(low, height, width)
         pictures |= {name: clips[name][middle] for name in ("bicubic", "result", "other") if name in clips}
-        rows = report.measure(clips, _ticker(report.count_ticks(clips)))
-        table = report.table(rows, result)
-        outputs = table, report.flicker_plot(clips), report.side_by_side(pictures)
-        return io.NodeOutput(*outputs, ui=ui.PreviewText(table))
+        text = table(measure(clips, services.Progress()), result)
+        return io.NodeOutput(text, flicker_plot(clips), side_by_side(pictures), ui=ui.PreviewText(text))
 
 
-def _ticker(total: int):
-    show, done = services.Progress(), 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        show(done, total)
-
-    return tick
-
-
-def _bicubic(frames, height: int, width: int):
+def _bicubic(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     clip = frames.movedim(-1, 0)[None].float()
     return resize_clip(clip, height, width, "bicubic")[0].movedim(0, -1).clamp(0, 1)
 
 
-def _nearest(picture, height: int, width: int):
+def _nearest(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
     rows = torch.arange(height) * picture.shape[0] // height
     columns = torch.arange(width) * picture.shape[1] // width
     return picture[rows][:, columns]
+
+
+# Numbers
+
+
+def measure(
+    clips: dict[str, torch.Tensor], progress: Callable[[int, int], None]
+) -> dict[str, dict[str, float]]:
+    """Measure every clip (B, H, W, 3) against the one named "other"; rows by clip, columns by measure.
+
+    `progress(done, total)` is called before every piece of work: a frame compared, or a pair's motion estimated.
+    """
+    other = clips["other"]
+    count = min(_MOST_PAIRS, len(other) - 1)
+    pairs = [i * (len(other) - 1) // count for i in range(count)]  # all, or evenly spread ones in long clips
+    rows: dict[str, dict[str, float]] = {name: {} for name in clips}
+    for index in range(len(other)):
+        progress(index + 1, len(other) + len(pairs))
+        for name in clips.keys() - {"other"}:
+            pair = clips[name][index : index + 1], other[index : index + 1]
+            for title, function in _AGAINST.items():
+                rows[name][title] = rows[name].get(title, 0.0) + function(*pair) / len(other)
+    for done, index in enumerate(pairs, len(other) + 1):
+        progress(done, len(other) + len(pairs))
+        flows = _flows(other[index], other[index + 1])
+        for name, frames in clips.items():
+            error = metrics.warping_errors(frames[index : index + 2], flows)[0]
+            rows[name][_WARPING] = rows[name].get(_WARPING, 0.0) + error / len(pairs)
+    for name, frames in clips.items():
+        rows[name].setdefault(_WARPING, float("nan"))
+        rows[name][_DRIFT] = metrics.color_drift(frames, other)
+    return rows
+
+
+def _flows(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimate the motion between two frames (H, W, 3) both ways, on a reduced grid that widens its reach."""
+    height, width = first.shape[:2]
+    reduction = next((r for r in (4, 2) if min(height, width) >= _FINE * r), 1)
+    size = height // reduction, width // reduction
+    grey = (metrics.luma(frame).float()[None, None] / 255 for frame in (first, second))
+    small = [F.interpolate(plane, size, mode="area") for plane in grey]
+    there, back = match_blocks(*small).flow, match_blocks(*reversed(small)).flow
+    return resize_flow(there, height, width), resize_flow(back, height, width)
+
+
+def table(rows: dict[str, dict[str, float]], frames: torch.Tensor) -> str:
+    """Write the measures as a plain table, one clip a line."""
+    columns = [*_AGAINST, _WARPING, _DRIFT]
+    lines = [f"{frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]}, measured against 'other'", ""]
+    lines.append("clip".ljust(10) + "".join(column.rjust(len(column) + 3) for column in columns))
+    for name, row in rows.items():
+        cells = [f"{row[c]:.4f}" if c in row else "-" for c in columns]
+        line = "".join(cell.rjust(len(c) + 3) for cell, c in zip(cells, columns, strict=True))
+        lines.append(name.ljust(10) + line)
+    lines += ["", "A warping error below that of the truth means blur, not better consistency."]
+    return "\n".join(lines)
+
+
+# Pictures
+
+
+def flicker_plot(clips: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Draw the mean luma change from frame to frame of every clip: (1, H, W, 3) in 0..1."""
+    curves = {name: metrics.flicker(frames) for name, frames in clips.items()}
+    width, height = _PLOT
+    image = Image.new("RGB", _PLOT, "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    top = max((max(curve, default=0.0) for curve in curves.values()), default=0.0) or 1.0
+    legend = "mean luma change to the next frame (0..255), by frame"
+    draw.rectangle((_MARGIN, _MARGIN / 2, width - 12, height - _MARGIN), outline=(160, 160, 160))
+    draw.text((4, _MARGIN / 2), f"{top:.2f}", "black", font)
+    draw.text((4, height - _MARGIN - 10), "0", "black", font)
+    draw.text((_MARGIN, height - _MARGIN + 8), legend, "black", font)
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = _COLOURS[name]
+        draw.text((_MARGIN + 120 * number, height - 24), f"- {name}", colour, font)
+        if curve:
+            draw.line(_points(curve, top), fill=colour, width=2)
+    return _to_frames(image)
+
+
+def _points(curve: list[float], top: float) -> list[tuple[float, float]]:
+    (width, height), steps = _PLOT, max(1, len(curve) - 1)
+    across, down = width - 12 - _MARGIN, height - _MARGIN * 1.5
+    points = [
+        (_MARGIN + across * i / steps, height - _MARGIN - down * value / top) for i, value in enumerate(curve)
+    ]
+    return points if len(points) > 1 else [points[0], (points[0][0] + across, points[0][1])]
+
+
+def side_by_side(pictures: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Put labelled pictures (H, W, 3) of one size in a row: (1, H + label, n W, 3) in 0..1."""
+    height, width = next(iter(pictures.values())).shape[:2]
+    image = Image.new("RGB", (width * len(pictures), height + _LABEL), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    for number, (name, picture) in enumerate(pictures.items()):
+        levels = (picture.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+        image.paste(Image.fromarray(np.ascontiguousarray(levels)), (number * width, _LABEL))
+        draw.text((number * width + 4, 5), name, "black", font)
+    return _to_frames(image)
+
+
+def _to_frames(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]

@@ -1,72 +1,58 @@
 """Motion of a clip for the network: flow models, their estimate on the LR frames, and latent propagation."""
 
+from __future__ import annotations
+
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePath
 
 import comfy.ops
 import folder_paths
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models.checkpoints import CheckpointError, load_state, strip_prefix
 from ..models.layout.sizes import latent_frames
-from ..models.mgld_vsr.published import FLOW_ITERATIONS
-from ..models.motion.estimation import BlockFlow, Motion, RaftFlow, SpyFlow, estimate_pairs
-from ..models.motion.picture import flow_picture
+from ..models.motion.blockflow import BlockFlow
+from ..models.motion.estimation import (
+    FlowEstimator,
+    FlowNetwork,
+    Motion,
+    RaftFlow,
+    SpyFlow,
+    estimate_pairs,
+    estimator_of,
+)
+from ..models.motion.flow import flow_picture
 from ..models.motion.propagation import DIRECTIONS, propagate
-from ..models.motion.raft import RAFT, is_raft, raft_state
+from ..models.motion.raft import build_raft, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
 from .host import services
-from .host.model import keep_unedited
-from .host.services import check_frames, has_guides
+from .prediction import PredictionEdit, Wanted, clip_shape, percent_inputs, percent_range
 from .recognise import recognise
 from .systems import all_systems
 
-# The host's OPTICAL_FLOW is a patcher around torchvision's network; its nodes could not use ours.
-FlowModelType = io.Custom("VSR_FLOW_MODEL")
+# The host's own type: a ModelPatcher around a network that is called as torchvision's RAFT is.
+FlowModelType = io.Custom("OPTICAL_FLOW")
 MotionType = io.Custom("VSR_MOTION")
 _KEY = "vsr_propagation"
-_LOADER = "Load Flow Model"
-_SAME = 1.0001  # sigmas closer than this are one step
-_IN_MGLD = "flownet_model."  # prefix of RAFT in the published file of MGLD-VSR, which feeds it as follows
-_AS_MGLD = {"iterations": FLOW_ITERATIONS, "signed": False}
+_LOAD, _ESTIMATE, _PROPAGATE = "Load Flow Model", "Estimate Motion", "Latent Propagation"
 _PICTURE_SIDE = 1024  # px; flow pictures of larger frames are made smaller
 
 
-@dataclass(frozen=True)
-class FlowModel:
-    """Hold a flow network in the host's care, or the weight-free estimator, which has none."""
-
-    name: str
-    patcher: object = None
-    options: Mapping = field(default_factory=dict)  # of the estimator
-
-    def estimator(self, height: int, width: int):
-        """Give the estimator for frames of a size, its network on the device."""
-        if self.patcher is None:
-            return BlockFlow()
-        cells = max(16, -(-height // 8)) * max(16, -(-width // 8))
-        if isinstance(self.patcher.model, SpyNet):
-            services.load_network(self.patcher, 4 * 64 * 250 * cells)  # features of a few layers at full size
-            return SpyFlow(self.patcher.model)
-        services.load_network(self.patcher, 4 * (2 * cells**2 + 6000 * cells))  # all-pairs correlation, features
-        return RaftFlow(self.patcher.model, **self.options)
-
-
 class LoadFlowModel(io.ComfyNode):
-    """Loads the network that sees motion, or the estimator that needs none."""
+    """Loads a network that estimates motion, or the estimator without weights."""
 
     @classmethod
     def define_schema(cls):
         """Describe the node."""
         return io.Schema(
             node_id="VSRLoadFlowModel",
-            display_name="Load Flow Model",
+            display_name=_LOAD,
             category=services.CATEGORY,
             description="Loads what estimates the motion between frames: the built-in estimator, which needs no "
             "download and works at any size, or RAFT or SpyNet from models/optical_flow.",
@@ -81,82 +67,91 @@ class LoadFlowModel(io.ComfyNode):
                     "mgldvsr_unet.ckpt.",
                 ),
             ],
-            outputs=[FlowModelType.Output(display_name="flow_model", tooltip="For Estimate Motion.")],
-        )  # fmt: skip
+            outputs=[
+                FlowModelType.Output(
+                    display_name="flow_model",
+                    tooltip="For Estimate Motion, or any node of the host that takes an optical flow model.",
+                )
+            ],
+        )
 
     @classmethod
-    def execute(cls, flow_model):
+    def execute(cls, flow_model: str):
         """Load the file behind the name."""
         if flow_model == services.BUILT_IN:
-            return io.NodeOutput(FlowModel(services.BUILT_IN))
+            return io.NodeOutput(services.wrap_network(FlowNetwork(BlockFlow())))
         return io.NodeOutput(load_flow_model(flow_path(flow_model)))
 
     @classmethod
-    def fingerprint_inputs(cls, flow_model):
+    def fingerprint_inputs(cls, flow_model: str):
         """Load again when the file changed."""
         return flow_model if flow_model == services.BUILT_IN else services.newest_change(flow_path(flow_model))
 
 
 def flow_names() -> list[str]:
-    """List what the node offers: the weight-free estimator, flow models, those of released folders."""
+    """List what the node offers: the weight-free estimator, flow models, those of released systems."""
     return [services.BUILT_IN, *(name for names in _listed().values() for name in names)]
 
 
 def flow_path(name: str) -> Path:
     """Find a flow model by the name in the list."""
     remedy = f", or choose {services.BUILT_IN!r}"
-    return services.listed_path(_LOADER, "flow model", _listed(), name, remedy)
+    return services.listed_path(_LOAD, "flow model", _listed(), name, remedy)
 
 
 def _listed() -> dict[str, list[str]]:
     """Give the files with a flow network of every folder of the host that may have some."""
+    flows = [system.flow for system in all_systems().values() if system.flow is not None]
     released = folder_paths.get_filename_list(services.RESTORER_FOLDER)
-    with_flow = [n for n in released if any(s.has_flow(PurePath(n)) for s in all_systems().values())]
     return {
         services.FLOW_FOLDER: folder_paths.get_filename_list(services.FLOW_FOLDER),
-        services.RESTORER_FOLDER: with_flow,
+        services.RESTORER_FOLDER: [n for n in released if any(f.holds(PurePath(n)) for f in flows)],
     }
 
 
-def load_flow_model(path: Path) -> FlowModel:
-    """Read RAFT or SpyNet; every other file is a CheckpointError that says what it is."""
-    try:
+def load_flow_model(path: Path) -> ModelPatcher:
+    """Read RAFT or SpyNet as the host's OPTICAL_FLOW; every other file is a CheckpointError that says what it is."""
+    with services.titled(_LOAD):
         state = load_state(path)[0]
-    except CheckpointError as error:
-        raise CheckpointError(f"Load Flow Model: {error}") from error
-    inside = strip_prefix(state, _IN_MGLD)
-    if is_raft(weights := raft_state(inside or state)):
-        kind, what = RAFT, "the large RAFT"
+    # A system's file may hold RAFT among its own networks, and show it frames in a way of its own.
+    flows = [system.flow for system in all_systems().values() if system.flow is not None]
+    inside = {flow: strip_prefix(state, flow.prefix) for flow in flows if flow.prefix}
+    flow = next((flow for flow, entries in inside.items() if entries), None)
+    if is_raft(weights := raft_state(inside.get(flow) or state)):
+        network, what = build_raft(), "the large RAFT"
     elif is_spynet(weights := spynet_state(state)):
-        kind, what = SpyNet, "SpyNet"
+        network, what = SpyNet(services.layers(comfy.ops.disable_weight_init, torch.float32, None)), "SpyNet"
     else:
         raise CheckpointError(
-            "Load Flow Model: the file must hold the large RAFT (raft-things.pth, or torchvision's raft_large) or "
-            f"SpyNet; got {path.name}, {_what(state)}. Choose another file, or {services.BUILT_IN!r}."
+            f"{_LOAD}: the file must hold the large RAFT (raft-things.pth, or torchvision's raft_large) or SpyNet; "
+            f"got {path.name}, {_what(state)}. Choose another file, or {services.BUILT_IN!r}."
         )
-    network = kind(services.layers(comfy.ops.disable_weight_init, torch.float32, None)).eval()
     expected = {key: value.shape for key, value in network.state_dict().items() if "num_batches" not in key}
     wrong = [key for key, shape in expected.items() if key not in weights or weights[key].shape != shape]
     if wrong:
         raise CheckpointError(
-            f"Load Flow Model: the entries must be those of {what}; got {path.name} with "
-            f"{len(wrong)} missing or of another shape, such as {wrong[0]}. Download it again."
+            f"{_LOAD}: the entries must be those of {what}; got {path.name} with {len(wrong)} missing or of another "
+            f"shape, such as {wrong[0]}. Download it again."
         )
     network.load_state_dict({key: weights[key] for key in expected}, strict=False)
-    logging.getLogger(__name__).info("Loaded %s (%s)", path.name, kind.__name__)
-    return FlowModel(path.name, services.wrap_network(network), _AS_MGLD if inside else {})
+    logging.getLogger(__name__).info("Loaded %s (%s)", path.name, type(network).__name__)
+    if isinstance(network, SpyNet):
+        network = FlowNetwork(SpyFlow(network))
+    elif flow is not None:
+        network = FlowNetwork(RaftFlow(network, flow.iterations, flow.signed))
+    return services.wrap_network(network.eval())
 
 
 def _what(state: dict[str, torch.Tensor]) -> str:
+    """Say what else a file is."""
     keys = {key.removeprefix("module.") for key in state}
-    if "fnet.conv1.weight" in keys:
+    if keys & {"fnet.conv1.weight", "feature_encoder.convnormrelu.0.weight"}:
         return "which is the small RAFT or a relative of it"
     if any(key.startswith("basic_module.") for key in keys):
         return "which is a part or a relative of the optical flow network SpyNet"
-    found = recognise(state)
-    return (
-        f"which is {found[0]}" if found else f"with {len(keys)} entries such as {', '.join(sorted(keys)[:2])}"
-    )
+    if found := recognise(state):
+        return f"which is {found[0]}"
+    return f"with {len(keys)} entries such as {', '.join(sorted(keys)[:2])}"
 
 
 class EstimateMotion(io.ComfyNode):
@@ -167,53 +162,70 @@ class EstimateMotion(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSREstimateMotion",
-            display_name="Estimate Motion",
+            display_name=_ESTIMATE,
             category=services.CATEGORY,
             description="Estimates where every pixel moves from frame to frame, both ways, and where scenes are "
             "cut. Motion is estimated on the low-resolution frames, pair by pair, so that it is quick and small.",
             search_aliases=["optical flow", "motion", "flow", "scene cut", "raft"],
             inputs=[
                 io.Image.Input("frames", tooltip="The lr_frames of Cascade Input: all frames of the clip."),
-                FlowModelType.Input("flow_model", tooltip="What estimates, from Load Flow Model."),
-            ],
-            outputs=[
-                MotionType.Output(display_name="motion", tooltip="For Latent Propagation and Motion Guidance."),
-                io.Image.Output(
-                    display_name="flow_picture",
-                    tooltip="The motion to the next frame: the hue is its direction, the depth its speed, white "
-                    "stands still.",
+                FlowModelType.Input(
+                    "flow_model",
+                    tooltip="The optical flow model, from Load Flow Model or the host's Load Optical Flow Model.",
                 ),
             ],
-        )  # fmt: skip
+            outputs=[
+                MotionType.Output(
+                    display_name="motion", tooltip="For Latent Propagation and Motion Guidance."
+                ),
+                io.Image.Output(
+                    display_name="flow_picture",
+                    tooltip="The motion to the next frame. The hue is the direction: red moves right, yellow down, "
+                    "light blue left, violet up. The depth of the colour is the speed; white stands still.",
+                ),
+            ],
+        )
 
     @classmethod
-    def execute(cls, frames, flow_model):
+    def execute(cls, frames: torch.Tensor, flow_model: ModelPatcher):
         """Estimate, and paint the flows."""
-        frames = check_frames("Estimate Motion", "frames", frames)
-        if not isinstance(flow_model, FlowModel):
+        frames = services.check_frames(_ESTIMATE, "frames", frames)
+        if not isinstance(getattr(flow_model, "model", None), torch.nn.Module):
             raise ValueError(
-                f"Estimate Motion: flow_model must come from Load Flow Model; got {type(flow_model).__name__}. "
-                "Link that node."
+                f"{_ESTIMATE}: flow_model must come from Load Flow Model or Load Optical Flow Model; got "
+                f"{type(flow_model).__name__}. Link one of them."
             )
-        motion = estimate_pairs(
-            frames,
-            flow_model.estimator(*frames.shape[1:3]),
-            device=services.main_device(),
-            progress=services.Progress(),
-            check_cancelled=services.check_cancelled,
-        )
+        with services.titled(_ESTIMATE):
+            motion = estimate_pairs(
+                frames,
+                _loaded(flow_model, *frames.shape[1:3]),
+                device=services.main_device(),
+                progress=services.Progress(),
+                check_cancelled=services.check_cancelled,
+            )
         if motion.cuts:
             logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, motion.cuts)))
         return io.NodeOutput(motion, services.to_output(_pictures(motion)))
 
 
+def _loaded(patcher: ModelPatcher, height: int, width: int) -> FlowEstimator:
+    """Bring a flow network to its device and give its estimator of frames of a size."""
+    estimator = estimator_of(patcher.model)
+    cells = max(16, -(-height // 8)) * max(16, -(-width // 8))
+    if isinstance(estimator, SpyFlow):
+        services.load_network(patcher, 4 * 64 * 250 * cells)  # features of a few layers at full size
+    elif isinstance(estimator, RaftFlow):
+        # Correlation of all pairs; features and the flow of every update. Measured on the CPU: 243 MB at 640x360,
+        # 1,689 MB at 1280x720, of 250 and 2,186 MB reserved.
+        services.load_network(patcher, 4 * (2 * cells**2 + 11000 * cells))
+    return estimator  # the built-in one has no weights
+
+
 def _pictures(motion: Motion) -> torch.Tensor:
-    """Paint one picture a frame; the last frame and the last of a scene, which lead nowhere, are white."""
+    """Paint one picture a frame; the last frame and the last of a scene have no next one and are white."""
     step = max(1, max(motion.height, motion.width) // _PICTURE_SIDE)
-    flows = torch.zeros(motion.frames, 2, motion.height, motion.width, dtype=torch.float16)[
-        ..., ::step, ::step
-    ]
-    flows[:-1] = motion.forward[..., ::step, ::step]
+    forward = motion.forward[..., ::step, ::step]
+    flows = torch.cat((forward, forward.new_zeros(1, *forward.shape[1:])))
     flows[[cut - 1 for cut in motion.cuts]] = 0
     return flow_picture(flows)
 
@@ -225,20 +237,14 @@ class LatentPropagation(io.ComfyNode):
     def define_schema(cls):
         """Describe the node."""
         listed = io.String.Input(
-            "step_list", default="24,26,28",
+            "step_list",
+            default="24,26,28",
             tooltip="Steps of this sampling run, counted from 0 and separated by commas.",
-        )  # fmt: skip
-        part = [
-            io.Float.Input(
-                name, default=default, min=0.0, max=1.0, step=0.01,
-                tooltip=f"Where in the denoising propagation {what}: 0 is the start, 1 the end.",
-            )
-            for name, default, what in (("start_percent", 0.0, "begins"), ("end_percent", 1.0, "ends"))
-        ]  # fmt: skip
+        )
         threshold = {"min": 0.0, "max": 10.0, "step": 0.001, "round": False, "advanced": True}
         return io.Schema(
             node_id="VSRLatentPropagation",
-            display_name="Latent Propagation",
+            display_name=_PROPAGATE,
             category=services.CATEGORY,
             description="Carries what the network predicts from frame to frame along the motion, where the motion "
             "is certain, so that texture stays on its object. For any video model; it restarts at scene cuts.",
@@ -249,126 +255,117 @@ class LatentPropagation(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "steps",
                     options=[
-                        io.DynamicCombo.Option("percent range", part),
+                        io.DynamicCombo.Option("percent range", percent_inputs("propagation")),
                         io.DynamicCombo.Option("step list", [listed]),
                     ],
                     tooltip="percent range: every step of a part of the denoising; step list: the steps you name, "
                     "as the published program does.",
                 ),
                 io.Combo.Input(
-                    "direction", options=list(DIRECTIONS), default="both",
+                    "direction",
+                    options=list(DIRECTIONS),
+                    default="both",
                     tooltip="both: from the last frame to the first, then back, as published; backward or forward: "
                     "one of the two.",
                 ),
                 io.Float.Input(
-                    "weight", default=0.5, min=0.0, max=1.0, step=0.05,
+                    "weight",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
                     tooltip="Share of the neighbour in every mix: 0 changes nothing, 1 copies the neighbour.",
                 ),
                 io.Combo.Input(
-                    "sampling", options=["nearest", "bilinear"], default="nearest",
-                    tooltip="How the neighbour is fetched: nearest keeps texture sharp, as published; bilinear is "
+                    "sampling",
+                    options=["nearest", "bilinear"],
+                    default="nearest",
+                    tooltip="How the neighbour is sampled: nearest keeps texture sharp, as published; bilinear is "
                     "smoother.",
                 ),
                 io.Float.Input(
-                    "alpha1", default=0.001,
-                    tooltip="Share of the squared motion by which going there and back may miss.", **threshold,
+                    "alpha1",
+                    default=0.001,
+                    tooltip="Relative tolerance of the forward-backward check; raise it to propagate in less certain "
+                    "areas.",
+                    **threshold,
                 ),
                 io.Float.Input(
-                    "alpha2", default=0.05,
-                    tooltip="Squared latent cells by which going there and back may always miss.", **threshold,
+                    "alpha2",
+                    default=0.05,
+                    tooltip="Absolute tolerance of the forward-backward check, in squared latent cells; raise it to "
+                    "propagate in less certain areas.",
+                    **threshold,
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with propagation.")],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, model, motion, steps, direction, weight, sampling, alpha1, alpha2):
+    def execute(
+        cls,
+        model: ModelPatcher,
+        motion: Motion,
+        steps: dict,
+        direction: str,
+        weight: float,
+        sampling: str,
+        alpha1: float,
+        alpha2: float,
+    ):
         """Clone the model and edit its prediction of the clean latent."""
-        if not isinstance(motion, Motion):
-            raise ValueError(
-                f"Latent Propagation: motion must come from Estimate Motion; got {type(motion).__name__}. "
-                "Link that node."
-            )
+        check_motion(_PROPAGATE, motion)
         wanted = _choose_steps(model, steps)
-        options = {
-            "direction": direction,
-            "weight": weight,
-            "mode": sampling,
-            "alpha1": alpha1,
-            "alpha2": alpha2,
-        }
         patched = model.clone()
-        time = getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
-        # Around the whole prediction, not after CFG: guiders of several models show that a part of it only.
-        wrapper = _Propagation(motion, time, wanted, options)
-        patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, wrapper)
+        carry = partial(
+            propagate, direction=direction, weight=weight, mode=sampling, alpha1=alpha1, alpha2=alpha2
+        )
+        _Propagation(motion, frames_a_latent(model), wanted, carry).attach(patched, _KEY)
         return io.NodeOutput(patched)
 
 
-class _Propagation:
-    """The wrapper around a model's prediction; keeps the flows on the latent's grid between steps."""
+class _Propagation(PredictionEdit):
+    """Propagates the prediction; keeps the flows on the latent's grid between steps."""
 
-    def __init__(self, motion: Motion, time: int, wanted, options: dict):
-        self._motion, self._time, self._wanted, self._options = motion, time, wanted, options
-        self._grid, self._flows = None, None
+    title = _PROPAGATE
 
-    def __call__(self, executor, x, timestep, model_options, seed=None):
-        if not self._wanted(
-            float(timestep.flatten()[0]), model_options["transformer_options"]["sample_sigmas"]
-        ):
-            return executor(x, timestep, model_options, seed)
-        frames, *grid = clip_shape("Latent Propagation", x)
-        time = self._time if x.ndim == 5 else 1
-        guides = guide_frames(executor, x, latent_frames(self._motion.frames, time))
-        shape = (frames - guides, *grid)
-        if self._grid != shape:  # before the network runs: motion of another clip is an error at once
-            self._flows = self._motion.on_grid(*shape, time)
-            self._grid = shape
-        clean = executor(x, timestep, model_options, seed)
-        keep_unedited(model_options["transformer_options"], clean)
-        clip = clean if clean.ndim == 5 else clean.transpose(0, 1)[None]
-        cuts = self._motion.latent_cuts(time)
-        moved = propagate(clip[:, :, : shape[0]], *self._flows, cuts=cuts, **self._options)
-        clip = torch.cat((moved, clip[:, :, shape[0] :]), 2) if guides else moved
-        return clip if clean.ndim == 5 else clip[0].transpose(0, 1)
+    def __init__(self, motion: Motion, time: int, wanted: Wanted, carry: Callable[..., torch.Tensor]):
+        super().__init__(latent_frames(motion.frames, time), wanted)
+        self._motion, self._time, self._carry = motion, time, carry
+        self._grid, self._flows, self._cuts = None, None, ()
+
+    def prepare(self, x: torch.Tensor) -> None:
+        """Bring the motion to the grid of x."""
+        grid, time = clip_shape(self.title, x), self._time if x.ndim == 5 else 1
+        if self._grid != grid:
+            self._flows = self._motion.on_grid(*grid, time)
+            self._grid, self._cuts = grid, self._motion.latent_cuts(time)
+
+    def edit(self, clip: torch.Tensor) -> torch.Tensor:
+        """Propagate."""
+        return self._carry(clip, *self._flows, cuts=self._cuts)
 
 
-def clip_shape(who: str, x: torch.Tensor) -> tuple[int, int, int]:
-    """Give (frames, height, width); picture models have their frames in the batch."""
-    if x.ndim not in (4, 5):
+def check_motion(title: str, motion: object) -> None:
+    """Raise where `motion` is something else than Estimate Motion gives."""
+    if not isinstance(motion, Motion):
         raise ValueError(
-            f"{who}: the latent must be that of a video or picture model (5 or 4 dimensions); got "
-            f"{tuple(x.shape)}, which packs sound or other data. Use a model without."
+            f"{title}: motion must come from Estimate Motion; got {type(motion).__name__}. Link that node."
         )
-    return (x.shape[2] if x.ndim == 5 else x.shape[0], *x.shape[-2:])
 
 
-def guide_frames(executor, x: torch.Tensor, frames: int) -> int:
-    """Count the guide frames that a latent has (LTX appends them) behind the `frames` latent frames of its clip."""
-    surplus = x.shape[2] - frames if x.ndim == 5 else 0
-    conds = getattr(getattr(executor, "class_obj", None), "conds", None) or {}
-    return surplus if surplus > 0 and has_guides(conds.values()) else 0
+def frames_a_latent(model: ModelPatcher) -> int:
+    """Give how many frames of a clip a latent frame of a MODEL holds."""
+    return getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
 
 
-def percent_range(who: str, model, start: float, end: float):
-    """Make the rule (sigma, all sigmas of the run) -> whether it lies in a part of the denoising."""
-    if start >= end:
-        raise ValueError(
-            f"{who}: start_percent must lie below end_percent; got {start} and {end}. Take 0 and 1 for all steps."
-        )
-    sampling = model.get_model_object("model_sampling")
-    first, last = sampling.percent_to_sigma(start), sampling.percent_to_sigma(end)
-    return lambda sigma, sigmas: last / _SAME <= sigma <= first * _SAME
-
-
-def _choose_steps(model, steps: dict):
-    """Make the rule (sigma, all sigmas of the run) -> whether to propagate."""
+def _choose_steps(model: ModelPatcher, steps: dict) -> Wanted:
+    """Make the rule that chooses the steps to propagate at."""
     if steps["steps"] == "percent range":
-        return percent_range("Latent Propagation", model, steps["start_percent"], steps["end_percent"])
+        return percent_range(_PROPAGATE, model, steps["start_percent"], steps["end_percent"])
     if steps["steps"] != "step list":
         raise ValueError(
-            f"Latent Propagation: steps must be percent range or step list; got {steps['steps']!r}. "
-            "Choose percent range."
+            f"{_PROPAGATE}: steps must be percent range or step list; got {steps['steps']!r}. Choose percent range."
         )
     listed = _parse_steps(steps["step_list"])
 
@@ -376,8 +373,8 @@ def _choose_steps(model, steps: dict):
         count = len(sigmas) - 1
         if max(listed) >= count:
             raise ValueError(
-                f"Latent Propagation: a run of {count} steps has the steps 0 to {count - 1}; got "
-                f"{max(listed)}. Name lower steps, or sample more."
+                f"{_PROPAGATE}: a run of {count} steps has the steps 0 to {count - 1}; got {max(listed)}. Name lower "
+                "steps, or sample more."
             )
         return step_index(sigma, sigmas) in listed
 
@@ -388,7 +385,7 @@ def _parse_steps(text: str) -> frozenset[int]:
     words = [word for word in re.split(r"[\s,;]+", text) if word]
     if not words or not all(word.isdecimal() for word in words):
         raise ValueError(
-            "Latent Propagation: step_list must be whole numbers from 0, separated by commas; got "
-            f"{text!r}. Write for example 24,26,28."
+            f"{_PROPAGATE}: step_list must be whole numbers from 0, separated by commas; got {text!r}. Write for "
+            "example 24,26,28."
         )
     return frozenset(map(int, words))

@@ -7,7 +7,11 @@ from ..models.checkpoints import CheckpointError
 from .systems.base import System
 
 _KNOWN = (  # (what an entry contains or begins with, what the file is, what to do)
-    (("fnet.conv1.", "module.fnet."), "the optical flow network RAFT", "choose it in Load Flow Model"),
+    (
+        ("fnet.conv1.", "module.fnet.", "feature_encoder."),
+        "the optical flow network RAFT",
+        "choose it in Load Flow Model",
+    ),
     (
         ("model.diffusion_model.", "first_stage_model."),
         "a Stable Diffusion checkpoint",

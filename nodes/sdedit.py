@@ -17,13 +17,12 @@ from comfy.samplers import KSAMPLER
 from comfy.sd import VAE
 from comfy_api.latest import io
 
-from ..models.layout.noise import SDEDITSDEDIT_LR_STREAM
 from ..models.layout.sizes import ClipSize, crop_clip, pad_clip, padded_size, resize_clip
 from ..models.unimmvsr.sdedit import SDEdit
 from .frames import asked_size
 from .host import services
-from .sampling import AddressedNoise, sample_restorer_euler
 from .host.keys import LEVEL_KEY, LR_KEY
+from .sampling import AddressedNoise, sample_restorer_euler
 from .systems import system_of
 
 _TITLE = "SDEdit Degradation"

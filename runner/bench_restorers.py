@@ -47,7 +47,7 @@ def mgld_vsr(options, host) -> dict:
     """MGLD-VSR alone, in this process: seconds a frame, network calls, peak memory (minutes on a GPU)."""
     networks, codec, structures = (load(f"models.mgld_vsr.{name}") for name in ("unet", "codec", "structure"))
     autoencoders, segment = load("models.mgld_vsr.vae"), load("models.mgld_vsr.published").SEGMENT
-    sampling, plan_windows = load("tests.published.mgld_vsr"), load("models.layout.windows").plan_windows
+    sampling, plan_windows = load("tests.published.mgld_vsr"), load("models.layout.pieces").plan_windows
     bench = Bench(options)
     small = {
         "model_channels": 32,
@@ -101,7 +101,7 @@ class Bench:
         frames, size = _FULL if self.full else _SMALL
         width, height = parse_size(options.size or size)
         self.frames = options.frames or frames
-        self.size = load("models.layout.geometry").ClipSize(self.frames, height, width)
+        self.size = load("models.layout.sizes").ClipSize(self.frames, height, width)
         self._generator = torch.Generator().manual_seed(0)
 
     def small(self, settings: dict) -> dict:
@@ -131,7 +131,7 @@ class Bench:
         chunks = load("models.layout.pieces").blended_chunks(self.frames, min(chunk, self.frames), overlap)
         return {
             "chunks": chunks,
-            "tiles": load("models.layout.tiles").plan_tiles(rows, columns, rows, columns, 0),
+            "tiles": load("models.layout.pieces").plan_tiles(rows, columns, rows, columns, 0),
         }
 
     def measure(self, counted, networks, steps: int, sample: Callable, decode: Callable) -> dict:

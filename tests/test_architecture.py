@@ -11,8 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("models", "nodes", "training", "runner", "tests")
 
 CORE_LIBRARIES = {"torch", "numpy", "safetensors", "kornia"} | set(sys.stdlib_module_names)
-# Encoders are what this one file is about: it imitates the damage of JPEG and H.264.
-EXCEPTIONS = {"models/pixels/codec.py": {"av", "PIL"}}
+EXCEPTIONS = {
+    # Encoders are what this one file is about: it imitates the damage of JPEG and H.264.
+    "models/pixels/compression.py": {"av", "PIL"},
+    # RAFT and the colours of flow are torchvision's, which every host has.
+    "models/motion/raft.py": {"torchvision"},
+    "models/motion/flow.py": {"torchvision"},
+}
 DOWNWARDS = {"models": {"models"}, "nodes": {"nodes", "models"}, "training": {"training", "models"}}
 SYSTEMS = {"unimmvsr", "upscale_a_video", "mgld_vsr"}  # side by side: none knows another
 NETWORKS = {"vae.py", "unet.py", "dit.py", "decoder.py"}

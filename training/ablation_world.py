@@ -21,17 +21,15 @@ import torch.nn.functional as F
 from ..models.checkpoints import load_state, strip_prefix
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import estimate_pairs
+from ..models.motion.flow import warp
 from ..models.motion.guidance import Flows, guide_clean
 from ..models.motion.propagation import propagate
-from ..models.motion.warp import warp
 from ..models.pixels.metrics import detail_ratio, psnr_y
 from ..models.schedules import flow_sigmas
-from ..models.unimmvsr.vae import TIME
-from ..models.unimmvsr.dit import DiTConfig
 from ..models.unimmvsr.checkpoint import dit_config, vae_config
-from ..models.unimmvsr.dit import UniMMVSRDiT, patchify
+from ..models.unimmvsr.dit import DiTConfig, UniMMVSRDiT, patchify
 from ..models.unimmvsr.sdedit import SDEdit
-from ..models.unimmvsr.vae import CausalVideoVAE
+from ..models.unimmvsr.vae import TIME, CausalVideoVAE
 from .ablation_settings import BOTH, CHANNELS, NONE, SDEDIT, SHARED, SYNTHETIC, WRONG, Config, Outcome
 from .augment import Dropout, noise_latent, normal
 from .curriculum import VIDEO, rng_at, stage_at, stages, task_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..models.motion.warp import warp
+from ..models.motion.flow import warp
 
 
 def charbonnier(error: torch.Tensor) -> torch.Tensor:

@@ -16,10 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..models.unimmvsr.vae import GRID, VAEConfig
-from ..models.unimmvsr.dit import DiTConfig
-from ..models.unimmvsr.dit import UniMMVSRDiT
-from ..models.unimmvsr.vae import CausalVideoVAE, to_grid
+from ..models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
+from ..models.unimmvsr.vae import GRID, CausalVideoVAE, VAEConfig, to_grid
 from .batches import Batch
 from .losses import charbonnier, laplacian, lattice, pixel_loss, texture
 

@@ -1,19 +1,37 @@
-"""Estimating the motion of a clip, pair by pair, with any estimator; scene cuts are found on the way."""
+"""The motion of a clip: estimated pair by pair with any estimator, and given out on the grid of any latent.
 
+What estimate_pairs() does with frames (T, H, W, 3) in 0..1:
+
+1. For every pair of neighbours the estimator gives the flow there and the flow back, (2, 2, H, W) px, as one batch.
+2. is_cut() warps the second frame back onto the first: frames that then still look different start a new scene.
+3. Flows are kept in half precision on the CPU, (T-1, 2, H, W) each way: 8 bytes a pixel and frame.
+4. Motion.on_grid() chains the flows of the frames that one latent frame holds, and resizes them to its cells.
+
+A flow network of a graph (the host's OPTICAL_FLOW) is called as torchvision's RAFT is: two images (b, 3, h, w) in
+-1..1, sides multiples of 8 and at least 128 px, and gives a list of flows, the last the best. An estimator takes
+frames of any size in 0..1. estimator_of() leads from the first to the second, FlowNetwork back.
+"""
+
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-from .blockflow import BlockFlow
-from .cuts import is_cut
-from .field import Motion
-from .raft import RAFT, SMALLEST, STRIDE
+from ..layout.sizes import latent_frames
+from .flow import compose, resize_flow, visible, warp
+from .raft import SMALLEST, STRIDE
 from .spynet import SpyNet
-from .warp import resize_flow
 
-__all__ = ["BlockFlow", "FlowEstimator", "Motion", "RaftFlow", "SpyFlow", "estimate_pairs"]
+# Of is_cut(). Measured at 48 to 320 px a side: between neighbours of ten clips (302 pairs) at least 0.86 of the pixels
+# are seen again and the warped frame correlates by 0.93 (0.75 and 0.90 four frames apart); at 130 cuts between those
+# clips at most 0.12 and 0.66. A flash that doubles the light looks like a cut to the first, not to the second.
+_SEEN, _ALIKE = 0.55, 0.8
+_LEVEL = 0.05  # luma; a change of the mean beyond this and the contrast is a cut to or from a plain frame
+_BLUR = 3  # px of the box that takes noise out of the comparison
 
 
 class FlowEstimator(Protocol):
@@ -23,49 +41,124 @@ class FlowEstimator(Protocol):
         """Estimate; any size from 1x1 px."""
 
 
-class RaftFlow:
+class RaftFlow(nn.Module):
     """RAFT for frames of any size: sides below 128 px are enlarged, others rounded up to multiples of 8."""
 
-    def __init__(self, raft: RAFT, iterations: int = 20, signed: bool = True):
-        """Show frames to the network in -1..1, for which it was made, or not `signed`, in 0..1 (MGLD-VSR does)."""
-        self._raft, self._iterations = raft.eval(), iterations
+    def __init__(self, raft: nn.Module, iterations: int = 20, signed: bool = True):
+        """Pass frames to the network in -1..1, for which it was made, or not `signed`, in 0..1 (MGLD-VSR does)."""
+        super().__init__()
+        self.raft, self._iterations = raft.eval(), iterations
         self._scale, self._shift = (2, 1) if signed else (1, 0)
 
     @torch.no_grad()
-    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Estimate on the enlarged frames and scale each component back by its own ratio."""
         height, width = first.shape[-2:]
         scale = max(1.0, SMALLEST / min(height, width))
         size = tuple(STRIDE * -(-round(side * scale) // STRIDE) for side in (height, width))
-        pairs = zip(
-            *(
-                (self._scale * _resized(frame.float(), size) - self._shift).split(1)
-                for frame in (first, second)
-            ),
-            strict=True,
+        first, second = (
+            self._scale * _resized(frame.float(), size) - self._shift for frame in (first, second)
         )
         # One at a time: the correlations of a pair fill gigabytes from 720p up.
-        flow = torch.cat([self._raft(*pair, self._iterations) for pair in pairs])
+        pairs = zip(first.split(1), second.split(1), strict=True)
+        flow = torch.cat([self.raft(*pair, num_flow_updates=self._iterations)[-1] for pair in pairs])
         return resize_flow(flow, height, width)
 
 
-class SpyFlow:
+class SpyFlow(nn.Module):
     """SpyNet, pair by pair."""
 
     def __init__(self, spynet: SpyNet):
-        self._spynet = spynet.eval()
+        super().__init__()
+        self.spynet = spynet.eval()
 
     @torch.no_grad()
-    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Estimate on the frames as they are."""
         pairs = zip(first.float().split(1), second.float().split(1), strict=True)
-        return torch.cat([self._spynet(*pair) for pair in pairs])
+        return torch.cat([self.spynet(*pair) for pair in pairs])
 
 
-def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if frame.shape[-2:] == size:
-        return frame
-    return F.interpolate(frame, size, mode="bilinear", align_corners=False)
+class FlowNetwork(nn.Module):
+    """An estimator under the calling convention of torchvision's RAFT, which the host's OPTICAL_FLOW has."""
+
+    def __init__(self, estimator: FlowEstimator):
+        super().__init__()
+        self.estimator = estimator
+
+    def forward(
+        self, image1: torch.Tensor, image2: torch.Tensor, num_flow_updates: int = 12
+    ) -> list[torch.Tensor]:
+        """Give one flow (b, 2, h, w) in px; images (b, 3, h, w) in -1..1 of any size.
+
+        The number of updates is the estimator's own: `num_flow_updates` has no effect.
+        """
+        return [self.estimator((image1 + 1) / 2, (image2 + 1) / 2)]
+
+
+def estimator_of(network: nn.Module) -> FlowEstimator:
+    """Give the estimator of a flow network: the one inside FlowNetwork, any other is called as RAFT is.
+
+    The inner one is taken out because frames that went to -1..1 and back differ in their last bits.
+    """
+    return network.estimator if isinstance(network, FlowNetwork) else RaftFlow(network)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Hold flows of a clip on the CPU in half precision, in px of its frames, (dx, dy).
+
+    ``forward`` and ``backward`` (frames-1, 2, height, width): frame i to i+1, and i+1 to i. ``cuts`` are the
+    frames that start a new scene; flows into them mean nothing.
+    """
+
+    forward: torch.Tensor
+    backward: torch.Tensor
+    cuts: tuple[int, ...]
+    frames: int
+    height: int
+    width: int
+
+    def on_grid(
+        self, latents: int, height: int, width: int, time: int = 1, device: torch.device | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give (forward, backward), each (1, 2, latents-1, height, width) float32 in cells of the grid.
+
+        A latent holds `time` frames and stands for the last of them: latent k for frame k * time.
+        """
+        expected = latent_frames(self.frames, time)
+        if latents != expected:
+            raise ValueError(
+                f"the motion must be that of the sampled clip; got motion of {self.frames} frames, which is "
+                f"{expected} latent frames, and a latent with {latents}. Estimate the motion on all LR frames of "
+                "this clip."
+            )
+        if latents == 1:
+            still = torch.zeros(1, 2, 0, height, width, device=device)
+            return still, still
+        there, back = [], []
+        for k in range(latents - 1):
+            there.append(self._between(k * time, (k + 1) * time, device))
+            back.append(self._between((k + 1) * time, k * time, device))
+        return tuple(
+            torch.stack([resize_flow(flow, height, width, "area") for flow in flows], 2)
+            for flows in (there, back)
+        )
+
+    def latent_cuts(self, time: int = 1) -> tuple[int, ...]:
+        """Give the latents that start a new scene, or hold its start among their frames."""
+        return tuple(sorted({math.ceil(cut / time) for cut in self.cuts}))
+
+    def _between(self, start: int, stop: int, device: torch.device | None) -> torch.Tensor:
+        """Chain the flow (1, 2, h, w) from frame `start` to frame `stop`; past the end nothing moves."""
+        step = 1 if stop > start else -1
+        flow = torch.zeros(1, 2, self.height, self.width, device=device)
+        for frame in range(start, stop, step):
+            pair = frame if step > 0 else frame - 1
+            if pair < self.frames - 1:
+                one = (self.forward if step > 0 else self.backward)[pair : pair + 1]
+                flow = compose(flow, one.to(flow))
+        return flow
 
 
 @torch.no_grad()
@@ -93,3 +186,24 @@ def estimate_pairs(
         if progress is not None:
             progress(pair + 1, count - 1)
     return Motion(forward, backward, tuple(cuts), count, height, width)
+
+
+def is_cut(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor, opposite: torch.Tensor) -> bool:
+    """Tell whether `second` starts a new scene; frames (1, 3, h, w) in 0..1, flows both ways."""
+    before, after = (
+        F.avg_pool2d(frame.mean(1, keepdim=True), _BLUR, 1, _BLUR // 2, count_include_pad=False)
+        for frame in (first, warp(second, flow))
+    )
+    deviation = before - before.mean(), after - after.mean()
+    spread = deviation[0].square().mean().sqrt(), deviation[1].square().mean().sqrt()
+    alike = (deviation[0] * deviation[1]).mean() / (spread[0] * spread[1]).clamp_min(1e-8)
+    if alike >= _ALIKE:
+        return False
+    leap = (before.mean() - after.mean()).abs() > min(spread) + _LEVEL
+    return bool(leap or visible(flow, opposite).float().mean() < _SEEN)
+
+
+def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if frame.shape[-2:] == size:
+        return frame
+    return F.interpolate(frame, size, mode="bilinear", align_corners=False)

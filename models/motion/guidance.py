@@ -1,8 +1,17 @@
-"""Motion guidance (MGLD-VSR): how far the frames of a latent clip disagree along the motion, and the way downhill.
+"""Motion guidance (MGLD-VSR): how far the frames of a latent clip disagree along the motion, and steps against it.
 
 A clip is (b, c, t, h, w). Forward flow i leads from frame i to i + 1, backward flow i from i + 1 to i, both
-(b or 1, 2, t - 1, h, w) in cells, (dx, dy). Gradients are taken on the latent alone, a few pairs of frames at a
-time, so that memory does not grow with the clip.
+(b or 1, 2, t - 1, h, w) in cells, (dx, dy).
+
+What guide_clean() does with a clean latent:
+
+1. with_seen() marks, (b or 1, 1, t - 1, h, w), what both frames of a pair show; the rest never counts.
+2. motion_gradient() warps every neighbour onto its frame, (n, c, h, w) for n pairs at a time, so that memory does not
+   grow with the clip. The loss is the mean |warped neighbour - frame|; below a knee, the square (Huber's loss).
+3. Its gradient (b, c, t, h, w) is taken with respect to the latent alone: no network is differentiated.
+4. Eight short steps move the latent against the gradient.
+
+published_update() instead moves the noisy latent once a step, as the published program does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,8 +19,8 @@ from typing import NamedTuple
 
 import torch
 
+from .flow import occlusion, warp
 from .propagation import DIRECTIONS
-from .warp import occlusion, warp
 
 DEFAULT, PUBLISHED = "default", "published"
 FORMS = (DEFAULT, PUBLISHED)
@@ -91,10 +100,10 @@ def guide_clean(
     cuts: Sequence[int] = (),
     segment: int | None = None,
 ) -> torch.Tensor:
-    """Move a clean latent down the motion loss, by a few short steps whose length does not depend on the size.
+    """Move a clean latent (b, c, t, h, w) against the motion loss; the step does not depend on the clip's size.
 
-    Small differences, which flicker, vanish; large ones, which are content or wrong motion, lose at most 0.4
-    deviations of their channel at `strength` 1, in proportion at others. Frames never move past each other.
+    Small differences (flicker) vanish; large ones (content or wrong motion) lose at most 0.4 deviations of their
+    channel at `strength` 1, in proportion at others. Frames never move past each other.
     """
     if x.shape[2] < 2 or strength == 0:
         return x
@@ -151,7 +160,9 @@ def _terms(start: int, stop: int, form: str, direction: str) -> Iterator[_Term]:
             yield _Term(i, None if first else i - 1, False, max(i - 1 - published, start), i - 1)
 
 
-def _add_gradient(gradient, x, flows: Flows, terms: Sequence[_Term], knee) -> torch.Tensor:
+def _add_gradient(
+    gradient: torch.Tensor, x: torch.Tensor, flows: Flows, terms: Sequence[_Term], knee: torch.Tensor | None
+) -> torch.Tensor:
     """Add the gradient of summands of one direction, and give their loss."""
     targets = [term.target for term in terms]
     sources = [term.target if term.source is None else term.source for term in terms]  # those are masked
@@ -190,27 +201,25 @@ def _along(terms: Sequence[_Term], flows: Flows, x: torch.Tensor) -> tuple[torch
         return chosen.expand(len(x), -1, -1, -1, -1).transpose(1, 2).flatten(0, 1)
 
     numbers = [term.seen_pair for term in terms]
-    weight = (
-        1 - occlusion(pairs(flow, numbers), pairs(opposite, numbers))
-        if seen is None
-        else pairs(seen, numbers)
-    )
-    return pairs(flow, [term.flow_pair for term in terms]), weight
+    if seen is not None:
+        return pairs(flow, [term.flow_pair for term in terms]), pairs(seen, numbers)
+    hidden = occlusion(pairs(flow, numbers), pairs(opposite, numbers))
+    return pairs(flow, [term.flow_pair for term in terms]), 1 - hidden
 
 
 def _check(x: torch.Tensor, flows: Flows, form: str, direction: str) -> None:
     if form not in FORMS or direction not in DIRECTIONS:
         raise ValueError(
-            f"Motion Guidance: form must be one of {', '.join(FORMS)} and direction one of "
-            f"{', '.join(DIRECTIONS)}; got {form!r} and {direction!r}. Correct it."
+            f"form must be one of {', '.join(FORMS)} and direction one of {', '.join(DIRECTIONS)}; got {form!r} and "
+            f"{direction!r}. Use {DEFAULT} and both."
         )
     shapes = [tuple(flow.shape) for flow in flows[:2]]
-    fits = x.ndim == 5 and all(
+    matching = x.ndim == 5 and all(
         len(shape) == 5 and shape[0] in (1, x.shape[0]) and shape[1:] == (2, x.shape[2] - 1, *x.shape[3:])
         for shape in shapes
     )
-    if not fits:
+    if not matching:
         raise ValueError(
-            "Motion Guidance: a clip (b, c, t, h, w) needs flows (b, 2, t - 1, h, w) on its own grid; got "
+            "a clip (b, c, t, h, w) needs flows (b, 2, t - 1, h, w) on its own grid; got "
             f"{tuple(x.shape)}, {shapes[0]} and {shapes[1]}. Estimate the motion of this clip, with all its frames."
         )

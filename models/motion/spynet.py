@@ -1,5 +1,14 @@
 """SpyNet (Ranjan & Black 2017): optical flow from small networks on the levels of an image pyramid.
 
+What the network does with two images (b, 3, h, w) in 0..1:
+
+1. Both are enlarged to sides that are multiples of 32, and normalised by ImageNet's mean and deviation.
+2. Each is halved five times: six levels, the coarsest (b, 3, h/32, w/32).
+3. From a flow of zeros, on each level from the coarsest up: the flow (b, 2, r, c) is doubled to the level's size, the
+   second image is warped by it, and five convolutions of 7x7 turn (first, warped second, flow), (b, 8, r, c), into a
+   step that is added.
+4. The flow is resized to (b, 2, h, w), each component by its own ratio.
+
 Keys are those of the published `spynet_sintel_final` weights ("basic_module.LEVEL.basic_module.LAYER."), without
 the constants "mean" and "std". Images are (b, 3, h, w) in 0..1, flows (b, 2, h, w) in px, (dx, dy).
 """
@@ -10,7 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .warp import resize_flow, warp
+from .flow import resize_flow, warp
 
 _LEVELS = 6
 _STRIDE = 2 ** (_LEVELS - 1)
@@ -19,7 +28,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which
 
 
 def spynet_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Bring published weights to the keys of SpyNet; other weights come back with other keys: ask is_spynet()."""
+    """Bring published weights to the keys of SpyNet; other weights come back with other keys: is_spynet() tells."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     return {key: value for key, value in state.items() if key not in ("mean", "std")}
 
@@ -33,7 +42,7 @@ def is_spynet(state: Mapping[str, torch.Tensor]) -> bool:
 class SpyNet(nn.Module):
     """Estimate flow between two images of any size."""
 
-    def __init__(self, ops=nn):
+    def __init__(self, ops: object = nn):  # a namespace of layers; the host passes its own
         super().__init__()
         self.basic_module = nn.ModuleList(_Level(ops) for _ in range(_LEVELS))
 
@@ -52,14 +61,14 @@ class SpyNet(nn.Module):
 
 
 class _Level(nn.Module):
-    def __init__(self, ops):
+    def __init__(self, ops: object):
         super().__init__()
         layers = []
         for width_in, width in zip(_WIDTHS[:-1], _WIDTHS[1:], strict=True):
             layers += [ops.Conv2d(width_in, width, 7, padding=3), nn.ReLU()]
         self.basic_module = nn.Sequential(*layers[:-1])
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Give the step of the flow from (image, warped image, flow so far)."""
         return self.basic_module(x)
 

@@ -26,7 +26,7 @@ def match_colour(
 ) -> torch.Tensor:
     """Match by one of METHODS, mix by strength (0 = unchanged), clamp; progress(done, total) in frames."""
     if method not in METHODS:
-        raise ValueError(f"Colour Match: method must be one of {', '.join(METHODS)}; got {method!r}.")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}. Choose wavelet.")
     return _by_chunk(frames, reference, METHODS[method], strength=strength, clamp=True, progress=progress)
 
 
@@ -87,7 +87,14 @@ def _statistics(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, (variance + _EPSILON).sqrt()
 
 
-def _by_chunk(frames, reference, function, strength=1.0, clamp=False, progress=None) -> torch.Tensor:
+def _by_chunk(
+    frames: torch.Tensor,
+    reference: torch.Tensor,
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    strength: float = 1.0,
+    clamp: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
     _check(frames, reference)
     total, height, width = frames.shape[:3]
     step = max(1, _CHUNK_PIXELS // (height * width))
@@ -110,11 +117,11 @@ def _by_chunk(frames, reference, function, strength=1.0, clamp=False, progress=N
 def _check(frames: torch.Tensor, reference: torch.Tensor) -> None:
     if frames.ndim != 4 or reference.ndim != 4 or frames.shape[-1] != reference.shape[-1]:
         raise ValueError(
-            f"Colour Match: images and reference are (frames, height, width, channels), equal in channels; "
-            f"got {tuple(frames.shape)} and {tuple(reference.shape)}. Connect two RGB clips."
+            f"images and reference are (frames, height, width, channels), equal in channels; got "
+            f"{tuple(frames.shape)} and {tuple(reference.shape)}. Connect two RGB clips."
         )
     if reference.shape[0] not in (1, frames.shape[0]):
         raise ValueError(
-            f"Colour Match: the reference needs one frame, or one for each of the {frames.shape[0]} images; "
-            f"got {reference.shape[0]}. Connect the clip the images were made from."
+            f"the reference needs one frame, or one for each of the {frames.shape[0]} images; got "
+            f"{reference.shape[0]}. Connect the clip the images were made from."
         )

@@ -4,8 +4,12 @@ Every part that its chain has is here: Gaussian, generalised and plateau kernels
 MPEG-4 between and after the two rounds; the preset "second order" draws them all.
 
 A clip's parameters are drawn once, so that blur and quality are steady in time; noise is drawn per frame. This is
-the "synthetic" half of UniMMVSR's degradation (paper section 3.3); SDEdit is the other half.
-Clips here are (t, 3, h, w) in 0..1.
+the "synthetic" half of UniMMVSR's degradation (section 3.3 of its paper); SDEdit is the other half.
+Clips here are (t, 3, h, w) in 0..1. What degrade() does with one, in order:
+
+1. Blur or ringing (sinc), a first resize, noise, JPEG, a video codec.
+2. A second blur, a resize to about the size of the result, noise, JPEG, a video codec.
+3. The exact size (t, 3, height, width), ringing, rounding to 8-bit levels.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .codec import h264_round_trip, jpeg_round_trip, mpeg4_round_trip
+from .compression import h264_round_trip, jpeg_round_trip, mpeg4_round_trip
 
 KERNEL = 13  # px; enough for a sigma of 2 px, the most of the lighter presets
 WIDE_KERNEL = 21  # px; that of the chain of Real-ESRGAN and RealBasicVSR, with sigmas up to 3 px
@@ -223,11 +227,11 @@ def apply_video(frames: torch.Tensor, video: Video) -> torch.Tensor:
         return h264_round_trip(frames, video.quality)
     if video.codec == "mpeg4":
         return mpeg4_round_trip(frames, video.quality)
-    raise ValueError(f"Degradation: codec must be h264 or mpeg4; got {video.codec!r}. Choose h264.")
+    raise ValueError(f"codec must be h264 or mpeg4; got {video.codec!r}. Choose h264.")
 
 
 def resize(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
-    """Resize with a low-pass that fits the reduction (antialiased; "area" averages)."""
+    """Resize with a low-pass of the reduction's width (antialiased; "area" averages)."""
     if tuple(frames.shape[-2:]) == (height, width):
         return frames
     if mode == "area":

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from ..motion.warp import visible, warp
+from ..motion.flow import visible, warp
 
 BORDER = 4  # px shaved on every side before PSNR and SSIM: the scale, by the field's custom
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
-_SSIM_SIDE, _SSIM_SIGMA = 11, 1.5
-_SSIM_C1, _SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+_SSIM_SIDE = 11  # px of the Gaussian window, whose deviation is 1.5 px
 
 
 def luma(frames: torch.Tensor) -> torch.Tensor:
@@ -39,16 +38,7 @@ def psnr_rgb(result: torch.Tensor, truth: torch.Tensor, border: int = BORDER) ->
 
 def ssim_y(result: torch.Tensor, truth: torch.Tensor, border: int = BORDER) -> float:
     """Give the mean over frames of the luma SSIM (11x11 Gaussian window, inner area); NaN below 11 px."""
-    return _mean_over_frames(lambda a, b: _ssim(luma(a)[None], luma(b)[None], border), result, truth)
-
-
-def ssim_rgb(result: torch.Tensor, truth: torch.Tensor, border: int = BORDER) -> float:
-    """Give the mean over frames and channels of the SSIM; NaN under 11 px a side."""
-
-    def frame_ssim(a: torch.Tensor, b: torch.Tensor) -> float:
-        return _ssim(_bytes(a).movedim(-1, 0), _bytes(b).movedim(-1, 0), border)
-
-    return _mean_over_frames(frame_ssim, result, truth)
+    return _mean_over_frames(lambda a, b: _ssim(luma(a), luma(b), border), result, truth)
 
 
 def detail_ratio(result: torch.Tensor, truth: torch.Tensor) -> float:
@@ -65,7 +55,7 @@ def warping_errors(frames: torch.Tensor, flows: tuple[torch.Tensor, torch.Tensor
     forward, backward = flows
     if len(forward) != len(frames) - 1 or len(backward) != len(forward):
         raise ValueError(
-            f"Warping Error: {len(frames)} frames need {len(frames) - 1} flows each way; got "
+            f"warping errors: {len(frames)} frames need {len(frames) - 1} flows each way; got "
             f"{len(forward)} and {len(backward)}. Estimate the motion on the same clip."
         )
     errors = []
@@ -87,39 +77,15 @@ def flicker(frames: torch.Tensor) -> list[float]:
     return [float((luma(b) - luma(a)).abs().mean()) for a, b in zip(frames[:-1], frames[1:], strict=True)]
 
 
-def seam_ratio(frames: torch.Tensor, joints: Sequence[int], axis: str = "x") -> float:
-    """Compare the mean luma step across the joints with the mean step elsewhere on that axis; 1 = no seam.
-
-    axis is t, y or x; a joint is the index of the first frame, row or column behind it. NaN without a joint.
-    """
-    if axis == "t":
-        steps = torch.tensor(flicker(frames), dtype=torch.float64)
-    else:
-        dim = {"y": -2, "x": -1}[axis]
-        over = -1 if axis == "y" else -2
-        steps = sum(luma(frame).diff(dim=dim).abs().mean(over) for frame in frames).cpu() / len(frames)
-    behind = torch.tensor([joint - 1 for joint in joints if 1 <= joint <= len(steps)], dtype=torch.long)
-    elsewhere = torch.ones(len(steps), dtype=torch.bool)
-    elsewhere[behind] = False
-    if not len(behind) or not elsewhere.any():
-        return math.nan
-    return float(steps[behind].mean() / steps[elsewhere].mean().clamp_min(1e-6))
-
-
-def color_drift(result: torch.Tensor, reference: torch.Tensor | None = None) -> float:
+def color_drift(result: torch.Tensor, truth: torch.Tensor | None = None) -> float:
     """Give how far (RGB distance, 0..255) the mean colour moves from first to last frame.
 
-    The change of a reference, of any size, is taken off first.
+    The change in the truth, of any size, is subtracted first.
     """
     change = _mean_colour(result[-1]) - _mean_colour(result[0])
-    if reference is not None:
-        change = change - (_mean_colour(reference[-1]) - _mean_colour(reference[0])).to(change)
+    if truth is not None:
+        change = change - (_mean_colour(truth[-1]) - _mean_colour(truth[0])).to(change)
     return float(change.norm())
-
-
-def temporal_profile(frames: torch.Tensor, row: int | None = None) -> torch.Tensor:
-    """Stack one row (the middle one unless told) of every frame into a (B, W, 3) picture."""
-    return frames[:, frames.shape[1] // 2 if row is None else row]
 
 
 def _bytes(frames: torch.Tensor) -> torch.Tensor:
@@ -139,7 +105,7 @@ def _mean_over_frames(
 ) -> float:
     if result.shape != truth.shape or result.ndim != 4 or result.shape[-1] != 3:
         raise ValueError(
-            f"Measure: two RGB clips (frames, height, width, 3) of equal size are compared; got "
+            "two RGB clips (frames, height, width, 3) of equal size are compared; got "
             f"{tuple(result.shape)} and {tuple(truth.shape)}. Crop or resize one of them."
         )
     return _mean([measure(a, b.to(a.device)) for a, b in zip(result, truth, strict=True)])
@@ -157,26 +123,17 @@ def _psnr(a: torch.Tensor, b: torch.Tensor, border: int) -> float:
 
 
 def _ssim(a: torch.Tensor, b: torch.Tensor, border: int) -> float:
+    """Give the mean SSIM of two planes (H, W) in 0..255."""
     a, b = _shave(a, border, _SSIM_SIDE), _shave(b, border, _SSIM_SIDE)
-    if min(a.shape[-2:]) < _SSIM_SIDE:
+    if min(a.shape) < _SSIM_SIDE:
         return math.nan
-    mean_a, mean_b = _window(a), _window(b)
-    variance_a, variance_b = _window(a * a) - mean_a**2, _window(b * b) - mean_b**2
-    covariance = _window(a * b) - mean_a * mean_b
-    top = (2 * mean_a * mean_b + _SSIM_C1) * (2 * covariance + _SSIM_C2)
-    return float((top / ((mean_a**2 + mean_b**2 + _SSIM_C1) * (variance_a + variance_b + _SSIM_C2))).mean())
+    from kornia.metrics import ssim  # here: importing kornia takes longer than the whole pack
 
-
-def _window(planes: torch.Tensor) -> torch.Tensor:
-    """Average (c, H, W) in the Gaussian SSIM window, inner area only."""
-    distance = torch.arange(_SSIM_SIDE, dtype=planes.dtype, device=planes.device) - _SSIM_SIDE // 2
-    kernel = torch.exp(-distance.square() / (2 * _SSIM_SIGMA**2))
-    kernel = kernel / kernel.sum()
-    rows = F.conv2d(planes[:, None], kernel.view(1, 1, 1, -1))
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1))[:, 0]
+    return float(ssim(a[None, None], b[None, None], _SSIM_SIDE, max_val=255.0, padding="valid").mean())
 
 
 def _laplacian(frame: torch.Tensor) -> float:
+    # By hand: kornia's kernel has eight neighbours, that of the field (and of OpenCV) four.
     kernel = torch.tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64, device=frame.device)
     plane = luma(frame)[None, None]
     mode = "reflect" if min(plane.shape[-2:]) > 1 else "replicate"

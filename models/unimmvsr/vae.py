@@ -34,8 +34,7 @@ import torch.nn.functional as F
 
 from ..layout.pieces import Tile, Window, first_frame, frames_of
 from ..layout.sizes import ClipSize, latent_size, pad_clip, padded_size, resize_clip
-from ..motion.matching import gather_shift, match_blocks
-from ..motion.warp import warp
+from ..motion.flow import gather_shift, match_blocks, warp
 
 SPACE = 8  # output pixels per latent cell, each side
 TIME = 4  # frames per latent frame; the first latent frame stands for one frame (4n+1 rule)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,9 +46,9 @@ def titled(title: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if str(error).startswith(f"{title}: "):
-            raise
-        raise type(error)(f"{title}: {error}") from error
+        if not str(error).startswith(f"{title}: "):
+            error.args = (f"{title}: {error}",)
+        raise
 
 
 def check_choice(title: str, name: str, value: object, allowed: Iterable[str]) -> None:

@@ -65,6 +65,16 @@ class Published:
 
 
 @dataclass(frozen=True)
+class FlowFile:
+    """Which files of a system hold RAFT, and how its program shows frames to it."""
+
+    holds: Callable[[PurePath], bool]  # whether a listed file does, by its name
+    prefix: str = ""  # of its entries, beside other networks; "": the file is RAFT's own
+    iterations: int = 20
+    signed: bool = True  # frames in -1..1, for which RAFT was made; else in 0..1
+
+
+@dataclass(frozen=True)
 class LRClip:
     """What a system makes its conditions of: the LATENT of Cascade Input, and what VSR Conditioning adds to it."""
 
@@ -103,7 +113,7 @@ class System:
     is_folder: Callable[[Path], bool] = lambda path: False  # tells whether a folder is a release
     # {listed folder: its files, which are not listed by themselves} of the files in the host's folder
     releases: Callable[[Sequence[PurePath]], dict[PurePath, list[PurePath]]] = no_releases
-    has_flow: Callable[[PurePath], bool] = lambda file: False  # whether a listed file holds a flow network, too
+    flow: FlowFile | None = None
     # How LR frames enter. None: as a latent, mixed with noise at the noise level, beside references (UniMMVSR's way)
     condition: Callable[[LRClip], Conditioned] | None = None
     lr_is_latent: bool = True  # else LR frames themselves

@@ -53,7 +53,7 @@ from ..host.model import (
     load_native,
 )
 from ..host.vae import RestorerVAE, VAELaw, pick_vae_dtype
-from .base import Conditioned, Loading, LRClip, Published, System, TileSizes, Weights, WindowSize
+from .base import Conditioned, FlowFile, Loading, LRClip, Published, System, TileSizes, Weights, WindowSize
 
 # Peak per output pixel and frame, in numbers per channel of the first level: 3.5 to 4.3 and 0.6 to 1.0 were counted
 # on the published size (live tensors, spans of 5 and 3 frames); the rest is for the work space of convolutions.
@@ -329,7 +329,7 @@ SYSTEM = System(
     load_vae=_load_vae,
     is_folder=checkpoint.is_release_folder,
     releases=_releases,
-    has_flow=lambda file: file.stem == MAIN,
+    flow=FlowFile(lambda file: file.stem == MAIN, "flownet_model.", plan.FLOW_ITERATIONS, signed=False),
     condition=_condition,
     # (long, short) sides in output px; the model was trained on 512, which is also the published tile
     tiles=TileSizes(((768, 768), (640, 640), (512, 512), (384, 384)), 128),

@@ -7,7 +7,6 @@ flow models predict eps - z_HR.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import comfy.conds
 import comfy.latent_formats

@@ -55,7 +55,18 @@ from ..host.model import (
     load_native,
 )
 from ..host.vae import RestorerVAE, VAELaw, pick_vae_dtype
-from .base import Conditioned, Loading, LRClip, Published, State, System, TileSizes, Weights, WindowSize
+from .base import (
+    Conditioned,
+    FlowFile,
+    Loading,
+    LRClip,
+    Published,
+    State,
+    System,
+    TileSizes,
+    Weights,
+    WindowSize,
+)
 
 # Peak per output pixel and frame, in numbers per channel of the first level: 5.3 to 6.0 and 3.7 were counted on
 # the published size (live tensors at 64..720 rows); the rest is for the work space of convolutions.
@@ -402,7 +413,7 @@ SYSTEM = System(
     load_clip=_load_clip,
     is_folder=checkpoint.is_release_folder,
     releases=_releases,
-    has_flow=lambda file: file.parent.name == "propagator",
+    flow=FlowFile(lambda file: file.parent.name == "propagator"),
     condition=_condition,
     lr_is_latent=False,
     # (long, short) sides in output px; the published program works on 256 LR px with 64 around them

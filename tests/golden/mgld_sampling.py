@@ -13,7 +13,7 @@ from cascadevsr.models.motion.guidance import (
     motion_gradient,
     published_update,
 )
-from cascadevsr.models.motion.raft import RAFT, raft_state
+from cascadevsr.models.motion.raft import build_raft, raft_state
 from cascadevsr.models.motion.spynet import SpyNet, spynet_state
 from cascadevsr.models.schedules import ddpm_posterior
 from cascadevsr.tests.published import mgld_vsr as oracle
@@ -105,8 +105,8 @@ def raft(case: Case) -> Tensors:
     }
 
 
-def _raft(case: Case) -> RAFT:
-    network = RAFT().eval()
+def _raft(case: Case) -> torch.nn.Module:
+    network = build_raft()
     network.load_state_dict(raft_state(case.weights()))
     return network
 

@@ -6,7 +6,7 @@ A new network adds its functions here; a kind without one is listed by the tests
 import torch
 import torch.nn.functional as F
 from cascadevsr.models.layout.pieces import plan_windows
-from cascadevsr.models.motion.warp import occlusion, resize_flow, warp
+from cascadevsr.models.motion.flow import occlusion, resize_flow, warp
 from cascadevsr.models.pixels.color import adain, low_frequencies, wavelet
 
 from . import mgld_networks, mgld_sampling, uav_motion, uav_networks, uav_sampling

@@ -1,8 +1,9 @@
 """Reproduce the recorded optical flow of Upscale-A-Video: RAFT alone, and both ways between all frames."""
 
 import torch
+import torch.nn as nn
 from cascadevsr.models.motion.estimation import RaftFlow, estimate_pairs
-from cascadevsr.models.motion.raft import RAFT
+from cascadevsr.models.motion.raft import build_raft, raft_state
 
 from .cases import Case, Tensors, check_weight_sums, recipe_weights
 
@@ -10,9 +11,11 @@ from .cases import Case, Tensors, check_weight_sums, recipe_weights
 def raft(case: Case) -> Tensors:
     """Flow of one pair at both resolutions, after all iterations and after one."""
     network, given = _network(case), case.group("in")
-    low, full = network.estimate(given["image1"], given["image2"], case.meta["call"]["iters"])
-    low_first, full_first = network.estimate(given["image1"], given["image2"], 1)
-    return {"flow_low": low, "flow_up": full, "flow_low_iter1": low_first, "flow_up_iter1": full_first}
+    steps = []  # of the flow at an eighth of the size, which the network keeps to itself
+    network.update_block.register_forward_hook(lambda *call: steps.append(call[-1][1]))
+    flows = network(given["image1"], given["image2"], num_flow_updates=case.meta["call"]["iters"])
+    low = torch.stack(steps).cumsum(0)
+    return {"flow_low": low[-1], "flow_up": flows[-1], "flow_low_iter1": low[0], "flow_up_iter1": flows[0]}
 
 
 def raft_bi(case: Case) -> Tensors:
@@ -45,12 +48,14 @@ def _up8(side: int) -> int:
     return -(-side // 8) * 8
 
 
-def _network(case: Case) -> RAFT:
-    network = RAFT().eval()
-    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+def _network(case: Case) -> nn.Module:
+    network = build_raft()
+    entries = network.state_dict()
+    published = {key: next(iter(raft_state({key: None}))) for key in case.meta["weight_sums"]}
+    shapes = {key: tuple(entries[name].shape) for key, name in published.items()}
     weights = recipe_weights(shapes, case.meta["recipe_seed"], case.meta["recipe_gain"])
     check_weight_sums(case, weights)
-    network.load_state_dict(weights)
+    network.load_state_dict(raft_state(weights))
     return network
 
 

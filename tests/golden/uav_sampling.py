@@ -1,6 +1,7 @@
 """Upscale-A-Video's recorded cases of sampling: DDIM, noise, propagation, its plans, and whole runs."""
 
 import torch
+import torch.nn.functional as F
 from cascadevsr.models.motion.propagation import propagate
 from cascadevsr.models.schedules import DiffusionSettings
 from cascadevsr.models.upscale_a_video import published
@@ -42,14 +43,21 @@ def propagation(case: Case) -> Tensors:
         # An empty choice means the defaults of the published module, which its pipeline overrides.
         options = {
             "mode": chosen.get("interpolation", "bilinear"),
-            "fuse": chosen.get("mode", "fuse"),
-            "weight": chosen.get("fuse_scale", 0.5),
+            "weight": 1.0 if chosen.get("mode") == "copy" else chosen.get("fuse_scale", 0.5),
             "alpha1": chosen.get("alpha1", 0.01),
             "alpha2": chosen.get("alpha2", 0.5),
         }
-        flows = given["flow_fwd"], given["flow_bwd"]
-        produced[f"y{i}"] = propagate(given["x"], *flows, **options, reference=True)
+        flows = (_scaled_by_width(given[name], *given["x"].shape[-2:]) for name in ("flow_fwd", "flow_bwd"))
+        produced[f"y{i}"] = propagate(given["x"], *flows, **options)
     return produced
+
+
+def _scaled_by_width(flows: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resize flows (b, 2, t, H, W) as published: both components are scaled by the width's ratio."""
+    if flows.shape[-2:] == (height, width):
+        return flows
+    small = [F.interpolate(flow, (height, width), mode="area") for flow in flows.float().unbind(2)]
+    return torch.stack(small, 2) * (width / flows.shape[-1])
 
 
 def add_noise(case: Case) -> Tensors:

@@ -129,8 +129,8 @@ def prepare(vae, noise):
     """Run Cascade Input and VSR Conditioning on random frames: prepare(count, height, width, (H, W), ...)."""
 
     def run(count, height, width, size, noise_level=0.0, references=None, seed=1) -> SimpleNamespace:
-        from cascadevsr.nodes.frames import CascadeInput
         from cascadevsr.nodes.conditioning import VSRConditioning
+        from cascadevsr.nodes.frames import CascadeInput
 
         frames = noise(count, height, width)
         target = {"target": "exact size", "height": size[0], "width": size[1]}
@@ -184,8 +184,8 @@ def scene(worded, noise):
     """Prompts, clip and references for `worded`: scene(frames=9, references=True) -> positive, negative, samples."""
 
     def make(frames=9, references=True):
-        from cascadevsr.nodes.frames import CascadeInput
         from cascadevsr.nodes.conditioning import VSRConditioning
+        from cascadevsr.nodes.frames import CascadeInput
         from cascadevsr.nodes.references import ReferenceSet
 
         vae = worded[1]

@@ -40,9 +40,9 @@ def test_nan_frames(core, vae, noise, value):
     ],
 )
 def test_frames_of_a_wrong_shape(core, vae, shape, rule):
-    from cascadevsr.nodes.references import ReferenceSet
+    from cascadevsr.nodes.colour import ColourMatch
     from cascadevsr.nodes.degrade import DegradeVideo
-    from cascadevsr.nodes.finish import ColourMatch
+    from cascadevsr.nodes.references import ReferenceSet
 
     bad = torch.zeros(shape)
     good = torch.zeros(2, 8, 8, 3)
@@ -116,7 +116,7 @@ def test_decode_with_a_wrong_vae_or_wrong_frames(core, vae, clip, noise):
 
 
 def test_measure_and_colour_match_need_clips_that_fit(core, noise):
-    from cascadevsr.nodes.finish import ColourMatch
+    from cascadevsr.nodes.colour import ColourMatch
     from cascadevsr.nodes.measure import CompareMeasure
 
     with pytest.raises(ValueError, match="Compare & Measure: both clips must have the same frames and size"):

@@ -1,5 +1,6 @@
 """The training-free refine behind any base model: the host's own families, with nothing of them named."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,18 +30,19 @@ def refine(core):
     """Run the graph of the cascade: refine(base, clip, tile=, window=, hooks=, start=, steps=, estimate=) -> LATENT."""
 
     def run(base, clip, tile=None, window=None, hooks=True, start=0.4, steps=2, estimate=False):
-        from cascadevsr.models.motion.field import Motion
-        from cascadevsr.nodes.motion import EstimateMotion, FlowModel, LatentPropagation
+        from cascadevsr.models.motion.estimation import Motion
+        from cascadevsr.nodes.low_frequency import LowFrequencyTie
+        from cascadevsr.nodes.motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from cascadevsr.nodes.motion_guidance import MotionGuidance
         from cascadevsr.nodes.sampling import AddressedNoise, RefineSigmas
-        from cascadevsr.nodes.tie import LowFrequencyTie
 
         model, whole = base.model, {"steps": "percent range", "start_percent": 0.0, "end_percent": 1.0}
         if hooks:
             flow = torch.full((len(clip.low) - 1, 2, *clip.low.shape[1:3]), 0.5)
             motion = Motion(flow, -flow, (), len(clip.low), *clip.low.shape[1:3])
             if estimate:
-                motion = EstimateMotion.execute(clip.low, FlowModel("built-in")).args[0]
+                flow_model = LoadFlowModel.execute("built-in").args[0]
+                motion = EstimateMotion.execute(clip.low, flow_model).args[0]
             model = LatentPropagation.execute(model, motion, whole, "both", 0.3, "nearest", 0.001, 0.05).args[
                 0
             ]
@@ -172,7 +174,7 @@ def test_no_seam_at_tiles_and_windows(bases, refine, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_motion_reaches_every_latent_frame_at_the_familys_own_rate(bases, name):
     """A latent frame stands for the last of its frames: 4 or 8 frames apart, as the latent format says."""
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
 
     base = bases[name]
     time = base.model.get_model_object("latent_format").temporal_downscale_ratio
@@ -219,18 +221,19 @@ def test_guide_frames_of_ltx_are_left_alone(core, bases, refine, noise):
 
 def test_what_edits_predictions_sees_the_clip_and_not_its_guides(core):
     """What is predicted for the clip is edited as if the guides were not there, and they are not edited at all."""
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
+    from cascadevsr.models.motion.propagation import propagate
+    from cascadevsr.nodes.low_frequency import _Tie
     from cascadevsr.nodes.motion import _Propagation
     from cascadevsr.nodes.motion_guidance import _Guidance
-    from cascadevsr.nodes.tie import _Tie
 
     flow = torch.ones(8, 2, 16, 16)
     motion = Motion(flow, -flow, (), 9, 16, 16)
     clean = torch.randn(1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    options = {"direction": "both", "weight": 0.5, "mode": "bilinear", "alpha1": 0.001, "alpha2": 0.05}
+    carry = partial(propagate, mode="bilinear")
     always = lambda *_: True  # noqa: E731
     for hook in (
-        _Propagation(motion, 8, always, options),
+        _Propagation(motion, 8, always, carry),
         _Guidance(motion, 8, always, 1.0, "both", "default"),
         _Tie(torch.ones(1, 8, 2, 4, 4), 0.5, 4.0, always),
     ):
@@ -251,7 +254,7 @@ def test_what_edits_predictions_sees_the_clip_and_not_its_guides(core):
 
 def test_a_latent_packed_with_sound_is_refused(core, bases):
     from cascadevsr.nodes.host.services import check_clip
-    from cascadevsr.nodes.motion import clip_shape
+    from cascadevsr.nodes.prediction import clip_shape
     from cascadevsr.nodes.tiling import SpatialTiles
 
     model = SpatialTiles.execute(bases["ltxv"].model, {"tiling": "auto"}).args[0]
@@ -270,7 +273,6 @@ def test_a_latent_packed_with_sound_is_refused(core, bases):
 def test_the_automatic_tile_makes_room_for_references(core, bases, monkeypatch):
     """Each tile sees one window, and all references, whole."""
     from cascadevsr.models.unimmvsr.references import VIDEO, Reference, References
-    from cascadevsr.nodes.host import services
     from cascadevsr.nodes.host.keys import REFERENCES_KEY, TILES_KEY
     from cascadevsr.nodes.tiling import SpatialTiles
 
@@ -286,11 +288,11 @@ def test_the_automatic_tile_makes_room_for_references(core, bases, monkeypatch):
         return choice.height * choice.width
 
     room = base.model.memory_required(clip) * 1.3
-    monkeypatch.setattr(host, "free_bytes", lambda device: room + 1)
+    monkeypatch.setattr(services, "free_bytes", lambda device: room + 1)
     assert tile({}) == 90 * 160 and tile({REFERENCES_KEY: references}) < 90 * 160
-    monkeypatch.setattr(host, "free_bytes", lambda device: 2 * room + 1)
+    monkeypatch.setattr(services, "free_bytes", lambda device: 2 * room + 1)
     assert tile({REFERENCES_KEY: references}) == 90 * 160
-    monkeypatch.setattr(host, "free_bytes", lambda device: room / 3 + 1)
+    monkeypatch.setattr(services, "free_bytes", lambda device: room / 3 + 1)
     assert tile({}) < 90 * 160 and tile({}, (25, 8)) == 90 * 160, "a window of 7 of the 21 latent frames"
 
 

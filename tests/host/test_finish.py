@@ -6,7 +6,7 @@ import torch
 
 @pytest.mark.parametrize("method", ["wavelet", "adain", "lab"])
 def test_colour_match_takes_the_colours_and_keeps_inputs(core, noise, method):
-    from cascadevsr.nodes.finish import ColourMatch
+    from cascadevsr.nodes.colour import ColourMatch
 
     images, reference = noise(10, 32, 40) * 0.3, noise(10, 8, 10) * 0.2 + 0.6
     kept = images.clone()

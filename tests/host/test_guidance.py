@@ -187,7 +187,7 @@ def test_tiles_and_windows_hold_the_third_branch_too(model, scene, guide, patch,
 
 
 def test_nodes_that_edit_predictions_see_the_guided_one(model, scene, guide, patch):
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
     from cascadevsr.nodes.motion import LatentPropagation
     from cascadevsr.nodes.motion_guidance import MotionGuidance
 

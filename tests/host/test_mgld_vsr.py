@@ -35,8 +35,8 @@ def loaded(folder):
 
 
 def _prepare(run, frames, target=SCALE, noise=None, texts=(None, None), level=0.0):
-    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
+    from cascadevsr.nodes.frames import CascadeInput
 
     latent, low, *_ = CascadeInput.execute(run.vae, target, "bicubic", frames=frames).args
     conditions = VSRConditioning.execute(latent, level, 3, *texts, noise=noise).args
@@ -84,7 +84,7 @@ def _clip(recorded_frames):
 
 def _guided(model, given):
     """Guide along the recorded flows by the node, in the published form."""
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
     from cascadevsr.nodes.motion_guidance import MotionGuidance
 
     backward, forward = (given[name][0] for name in ("flow_fwd_prop", "flow_bwd_prop"))
@@ -147,7 +147,7 @@ def test_the_recorded_segment_comes_out_of_the_graph(core, tmp_path, monkeypatch
 
 def _networks(run):
     """Give the networks of a loaded restorer to the functions that repeat the published program."""
-    from cascadevsr.tests.published.mgld_vsr import Networks
+    from cascadevsr.models.mgld_vsr.sampling import Networks
 
     host, vae = run.model.model.diffusion_model, run.vae.first_stage_model
     return Networks(host.unet, host.structure, host.empty_prompt, vae.first_stage, vae.sequence)
@@ -155,7 +155,7 @@ def _networks(run):
 
 def _moving(frames, height, width):
     """Make motion both ways for a clip."""
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
 
     flow = torch.randn(frames - 1, 2, height, width, generator=torch.Generator().manual_seed(3))
     return Motion(flow, -flow, (), frames, height, width)
@@ -164,11 +164,11 @@ def _moving(frames, height, width):
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128)])
 def test_the_graph_does_what_the_published_program_does(core, folder, noise, monkeypatch, height, width):
     from cascadevsr.models.layout.sizes import ClipSize
+    from cascadevsr.models.mgld_vsr import sampling as published
     from cascadevsr.models.mgld_vsr.codec import EnlargedClip
     from cascadevsr.models.motion.guidance import Flows, with_seen
     from cascadevsr.nodes import sampling
     from cascadevsr.nodes.motion_guidance import MotionGuidance
-    from cascadevsr.tests.published import mgld_vsr as published
 
     run = _load(folder, "fp32", "auto", "reference")
     run.vae.shortest, frames = 64, noise(5, height // 4, width // 4)
@@ -272,13 +272,12 @@ def test_a_short_segment_is_filled_up_as_published(core, folder, noise):
 
 
 def test_the_flow_network_in_the_checkpoint_is_used_as_published(core, folder, tmp_path, noise, listed):
-    from cascadevsr.models.motion.raft import RAFT
-    from cascadevsr.nodes.host import services
+    from cascadevsr.models.mgld_vsr.preparation import raft_flow
+    from cascadevsr.models.motion.raft import build_raft
     from cascadevsr.nodes.motion import EstimateMotion, LoadFlowModel
-    from cascadevsr.tests.published.mgld_vsr import raft_flow
 
     torch.manual_seed(0)
-    raft = RAFT().eval()
+    raft = build_raft()
     content = torch.load(folder / "mgldvsr_unet.ckpt", weights_only=True)
     content["state_dict"] |= {f"flownet_model.{key}": value for key, value in raft.state_dict().items()}
     (tmp_path / "mgld").mkdir()
@@ -367,9 +366,9 @@ def test_native_vae_nodes(core, loaded, noise):
 
 def test_a_converted_file_is_the_folder(core, folder, tmp_path, noise):
     from cascadevsr.models.checkpoints import load_state, save_state
-    from cascadevsr.models.mgld_vsr.checkpoint import convert
+    from cascadevsr.models.mgld_vsr.convert import convert
 
-    assert convert(folder, tmp_path / "mgld.safetensors", False, print)
+    assert convert(folder, tmp_path / "mgld.safetensors")
     results = []
     for path in (folder, tmp_path / "mgld.safetensors", folder / "mgldvsr_unet.ckpt"):
         run = _load(path, "auto")
@@ -452,7 +451,8 @@ def test_the_list_shows_the_folder_and_not_its_files(folder, listed):
 def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
     """Every entry of the published files at their size, and no other; the text encoder becomes one embedding."""
     import comfy.ops
-    from cascadevsr.models.mgld_vsr import checkpoint
+    from cascadevsr.models.mgld_vsr import config as mgld
+    from cascadevsr.models.mgld_vsr import release
     from cascadevsr.nodes.systems.mgld_vsr import HostNetworks, Networks
 
     manifest = repository.parent / "shared" / "keys" / "mgld_vsr_mgldvsr_unet_ckpt_expected.json"
@@ -460,13 +460,13 @@ def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
         pytest.skip("the list of published entries is not here")
     entries = json.loads(manifest.read_text(encoding="utf-8"))
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in entries.items()}
-    whole = checkpoint.check_whole(checkpoint.rename(state), "published")
+    whole = release._whole(release._renamed(state), "published")
     parts = {
         name: {k.removeprefix(f"{name}."): v for k, v in whole.items() if k.startswith(f"{name}.")}
         for name in ("unet", "structure")
     }
     shapes = Networks(
-        checkpoint.unet_config(parts["unet"]), checkpoint.structure_config(parts["structure"]), 77
+        mgld.unet_config_from_state(parts["unet"]), mgld.structure_config_from_state(parts["structure"]), 77
     )
     network = HostNetworks(shapes, torch.float16, torch.device("meta"), comfy.ops.manual_cast)
     wanted = {f"{name}.{key}": value.shape for name, part in parts.items() for key, value in part.items()}

@@ -1,6 +1,7 @@
 """Motion in the host: flow models and wrong files, estimate and picture, propagation of predictions."""
 
 import logging
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -76,7 +77,7 @@ def still_motion():
     """Make motion of a clip that stands still."""
 
     def make(count=FRAMES, height=12, width=20, cuts=()):
-        from cascadevsr.models.motion.field import Motion
+        from cascadevsr.models.motion.estimation import Motion
 
         flow = torch.zeros(count - 1, 2, height, width, dtype=torch.float16)
         return Motion(flow, flow, cuts, count, height, width)
@@ -109,11 +110,10 @@ def load(name):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_raft_is_loaded_from_the_hosts_folder(core, flow_folder, estimate, moving, prefix):
     from cascadevsr.models.motion.estimation import RaftFlow
-    from cascadevsr.models.motion.raft import RAFT
-    from cascadevsr.nodes.host import services
+    from cascadevsr.models.motion.raft import build_raft
 
     torch.manual_seed(0)
-    network = RAFT().eval()
+    network = build_raft()
     name = f"raft{len(prefix)}.pth"
     torch.save({prefix + key: value for key, value in network.state_dict().items()}, flow_folder / name)
     assert name in host.flow_names() and host.flow_names()[0] == "built-in"
@@ -142,28 +142,92 @@ def test_spynet_is_loaded_from_the_published_form(core, flow_folder, estimate, m
 
 def test_a_wrong_file_says_what_it_is_and_what_was_expected(core, flow_folder, tiny_file):
     from cascadevsr.models.checkpoints import CheckpointError, save_state
-    from cascadevsr.models.motion.raft import RAFT
+    from cascadevsr.models.motion.raft import build_raft
 
-    state = RAFT().state_dict()
+    state = build_raft().state_dict()
     (flow_folder / "tiny.safetensors").write_bytes(tiny_file.read_bytes())
     (flow_folder / "cut.safetensors").write_bytes(tiny_file.read_bytes()[:4000])
     save_state(flow_folder / "small.safetensors", {"module.fnet.conv1.weight": torch.zeros(32, 3, 7, 7)})
+    name = "feature_encoder.convnormrelu.0.weight"
+    save_state(flow_folder / "small2.safetensors", {name: torch.zeros(32, 3, 7, 7)})
     save_state(flow_folder / "spy.safetensors", {"basic_module.0.basic_module.0.weight": torch.zeros(2, 2)})
     save_state(flow_folder / "lora.safetensors", {"a.lora_down.weight": torch.zeros(2, 2)})
-    part = {key: value for key, value in state.items() if "downsample.1" not in key and "mask.2" not in key}
+    part = {key: value for key, value in state.items() if "mask_predictor.conv." not in key}
     save_state(flow_folder / "part.safetensors", part)
     for name, message in {
         "tiny": r"must hold the large RAFT .*; got tiny.safetensors, with \d+ entries such as dit",
         "cut": "must be complete and readable",
         "small": "which is the small RAFT",
+        "small2": "which is the small RAFT",
         "spy": "which is a part or a relative of the optical flow network SpyNet",
         "lora": "which is a LoRA",
-        "part": "missing or of another shape, such as update_block.mask.2",
+        "part": "missing or of another shape, such as mask_predictor.conv.weight",
     }.items():
         with pytest.raises(CheckpointError, match=f"Load Flow Model: .*{message}"):
             load(f"{name}.safetensors")
     with pytest.raises(ValueError, match=r"Load Flow Model: .*one of the list; got '\.\./secret'"):
         load("../secret")
+
+
+# The host's optical flow models and ours
+
+
+@pytest.fixture(scope="module")
+def files(core, flow_folder):
+    """Write RAFT, as torchvision has it, and SpyNet, with random weights: {name: network}."""
+    from cascadevsr.models.motion.raft import build_raft
+    from cascadevsr.models.motion.spynet import SpyNet
+
+    torch.manual_seed(0)
+    networks = {"raft_large.pth": build_raft(), "spynet_sintel.pth": SpyNet().eval()}
+    for name, network in networks.items():
+        torch.save(network.state_dict(), flow_folder / name)
+    return networks
+
+
+def test_the_hosts_loader_and_ours_give_the_same(core, files, estimate, moving):
+    from comfy_extras.nodes_void import OpticalFlowLoader
+
+    from_host = OpticalFlowLoader.execute("raft_large.pth").args[0]
+    ours = load("raft_large.pth")
+    assert type(from_host) is type(ours) and type(from_host.model) is type(ours.model)
+    frames = moving(2, 32, 40)
+    motions = [estimate(frames, model)[0] for model in (from_host, ours)]
+    assert torch.equal(motions[0].forward, motions[1].forward) and motions[0].forward.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["built-in", "raft_large.pth", "spynet_sintel.pth"])
+def test_our_flow_models_are_called_as_the_host_calls_its_own(core, files, name):
+    from comfy_extras.void_noise_warp import RaftOpticalFlow
+
+    first, second = sharp(2, 130, 140).movedim(-1, 1)
+    flow = RaftOpticalFlow(load(name).model)(first, second)
+    assert flow.shape == (2, 130, 140) and torch.isfinite(flow).all() and flow.abs().max() > 0
+    if name == "built-in":
+        assert flow[0, 20:-20, 20:-20].mean() == pytest.approx(SPEED, abs=0.5)
+
+
+def test_a_node_of_the_host_takes_our_flow_model(core):
+    from comfy_extras.nodes_void import VOIDWarpedNoise
+
+    noise = VOIDWarpedNoise.execute(load("built-in"), sharp(5, 256, 256), 256, 256, 5, 1).args[0]["samples"]
+    assert noise.shape == (1, 16, 2, 32, 32) and torch.isfinite(noise).all() and noise.std() > 0.5
+
+
+@pytest.mark.parametrize("name", ["built-in", "spynet_sintel.pth"])
+def test_networks_without_a_smallest_size_see_the_frames_as_they_are(core, files, estimate, moving, name):
+    """Not through -1..1 and back, which would change last bits; the two sockets share one type."""
+    from cascadevsr.models.motion.blockflow import BlockFlow
+    from cascadevsr.models.motion.estimation import SpyFlow, estimate_pairs
+    from cascadevsr.nodes.motion import EstimateMotion, LoadFlowModel
+
+    frames = moving(3, 21, 37)
+    estimator = BlockFlow() if name == "built-in" else SpyFlow(files[name])
+    expected = estimate_pairs(frames, estimator)
+    motion = estimate(frames, load(name))[0]
+    assert torch.equal(motion.forward, expected.forward) and torch.equal(motion.backward, expected.backward)
+    assert LoadFlowModel.define_schema().outputs[0].io_type == "OPTICAL_FLOW"
+    assert EstimateMotion.define_schema().inputs[1].io_type == "OPTICAL_FLOW"
 
 
 # Estimate
@@ -193,7 +257,7 @@ def test_one_frame_and_bad_input(estimate, moving):
     with pytest.raises(ValueError, match="Estimate Motion: frames must be finite"):
         estimate(moving(2) * float("nan"))
     with pytest.raises(
-        ValueError, match="Estimate Motion: flow_model must come from Load Flow Model; got str"
+        ValueError, match="Estimate Motion: flow_model must come from Load Flow Model or .*; got str"
     ):
         estimate(moving(2), "raft")
 
@@ -276,7 +340,7 @@ def test_guiders_of_several_models_show_it_the_whole_prediction(core, model, cli
         ("1,-2", r"got '1,-2'"),
         ("1.5", r"got '1.5'"),
         ("two", r"got 'two'"),
-        ((0.6, 0.4), "start_percent must lie below end_percent; got 0.6 and 0.4"),
+        ((0.6, 0.4), "start_percent must be below end_percent; got 0.6 and 0.4"),
     ],
 )
 def test_bad_steps_are_refused_at_once(model, still_motion, propagated, steps, message):
@@ -300,13 +364,14 @@ def test_what_does_not_fit_the_run_is_refused(core, model, clip, ksample, still_
 
 
 def test_picture_models_hold_frames_in_the_batch(core, still_motion):
+    from cascadevsr.models.motion.propagation import propagate
     from cascadevsr.nodes.host.keys import UNEDITED_KEY
     from cascadevsr.nodes.motion import _Propagation
 
     kept = {"x0": None}
     options = {"transformer_options": {"sample_sigmas": torch.tensor([1.0, 0.0]), UNEDITED_KEY: kept}}
     x, clean = torch.zeros(FRAMES, 4, 6, 10), torch.randn(FRAMES, 4, 6, 10)
-    wrapper = _Propagation(still_motion(), 4, lambda *_: True, {"weight": 1.0})
+    wrapper = _Propagation(still_motion(), 4, lambda *_: True, partial(propagate, weight=1.0))
     result = wrapper(lambda *_: clean, x, torch.ones(FRAMES), options)
     assert result.shape == clean.shape and torch.equal(result[0], result[-1])
     assert kept["x0"] is clean, "the sampler's noise estimate needs the prediction as it was"
@@ -315,9 +380,10 @@ def test_picture_models_hold_frames_in_the_batch(core, still_motion):
 
 
 def test_memory_of_latent_flows_is_that_of_the_latent_grid(still_motion, core):
+    from cascadevsr.models.motion.propagation import propagate
     from cascadevsr.nodes.motion import _Propagation
 
-    wrapper = _Propagation(still_motion(), 4, lambda *_: True, {})
+    wrapper = _Propagation(still_motion(), 4, lambda *_: True, propagate)
     options = {"transformer_options": {"sample_sigmas": torch.tensor([1.0, 0.0])}}
     wrapper(lambda x, *_: x, torch.zeros(1, 4, 3, 3, 5), torch.ones(1), options)
     assert [tuple(flow.shape) for flow in wrapper._flows] == [(1, 2, 2, 3, 5)] * 2
@@ -325,11 +391,10 @@ def test_memory_of_latent_flows_is_that_of_the_latent_grid(still_motion, core):
 
 def test_the_built_in_model_holds_together_along_the_motion(core, ksample):
     """With exact motion: latents and decoded frames follow it more closely, and are as close to the truth."""
-    from cascadevsr.models.motion.warp import warp
+    from cascadevsr.models.motion.flow import warp
     from cascadevsr.models.pixels.metrics import psnr_y, warping_error
-    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
-    from cascadevsr.nodes.frames import TemporalDecode
+    from cascadevsr.nodes.frames import CascadeInput, TemporalDecode
     from cascadevsr.nodes.loaders import LoadVideoRestorer
     from cascadevsr.nodes.motion import EstimateMotion, LatentPropagation, LoadFlowModel
 
@@ -411,6 +476,17 @@ def test_a_graph_with_motion_runs_with_progress(client, picture, steps):
     result = client.run(prompt(steps), on_progress=seen.append, timeout=120)
     assert len(result.outputs["11"]["images"]) == len(result.outputs["12"]["images"]) == 5
     assert "VSREstimateMotion" in {step.title for step in seen if step.total}
+
+
+def test_a_graph_with_the_hosts_own_loader_runs(host_server, client, picture):
+    from cascadevsr.models.motion.raft import build_raft
+
+    folder = host_server.models_dir / "optical_flow"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(build_raft().state_dict(), folder / "raft_large.pth")
+    graph = prompt({"steps": "step list", "steps__step_list": "1,2"}, frames=2)
+    graph["6"] = {"class_type": "OpticalFlowLoader", "inputs": {"model_name": "raft_large.pth"}}
+    assert len(client.run(graph, timeout=120).outputs["12"]["images"]) == 2
 
 
 def test_errors_reach_the_user(client, picture):

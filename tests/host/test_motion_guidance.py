@@ -14,7 +14,7 @@ def still():
     """Make motion of a clip that stands still."""
 
     def make(count=FRAMES, height=12, width=20, cuts=()):
-        from cascadevsr.models.motion.field import Motion
+        from cascadevsr.models.motion.estimation import Motion
 
         flow = torch.zeros(count - 1, 2, height, width, dtype=torch.float16)
         return Motion(flow, flow, cuts, count, height, width)
@@ -70,9 +70,7 @@ def test_a_part_of_the_denoising(model, clip, ksample, still, guided):
     whole = ksample(guided(model, still()), clip, steps=4)["samples"]
     late = ksample(guided(model, still(), part=(0.5, 1.0)), clip, steps=4)["samples"]
     assert not torch.equal(late, plain) and not torch.equal(late, whole)
-    with pytest.raises(
-        ValueError, match="Motion Guidance: start_percent must lie below end_percent; got 0.5"
-    ):
+    with pytest.raises(ValueError, match="Motion Guidance: start_percent must be below end_percent; got 0.5"):
         guided(model, still(), part=(0.5, 0.5))
 
 
@@ -156,12 +154,11 @@ def test_what_does_not_fit_is_refused(core, model, clip, ksample, still, guided)
 def test_the_built_in_model_holds_together_along_the_motion(core, ksample):
     """With exact motion, from degraded frames: towards the truth's own warping error, as close to the truth."""
     import numpy as np
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
     from cascadevsr.models.pixels.degradation import PRESETS, degrade
     from cascadevsr.models.pixels.metrics import psnr_y, warping_error
-    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
-    from cascadevsr.nodes.frames import TemporalDecode
+    from cascadevsr.nodes.frames import CascadeInput, TemporalDecode
     from cascadevsr.nodes.loaders import LoadVideoRestorer
     from cascadevsr.nodes.motion_guidance import MotionGuidance
     from cascadevsr.runner.sample import make_sample

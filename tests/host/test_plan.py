@@ -144,7 +144,6 @@ def test_81_frames_of_4k(wan):
 
 
 def test_the_memory_is_the_hosts_own_estimate_for_the_largest_pass(core, model, scene, wan, monkeypatch):
-    from cascadevsr.nodes.host import services
 
     assert _plan(wan, size=(96, 64, 9))[0].memory.one == int(wan.memory_required([1, 16, 3, 8, 12]))
     assert _plan(wan, size=(96, 64, 9))[0].memory.two == int(wan.memory_required([2, 16, 3, 8, 12]))
@@ -157,7 +156,7 @@ def test_the_memory_is_the_hosts_own_estimate_for_the_largest_pass(core, model, 
     assert full == pytest.approx(bare * (1 + cells / (6 * 10)), rel=1e-5), (
         "reference cells count as the clip's do"
     )
-    monkeypatch.setattr(host, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(services, "free_bytes", lambda device: 1000)
     assert "use Spatial Tiles" in _plan(wan, size=(96, 64, 9))[1]
     assert "smaller tiles in Spatial Tiles" in _plan(_cut(wan), size=(96, 64, 17))[1]
 

@@ -100,7 +100,7 @@ def tied(core):
     """Run Low-Frequency Tie: tied(model, lr, strength, cutoff, (start, end)) -> MODEL."""
 
     def run(model, lr, strength=1.0, cutoff=4.0, part=(0.0, 1.0)):
-        from cascadevsr.nodes.tie import LowFrequencyTie
+        from cascadevsr.nodes.low_frequency import LowFrequencyTie
 
         return LowFrequencyTie.execute(model, {"samples": lr}, strength, cutoff, *part).args[0]
 
@@ -149,7 +149,7 @@ def test_half_the_strength_moves_half_the_way(family, sample, tied):
 
 
 def test_a_tie_goes_with_tiles_windows_propagation_and_motion_guidance(family, sample, tied):
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
     from cascadevsr.nodes.motion import LatentPropagation
     from cascadevsr.nodes.motion_guidance import MotionGuidance
     from cascadevsr.nodes.tiling import SpatialTiles, TemporalWindows
@@ -171,7 +171,7 @@ def test_a_tie_goes_with_tiles_windows_propagation_and_motion_guidance(family, s
 
 
 def test_ties_that_cannot_be_are_refused_with_a_reason(family, sample, tied, restorer):
-    from cascadevsr.nodes.tie import LowFrequencyTie
+    from cascadevsr.nodes.low_frequency import LowFrequencyTie
 
     model = family("wan")
     lr = start_of(model)
@@ -183,7 +183,7 @@ def test_ties_that_cannot_be_are_refused_with_a_reason(family, sample, tied, res
         tied(model, lr, strength=1.5)
     with pytest.raises(ValueError, match="cutoff must be a positive number of cells; got 0"):
         tied(model, lr, cutoff=0.0)
-    with pytest.raises(ValueError, match="start_percent must lie below end_percent"):
+    with pytest.raises(ValueError, match="start_percent must be below end_percent"):
         tied(model, lr, part=(0.5, 0.5))
     with pytest.raises(ValueError, match="got frames, which Upscale-A-Video takes"):
         LowFrequencyTie.execute(model, {"samples": lr, "vsr_kind": "lr frames"}, 1.0, 4.0, 0.0, 1.0)

@@ -63,8 +63,8 @@ def _words(loaded, text):
 
 
 def _prepare(loaded, frames, level=0.12, target=SCALE, prompts=("best quality", "blur"), noise=None):
-    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
+    from cascadevsr.nodes.frames import CascadeInput
 
     positive, negative = (_words(loaded, text) if isinstance(text, str) else text for text in prompts)
     latent, low, *_ = CascadeInput.execute(loaded.vae, target, "bilinear", frames=frames).args
@@ -121,7 +121,7 @@ def test_a_recorded_run_comes_out_of_the_graph(core, tmp_path, name):
 
 def _propagate(model, given, steps):
     """Propagate along the recorded flows at the recorded steps."""
-    from cascadevsr.models.motion.field import Motion
+    from cascadevsr.models.motion.estimation import Motion
     from cascadevsr.nodes.motion import LatentPropagation
 
     forward, backward = (given[name][0].transpose(0, 1) for name in ("flow_fwd", "flow_bwd"))
@@ -155,8 +155,8 @@ def test_text_is_the_last_layer_after_its_norm_padded_as_the_tokenizer_says(load
 
 def test_a_vocabulary_of_the_release_is_used(core, folder, tmp_path):
     from cascadevsr.models.upscale_a_video.checkpoint import open_folder
-    from cascadevsr.nodes.systems.upscale_a_video import SYSTEM
     from cascadevsr.nodes.systems.base import Loading
+    from cascadevsr.nodes.systems.upscale_a_video import SYSTEM
 
     letters = [chr(code) for code in range(33, 127)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
@@ -345,7 +345,6 @@ def test_decoder_out_of_memory_halves_the_tile_once(steady, noise, monkeypatch, 
 
 
 def test_few_memory_means_short_chunks_then_tiles(loaded, noise, monkeypatch):
-    from cascadevsr.nodes.host import services
 
     latent = {"samples": loaded.vae.encode(noise(9, 32, 288))}
     network, seen = loaded.vae.first_stage_model, []
@@ -353,7 +352,7 @@ def test_few_memory_means_short_chunks_then_tiles(loaded, noise, monkeypatch):
     monkeypatch.setattr(network, "decode", lambda z, *rest: seen.append(tuple(z.shape[2:])) or real(z, *rest))
     frame = 32 * 288 * loaded.vae.decode_bytes
     for free, shapes in ((99, {(8, 8, 72)}), (5.5, {(5, 8, 72)}), (2.9, {(3, 8, 64)})):
-        monkeypatch.setattr(host, "free_bytes", lambda device, free=free: free * frame)
+        monkeypatch.setattr(services, "free_bytes", lambda device, free=free: free * frame)
         seen.clear()
         assert _decode(latent, loaded.vae).shape == (9, 32, 288, 3)
         assert set(seen) == shapes

@@ -21,8 +21,8 @@ def folder(core, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sampled(core, folder):
     """A moving clip, sampled with the default preset in windows and tiles, and its decoder."""
-    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.loaders import load_restorer
     from cascadevsr.nodes.sampling import AddressedNoise, RefineSigmas, RestorerSampler
     from cascadevsr.nodes.tiling import SpatialTiles, TemporalWindows
@@ -91,8 +91,8 @@ def test_no_seam_in_the_decoded_clip(sampled):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_every_number_format_gives_the_clip(core, folder, noise, precision):
-    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.conditioning import VSRConditioning
+    from cascadevsr.nodes.frames import CascadeInput
     from cascadevsr.nodes.loaders import load_restorer
 
     results = []

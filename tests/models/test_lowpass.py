@@ -58,5 +58,5 @@ def test_an_edge_does_not_ring():
 
 def test_a_cutoff_must_be_positive():
     for cutoff in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="Low-Frequency Tie: cutoff must be a positive number of cells"):
+        with pytest.raises(ValueError, match="cutoff must be a positive number of cells"):
             axis_filter(8, cutoff)

@@ -24,6 +24,7 @@ from cascadevsr.models.mgld_vsr.published import (
     tile_weights,
 )
 from cascadevsr.models.mgld_vsr.vae import LATENT_SCALE, SPACE
+from cascadevsr.models.motion.flow import occlusion, resize_flow
 from cascadevsr.models.motion.guidance import (
     PUBLISHED,
     PUBLISHED_STRENGTH,
@@ -32,7 +33,6 @@ from cascadevsr.models.motion.guidance import (
     published_update,
 )
 from cascadevsr.models.motion.raft import STRIDE
-from cascadevsr.models.motion.warp import occlusion, resize_flow
 from cascadevsr.models.pixels.color import adain, wavelet
 from cascadevsr.models.schedules import DiffusionSettings
 

@@ -41,9 +41,9 @@ def test_two_lightning_checkpoints_become_one_file(tmp_path, capsys):
 
 
 def test_the_flow_network_becomes_a_file_that_is_still_one(tmp_path, capsys):
-    from cascadevsr.models.motion.raft import RAFT, is_raft, raft_state
+    from cascadevsr.models.motion.raft import build_raft, is_raft, raft_state
 
-    state = {f"module.{key}": value for key, value in RAFT().state_dict().items()}
+    state = {f"module.{key}": value for key, value in build_raft().state_dict().items()}
     torch.save(state, tmp_path / "raft-things.pth")
     assert _run(tmp_path / "raft-things.pth", tmp_path / "raft.safetensors") == 0
     converted, metadata = load_state(tmp_path / "raft.safetensors")

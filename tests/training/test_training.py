@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from cascadevsr.models.checkpoints import load_state, strip_prefix
-from cascadevsr.models.motion.warp import warp
-from cascadevsr.models.unimmvsr.checkpoint import dit_config, is_unimmvsr, vae_config
+from cascadevsr.models.motion.flow import warp
+from cascadevsr.models.unimmvsr.checkpoint import dit_config, open_state, vae_config
 from cascadevsr.models.unimmvsr.dit import DiTConfig
 from cascadevsr.models.unimmvsr.vae import VAEConfig
 from cascadevsr.training import builtin, stages
@@ -231,7 +231,7 @@ def train(folder, work, steps, more=""):
 def test_all_stages_train_and_export(folder, tmp_path, small):
     train(folder, tmp_path, (1, 1, 1, 2))
     state, metadata = load_state(tmp_path / "weights.safetensors")
-    assert is_unimmvsr(state) and metadata["architecture"] == "unimmvsr"
+    assert open_state(state, tmp_path / "weights.safetensors") and metadata["architecture"] == "unimmvsr"
     assert all(key.startswith(("vae.", "dit.")) for key in state), "what only training needs is not shipped"
     assert dit_config(strip_prefix(state, "dit.")).width == 48
     assert vae_config(strip_prefix(state, "vae.")).refine_width == 10

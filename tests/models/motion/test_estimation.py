@@ -1,16 +1,19 @@
 """Estimating motion: known flows, composition on latent grids, scene cuts, progress and interruption."""
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cascadevsr.models.motion.blockflow import BlockFlow
-from cascadevsr.models.motion.estimation import Motion, estimate_pairs
-from cascadevsr.models.motion.field import compose
-from cascadevsr.models.motion.picture import flow_picture
-from cascadevsr.models.motion.warp import warp
+from cascadevsr.models.motion.estimation import (
+    FlowNetwork,
+    Motion,
+    RaftFlow,
+    estimate_pairs,
+    estimator_of,
+)
+from cascadevsr.models.motion.flow import compose, warp
 
 CLIPS = Path(__file__).resolve().parents[4] / "shared" / "clips"
 
@@ -208,11 +211,17 @@ def test_no_cut_within_real_clips_and_one_between_them(name):
     assert estimate_pairs(torch.cat((frames, other)), BlockFlow()).cuts == (9,)
 
 
-def test_the_picture_shows_direction_and_speed():
-    flow = torch.zeros(1, 2, 1, 4)
-    flow[0, 0, 0, 1], flow[0, 0, 0, 2] = 2.0, -1.0
-    flow[0, :, 0, 3] = 2 * torch.tensor([math.cos(2 * math.pi / 3), math.sin(2 * math.pi / 3)])
-    picture = flow_picture(flow, 2.0)[0, 0]
-    expected = torch.tensor([[1, 1, 1], [1, 0, 0], [0.5, 1, 1], [0, 1, 0]])
-    assert torch.allclose(picture, expected.float(), atol=1e-4)
-    assert (flow_picture(torch.zeros(2, 2, 3, 3)) == 1).all()
+# Under the calling convention of torchvision's RAFT
+
+
+def test_an_estimator_as_a_network_gives_its_flow_and_comes_out_again():
+    estimator, network = BlockFlow(), FlowNetwork(BlockFlow())
+    first, second = moving(swirl(48, 64, 2.0))
+    flows = network(first * 2 - 1, second * 2 - 1, num_flow_updates=20)
+    assert len(flows) == 1 and torch.allclose(flows[-1], estimator(first, second), atol=1e-3)
+    assert torch.equal(estimator_of(network)(first, second), estimator(first, second))
+    assert estimator_of(FlowNetwork(estimator)) is estimator
+
+
+def test_any_other_network_is_called_as_raft_is():
+    assert isinstance(estimator_of(torch.nn.Identity()), RaftFlow)

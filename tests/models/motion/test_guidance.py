@@ -168,7 +168,7 @@ def test_memory_does_not_grow_with_the_clip(monkeypatch):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="Motion Guidance: a clip .* needs flows"):
+    with pytest.raises(ValueError, match="a clip .* needs flows"):
         motion_gradient(clip(5), uniform(4))
-    with pytest.raises(ValueError, match="Motion Guidance: form must be one of default, published.*'late'"):
+    with pytest.raises(ValueError, match="form must be one of default, published.*'late'"):
         motion_gradient(clip(), uniform(), form="late")

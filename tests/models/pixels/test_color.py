@@ -70,7 +70,7 @@ def test_flat_frames_give_no_nan(match):
     ],
 )
 def test_errors(frames, reference, message):
-    with pytest.raises(ValueError, match=f"Colour Match: .*{message}"):
+    with pytest.raises(ValueError, match=message):
         adain(frames, reference)
     with pytest.raises(ValueError, match="must be one of wavelet, adain, lab"):
         match_colour(frames, reference, "magic")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cascadevsr.models.pixels.codec import h264_round_trip, jpeg_round_trip, mpeg4_round_trip
+from cascadevsr.models.pixels.compression import h264_round_trip, jpeg_round_trip, mpeg4_round_trip
 from cascadevsr.models.pixels.degradation import (
     PRESETS,
     Blur,

@@ -1,9 +1,12 @@
 """Gives a result the colours of its source."""
 
+import torch
 from comfy_api.latest import io
 
 from ..models.pixels.color import METHODS, match_colour
 from .host import services
+
+_TITLE = "Colour Match"
 
 
 class ColourMatch(io.ComfyNode):
@@ -14,10 +17,10 @@ class ColourMatch(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSRColourMatch",
-            display_name="Colour Match",
+            display_name=_TITLE,
             category=services.CATEGORY,
-            description="Gives an upscaled clip the colours of the clip it was made from, frame by frame; "
-            "its detail stays.",
+            description="Gives an upscaled clip the colours of the clip it was made from, frame by frame; its detail "
+            "stays.",
             search_aliases=["color match", "colour fix", "color correction", "wavelet", "adain", "lab"],
             inputs=[
                 io.Image.Input("images", tooltip="The clip whose colours are to be set."),
@@ -29,8 +32,8 @@ class ColourMatch(io.ComfyNode):
                     "method",
                     options=list(METHODS),
                     default="wavelet",
-                    tooltip="wavelet: coarse colours per place; adain: mean and spread per channel; lab: "
-                    "the same in CIELAB.",
+                    tooltip="wavelet: coarse colours, place by place; adain: mean and deviation of every channel; "
+                    "lab: the same in CIELAB.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -45,9 +48,9 @@ class ColourMatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, reference, method, strength):
+    def execute(cls, images: torch.Tensor, reference: torch.Tensor, method: str, strength: float):
         """Match the clip a few frames at a time."""
-        title = "Colour Match"
-        images = services.check_frames(title, "images", images)
-        reference = services.check_frames(title, "reference", reference)
-        return io.NodeOutput(match_colour(images, reference, method, strength, services.Progress()))
+        images = services.check_frames(_TITLE, "images", images)
+        reference = services.check_frames(_TITLE, "reference", reference)
+        with services.titled(_TITLE):
+            return io.NodeOutput(match_colour(images, reference, method, strength, services.Progress()))
