@@ -23,7 +23,13 @@ class DegradeVideo(io.ComfyNode):
             display_name=_TITLE,
             category=services.CATEGORY,
             description="Makes a low-resolution, damaged copy of a good clip, to test a restorer against the truth.",
-            search_aliases="degradation,downscale,low resolution,compress,real-esrgan degradation".split(","),
+            search_aliases=[
+                "degradation",
+                "downscale",
+                "low resolution",
+                "compress",
+                "real-esrgan degradation",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The good clip."),
                 io.Combo.Input(

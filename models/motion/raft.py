@@ -57,12 +57,10 @@ def raft_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def is_raft(state: Mapping[str, torch.Tensor]) -> bool:
     """Tell whether weights that went through raft_state() are those of the large RAFT."""
-    first, gate = (
-        "feature_encoder.convnormrelu.0.weight",
-        "update_block.recurrent_block.convgru2.convz.weight",
-    )
-    needed = (first, "context_encoder.convnormrelu.1.running_mean", gate)
-    return all(key in state for key in needed) and state[first].shape[0] == 64
+    first = "feature_encoder.convnormrelu.0.weight"  # 64 channels; the small RAFT has 32
+    second = "context_encoder.convnormrelu.1.running_mean"
+    gate = "update_block.recurrent_block.convgru2.convz.weight"
+    return {first, second, gate} <= state.keys() and state[first].shape[0] == 64
 
 
 def build_raft() -> nn.Module:

@@ -48,6 +48,7 @@ def test_the_flow_network_becomes_a_file_that_is_still_one(tmp_path, capsys):
     assert _run(tmp_path / "raft-things.pth", tmp_path / "raft.safetensors") == 0
     converted, metadata = load_state(tmp_path / "raft.safetensors")
     assert is_raft(raft_state(converted)) and metadata["architecture"] == "raft"
+    build_raft().load_state_dict(converted)  # so that the host's own loader takes it too
     assert "BSD" in capsys.readouterr().out
 
 
