@@ -1,7 +1,7 @@
 """SDEdit Degradation: a base model draws the clip again, from partway through the noise.
 
 1. The clip is reduced to the base model's resolution, padded and encoded.
-2. Its latent is noised to a drawn step of the schedule and sampled from there on by the services.
+2. Its latent is noised to a drawn step of the schedule and sampled from there on by the host.
 3. The result is decoded and cropped to its exact size.
 """
 
@@ -17,6 +17,7 @@ from comfy.samplers import KSAMPLER
 from comfy.sd import VAE
 from comfy_api.latest import io
 
+from ..models.layout.noise import SDEDIT_LR_STREAM
 from ..models.layout.sizes import ClipSize, crop_clip, pad_clip, padded_size, resize_clip
 from ..models.unimmvsr.sdedit import SDEdit
 from .frames import asked_size

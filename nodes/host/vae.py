@@ -206,10 +206,12 @@ class RestorerVAE(comfy.sd.VAE):
         if law.streamed:
             lengths = (max(1, chunk // law.time) if chunk else law.lengths[0],)
         else:
-            lengths = tuple(n for n in law.lengths if n <= longest) or law.lengths[-1:]
+            lengths = tuple(dict.fromkeys(min(n, grid.frames) for n in law.lengths if n <= longest))
         full = max(grid.height, grid.width)
         sides = (side,) if side else (full, *(each for each in law.sides if each < full))
         cuts = list_cuts(grid, sides, lengths)
+        last = cuts[-1]  # where even that does not fit, tiles are halved once
+        cuts += (Cut(-(-last.rows // 2), -(-last.columns // 2), last.length),)
 
         def need(cut: Cut) -> float:
             frames = law.time * min(cut.length, grid.frames) + law.streamed

@@ -287,6 +287,8 @@ def test_the_automatic_tile_makes_room_for_references(core, bases, monkeypatch):
         choice = options["transformer_options"][TILES_KEY]
         return choice.height * choice.width
 
+    from cascadevsr.nodes.host import services
+
     room = base.model.memory_required(clip) * 1.3
     monkeypatch.setattr(services, "free_bytes", lambda device: room + 1)
     assert tile({}) == 90 * 160 and tile({REFERENCES_KEY: references}) < 90 * 160

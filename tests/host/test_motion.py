@@ -111,12 +111,13 @@ def load(name):
 def test_raft_is_loaded_from_the_hosts_folder(core, flow_folder, estimate, moving, prefix):
     from cascadevsr.models.motion.estimation import RaftFlow
     from cascadevsr.models.motion.raft import build_raft
+    from cascadevsr.nodes.motion import flow_names
 
     torch.manual_seed(0)
     network = build_raft()
     name = f"raft{len(prefix)}.pth"
     torch.save({prefix + key: value for key, value in network.state_dict().items()}, flow_folder / name)
-    assert name in host.flow_names() and host.flow_names()[0] == "built-in"
+    assert name in flow_names() and flow_names()[0] == "built-in"
     model = load(name)
     frames = moving(2, 32, 40)
     motion, picture = estimate(frames, model)

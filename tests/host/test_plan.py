@@ -156,6 +156,8 @@ def test_the_memory_is_the_hosts_own_estimate_for_the_largest_pass(core, model, 
     assert full == pytest.approx(bare * (1 + cells / (6 * 10)), rel=1e-5), (
         "reference cells count as the clip's do"
     )
+    from cascadevsr.nodes.host import services
+
     monkeypatch.setattr(services, "free_bytes", lambda device: 1000)
     assert "use Spatial Tiles" in _plan(wan, size=(96, 64, 9))[1]
     assert "smaller tiles in Spatial Tiles" in _plan(_cut(wan), size=(96, 64, 17))[1]

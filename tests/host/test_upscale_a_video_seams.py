@@ -114,11 +114,11 @@ def test_every_number_format_gives_the_clip(core, folder, noise, precision):
 
 def test_the_host_can_build_everything_again(core, tmp_path):
     """It does so on several GPUs, and for hooks."""
-    from cascadevsr.nodes.host.keys import PRESET_KEY, REFERENCE
+    from cascadevsr.nodes.host.keys import PRESET_KEY, PUBLISHED
     from cascadevsr.nodes.loaders import load_restorer
 
     folder = write_release(recorded("pipeline_noguidance"), tmp_path)
-    model, vae, clip = load_restorer(folder, "auto", "auto", REFERENCE)
+    model, vae, clip = load_restorer(folder, "auto", "auto", PUBLISHED)
     for patcher in (model, vae.patcher, clip.patcher):
         make, arguments = patcher.cached_patcher_init
         fresh = make(*arguments, disable_dynamic=True)
@@ -127,4 +127,4 @@ def test_the_host_can_build_everything_again(core, tmp_path):
             torch.equal(state[key], expected[key]) for key in state
         )
     make, arguments = model.cached_patcher_init
-    assert make(*arguments).model_options[PRESET_KEY] == REFERENCE
+    assert make(*arguments).model_options[PRESET_KEY] == PUBLISHED
