@@ -406,7 +406,8 @@ def encode_pieces(
         frames = Window(starts[number], first_frame(window.stop, time))
         part = encode(frames, tile)[:, :, kept.start - window.start : kept.stop - window.start].float().cpu()
         if pieces.whole:
-            return part
+            latent = part
+            continue
         if latent is None:
             latent = part.new_zeros(*part.shape[:2], grid.frames, grid.height, grid.width)
         if len(pieces.tiles) > 1:

@@ -55,8 +55,9 @@ def check_choice(title: str, name: str, value: object, allowed: Iterable[str]) -
     """Raise where the value of a combo is none of its options: the host does not check those of every kind."""
     allowed = list(allowed)
     if value not in allowed:
-        listed = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-        raise ValueError(f"{title}: {name} must be {listed}; got {value!r}. Choose {allowed[0]}.")
+        raise ValueError(
+            f"{title}: {name} must be one of {', '.join(allowed)}; got {value!r}. Choose {allowed[0]}."
+        )
 
 
 def check_frames(title: str, name: str, frames: object) -> torch.Tensor:
@@ -242,7 +243,7 @@ def listed_path(title: str, what: str, folders: Mapping[str, Iterable[str]], nam
                 if (Path(root) / name).exists():
                     return Path(root) / name
     raise ValueError(
-        f"{title}: the {what} must be one of the list; got {name!r}. Put it into models/{next(iter(folders))} and "
+        f"{title}: the {what} must be one of the list; got {name!r}. Put the file into models/{next(iter(folders))} and "
         f"refresh{remedy}."
     )
 

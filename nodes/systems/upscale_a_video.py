@@ -411,7 +411,7 @@ SYSTEM = System(
     load_model=_load_model,
     load_vae=_load_vae,
     load_clip=_load_clip,
-    is_folder=checkpoint.is_release_folder,
+    is_folder=lambda path: any((path / name).is_dir() for name in ("unet", "vae")),  # a part may be missing: an error
     releases=_releases,
     flow=FlowFile(lambda file: file.parent.name == "propagator"),
     condition=_condition,

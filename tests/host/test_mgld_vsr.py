@@ -147,7 +147,7 @@ def test_the_recorded_segment_comes_out_of_the_graph(core, tmp_path, monkeypatch
 
 def _networks(run):
     """Give the networks of a loaded restorer to the functions that repeat the published program."""
-    from cascadevsr.models.mgld_vsr.sampling import Networks
+    from cascadevsr.tests.published.mgld_vsr import Networks
 
     host, vae = run.model.model.diffusion_model, run.vae.first_stage_model
     return Networks(host.unet, host.structure, host.empty_prompt, vae.first_stage, vae.sequence)
@@ -368,9 +368,9 @@ def test_native_vae_nodes(core, loaded, noise):
 
 def test_a_converted_file_is_the_folder(core, folder, tmp_path, noise):
     from cascadevsr.models.checkpoints import load_state, save_state
-    from cascadevsr.models.mgld_vsr.convert import convert
+    from cascadevsr.models.mgld_vsr.checkpoint import convert
 
-    assert convert(folder, tmp_path / "mgld.safetensors")
+    assert convert(folder, tmp_path / "mgld.safetensors", False, print)
     results = []
     for path in (folder, tmp_path / "mgld.safetensors", folder / "mgldvsr_unet.ckpt"):
         run = _load(path, "auto")
@@ -401,7 +401,7 @@ def test_half_a_checkpoint_says_what_is_missing(core, tmp_path, prefix, what):
 def test_the_first_checkpoint_alone_decodes_frame_by_frame(core, tmp_path, noise, caplog):
     with caplog.at_level(logging.WARNING):
         run = _load(write_checkpoints(tmp_path / "alone", sequence=False), "auto")
-    assert "without video_vae_cfw.ckpt" in caplog.text
+    assert "has no video_vae_cfw.ckpt beside it" in caplog.text
     latent = {"samples": run.vae.encode(noise(3, 32, 32))}
     frames = _decode(latent, run.vae, noise(3, 8, 8))
     one = _decode({"samples": latent["samples"][:, :, :1]}, run.vae)
@@ -434,11 +434,10 @@ def test_wrong_files_say_why(core, folder, tmp_path):
 
 
 def test_the_list_shows_the_folder_and_not_its_files(folder, listed):
-    from cascadevsr.nodes.host import services
-    from cascadevsr.nodes.loaders import LoadVideoRestorer
+    from cascadevsr.nodes.loaders import LoadVideoRestorer, restorer_names
 
     listed(folder.parent)
-    names = services.restorer_names()
+    names = restorer_names()
     assert "mgld_vsr" in names and not [name for name in names if name.endswith(".ckpt")]
     first = LoadVideoRestorer.fingerprint_inputs("mgld_vsr", "auto")
     model, vae, clip = LoadVideoRestorer.execute("mgld_vsr", "auto").args
@@ -447,14 +446,13 @@ def test_the_list_shows_the_folder_and_not_its_files(folder, listed):
     file.write_bytes(file.read_bytes())
     assert LoadVideoRestorer.fingerprint_inputs("mgld_vsr", "auto") != first
     listed(folder)  # the files lie in the list's own folder: there is no name but the file's
-    assert {"mgldvsr_unet.ckpt", "video_vae_cfw.ckpt"} <= set(services.restorer_names())
+    assert {"mgldvsr_unet.ckpt", "video_vae_cfw.ckpt"} <= set(restorer_names())
 
 
 def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
     """Every entry of the published files at their size, and no other; the text encoder becomes one embedding."""
     import comfy.ops
-    from cascadevsr.models.mgld_vsr import config as mgld
-    from cascadevsr.models.mgld_vsr import release
+    from cascadevsr.models.mgld_vsr import checkpoint
     from cascadevsr.nodes.systems.mgld_vsr import HostNetworks, Networks
 
     manifest = repository.parent / "shared" / "keys" / "mgld_vsr_mgldvsr_unet_ckpt_expected.json"
@@ -462,13 +460,13 @@ def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
         pytest.skip("the list of published entries is not here")
     entries = json.loads(manifest.read_text(encoding="utf-8"))
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in entries.items()}
-    whole = release._whole(release._renamed(state), "published")
+    whole = checkpoint.check_whole(checkpoint.rename(state), "published")
     parts = {
         name: {k.removeprefix(f"{name}."): v for k, v in whole.items() if k.startswith(f"{name}.")}
         for name in ("unet", "structure")
     }
     shapes = Networks(
-        mgld.unet_config_from_state(parts["unet"]), mgld.structure_config_from_state(parts["structure"]), 77
+        checkpoint.unet_config(parts["unet"]), checkpoint.structure_config(parts["structure"]), 77
     )
     network = HostNetworks(shapes, torch.float16, torch.device("meta"), comfy.ops.manual_cast)
     wanted = {f"{name}.{key}": value.shape for name, part in parts.items() for key, value in part.items()}

@@ -186,7 +186,7 @@ def test_ties_that_cannot_be_are_refused_with_a_reason(family, sample, tied, res
     with pytest.raises(ValueError, match="start_percent must be below end_percent"):
         tied(model, lr, part=(0.5, 0.5))
     with pytest.raises(ValueError, match="got frames, which Upscale-A-Video takes"):
-        LowFrequencyTie.execute(model, {"samples": lr, "vsr_kind": "lr frames"}, 1.0, 4.0, 0.0, 1.0)
+        LowFrequencyTie.execute(model, {"samples": lr, "vsr_system": "upscale_a_video"}, 1.0, 4.0, 0.0, 1.0)
     with pytest.raises(
         ValueError, match=r"the batch and the grid .* 1 of \(3, 8, 12\); got 1 of \(3, 8, 6\)"
     ):

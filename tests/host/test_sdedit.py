@@ -116,7 +116,7 @@ def test_errors_say_what_to_change(wan, restorer, noise, redraw):
         redraw(*wan, images, 0.5, cfg=3.0, positive=small_wan.prompt())
     with pytest.raises(ValueError, match="vae must be the video VAE of model"):
         redraw(wan[0], None, images, 0.5, positive=small_wan.prompt())
-    with pytest.raises(ValueError, match="size must be short side"):
+    with pytest.raises(ValueError, match="size must be one of scale, short side"):
         redraw(*wan, images, 0.5, size={"size": "half"}, positive=small_wan.prompt())
 
 

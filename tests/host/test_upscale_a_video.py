@@ -527,12 +527,11 @@ def test_unusable_releases_say_why(core, folder, tmp_path, case):
 
 
 def test_the_list_shows_the_folder_and_not_its_parts(folder, listed):
-    from cascadevsr.nodes.host import services
-    from cascadevsr.nodes.loaders import LoadVideoRestorer
+    from cascadevsr.nodes.loaders import LoadVideoRestorer, restorer_names
 
     (folder.parent / "other.safetensors").write_bytes(b"")
     listed(folder.parent)
-    names = services.restorer_names()
+    names = restorer_names()
     assert names[0] == "built-in" and "upscale_a_video" in names and "other.safetensors" in names
     assert not [name for name in names if "unet" in name or "vae" in name or "text" in name]
     first = LoadVideoRestorer.fingerprint_inputs("upscale_a_video", "auto")

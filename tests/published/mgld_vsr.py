@@ -83,7 +83,7 @@ def raft_flow(
     height, width = first.shape[-2:]
     rows, columns = (-side % STRIDE for side in (height, width))
     border = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    flow = raft(*(F.pad(image, border, mode="replicate") for image in (first, second)), iterations)
+    flow = raft(*(F.pad(image, border, mode="replicate") for image in (first, second)), iterations)[-1]
     return flow[..., border[2] : border[2] + height, border[0] : border[0] + width]
 
 
