@@ -84,6 +84,23 @@ def pndm_weights(times: Sequence[float], following: float) -> tuple[float, ...]:
     return (1.0,)
 
 
+def timestep_features(timestep: torch.Tensor, width: int, sines_first: bool = False) -> torch.Tensor:
+    """Give sinusoids of time steps (n,), counted in 0..1000, in float32: (n, width), cosines first.
+
+    Frequencies fall geometrically from 1 to 1e-4 radians a step (Vaswani et al. 2017).
+    """
+    half = width // 2
+    position = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    angle = timestep.float().reshape(-1, 1) * torch.exp(-math.log(1e4) * position / half)
+    parts = (angle.sin(), angle.cos()) if sines_first else (angle.cos(), angle.sin())
+    return torch.cat(parts, 1)
+
+
+def diffuse(clean: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Mix noise into a clean sample as the forward process does; `alpha` is the share of signal power, 0..1."""
+    return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+
+
 @dataclass(frozen=True)
 class DiffusionSettings:
     """Hold the fields of a published scheduler_config.json; the defaults are those of a json without the field."""

@@ -10,7 +10,6 @@ Module names are those of the published weights; layers come from an `ops` names
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import ModuleType
 
@@ -22,18 +21,6 @@ import torch.nn.functional as F
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 TRANSFORMER_EPS = 1e-6  # of the group norm in front of the tokens
 TOKENS_AT_ONCE = 1 << 15  # the feed-forward's inner layer is 12 times as wide as its input: bounds its memory
-
-
-def timestep_features(timestep: torch.Tensor, width: int, sines_first: bool = False) -> torch.Tensor:
-    """Give sinusoids of time steps (n,), counted in 0..1000, in float32: (n, width), cosines first.
-
-    Frequencies fall geometrically from 1 to 1e-4 radians a step (Vaswani et al. 2017).
-    """
-    half = width // 2
-    position = torch.arange(half, dtype=torch.float32, device=timestep.device)
-    angle = timestep.float().reshape(-1, 1) * torch.exp(-math.log(1e4) * position / half)
-    parts = (angle.sin(), angle.cos()) if sines_first else (angle.cos(), angle.sin())
-    return torch.cat(parts, 1)
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:

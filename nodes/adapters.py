@@ -1,4 +1,6 @@
-"""Load VSR Adapter: a file that makes the host's Wan text-to-video model a restorer.
+"""Reference Tokens and Load VSR Adapter: what makes the host's Wan models restorers.
+
+Reference Tokens patches a clone of the MODEL, so that it takes references (nodes/host/wan.py). Load VSR Adapter:
 
 1. The file is read and checked against the base: channels, width, every changed layer.
 2. A clone of the MODEL gets patches only: a wider patch embedding for the LR clip, changed layers (as a LoRA), reference
@@ -23,13 +25,51 @@ from comfy_api.latest import io
 from ..models.unimmvsr.adapter import LEVEL_KEYS, Adapter, LevelEmbedding, load_adapter
 from .host import services
 from .host.keys import LEVEL_KEY
-from .host.model import log_licence
+from .host.model import log_licence, system_of
 from .host.wan import attach, check_wan
 
-_TITLE = "Load VSR Adapter"
+_TITLE, _TOKENS = "Load VSR Adapter", "Reference Tokens"
 _KEY = "vsr_adapter"  # of our wrappers and of the noise level's network
 _PATCH_EMBEDDING = "diffusion_model.patch_embedding.weight"
 _TIME_HOOKS = "diffusion_model.time_embedding._forward_hooks"
+
+
+class ReferenceTokens(io.ComfyNode):
+    """Makes a host's video model take references."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        return io.Schema(
+            node_id="VSRReferenceTokens",
+            display_name=_TOKENS,
+            category=services.CATEGORY,
+            description="Lets a plain Wan 2.1 or 2.2 model take the references of VSR Conditioning: as tokens "
+            "beside the clip's own, each with a time of its own. Without references it changes nothing. Load VSR "
+            "Adapter does the same by itself; the built-in restorer needs neither.",
+            search_aliases=[
+                "in-context",
+                "identity",
+                "reference latents",
+                "context latents",
+                "multi-id",
+                "wan",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="A Wan text-to-video or image-to-video model, before the sampler."
+                )
+            ],
+            outputs=[io.Model.Output(tooltip="The model, which takes references.")],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        """Clone the model and patch the clone."""
+        patched, system = model.clone(), system_of(model)
+        if system is None or not system.takes_references:  # those that take them anyway stay as they are
+            attach(patched, _TOKENS)
+        return io.NodeOutput(patched)
 
 
 class LoadVSRAdapter(io.ComfyNode):

@@ -1,4 +1,9 @@
-"""VSR Conditioning: joins the low-resolution clip, its noise level, text and references for the sampler.
+"""VSR Conditioning and Reference Set: the low-resolution clip, its noise level, text and references for the sampler.
+
+Reference Set: every picture of a batch is a reference, every video one; both are reduced to a long edge, their latent
+cells are counted (sampling attends over all of them at once), and the VAE encodes each as a clip of its own.
+
+VSR Conditioning:
 
 1. The LATENT of Cascade Input says whose LR clip it is; that system checks it, noises it and says what sampling starts
    from (`System.condition`). Without a system it is a latent, mixed with noise at the noise level.
@@ -8,13 +13,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import comfy.sd
 import torch
 from comfy_api.latest import io
 
 from ..models.layout.noise import LR_STREAM
-from ..models.unimmvsr.references import References
+from ..models.layout.sizes import ClipSize, latent_frames, pad_clip, padded_size, resize_clip, target_size
+from ..models.unimmvsr.references import (
+    AFTER,
+    IMAGE,
+    MANUAL,
+    MODEL,
+    PAPER,
+    POLICIES,
+    VIDEO,
+    Reference,
+    References,
+)
 from .host import services
 from .host.keys import (
     ALPHAS_KEY,
@@ -25,13 +43,14 @@ from .host.keys import (
     REFERENCES_KEY,
     SYSTEM_KEY,
 )
-from .host.references import unanswered_level, unanswered_references
-from .references import ReferencesType
+from .host.model import unanswered_level, unanswered_references
 from .sampling import AddressedNoise
-from .systems import all_systems
 from .systems.base import LRClip
 
-_TITLE = "VSR Conditioning"
+ReferencesType = io.Custom("VSR_REFERENCES")  # a models.unimmvsr.references.References
+_TITLE, _SET = "VSR Conditioning", "Reference Set"
+# Latent cells of all references; 81 frames of 1280x720 are 302 400 with a VAE of 8 px and 4 frames a cell
+_MOST_CELLS = 400_000
 _LR_ENTRIES = (SYSTEM_KEY, ALPHAS_KEY, DEVIATION_KEY)  # of a LATENT; what is sampled is no LR clip any more
 
 
@@ -107,23 +126,24 @@ class VSRConditioning(io.ComfyNode):
         source = AddressedNoise(seed ^ LR_STREAM) if noise is None else noise
         values: dict[str, Any] = {LEVEL_KEY: noise_level}
         unanswered: dict[str, Any] = {}
-        system = all_systems()[lr_latent[SYSTEM_KEY]] if SYSTEM_KEY in lr_latent else None
+        count = 0 if references is None else len(references.items)
+        system = lr_latent.get(SYSTEM_KEY)
         if system is not None:
-            count = len(references) if references else 0
             with services.titled(_TITLE):
                 clip = LRClip(lr_latent, noise_level, count, lambda like: _draw(source, like))
                 conditioned = system.condition(clip)
             lr, start = conditioned.lr, conditioned.start
         else:
             start = torch.zeros_like(lr)
-            if references:
+            if count:
                 _check_references(references, lr)
-                unanswered["references"] = unanswered_references(len(references))
+                unanswered["references"] = unanswered_references(count)
+                values[REFERENCES_KEY] = references
             if noise_level > 0:
                 unanswered["noise_level"] = unanswered_level(noise_level)
                 values[LR_NOISE_KEY] = _draw(source, lr)
                 lr = (1 - noise_level) * lr + noise_level * values[LR_NOISE_KEY]
-        values.update({REFERENCES_KEY: references or References(), LR_KEY: lr})
+        values[LR_KEY] = lr
         positive, negative = (_attach(given, values, unanswered) for given in (positive, negative))
         kept = {key: value for key, value in lr_latent.items() if key not in _LR_ENTRIES}
         return io.NodeOutput(positive, negative, {**kept, "samples": start})
@@ -156,3 +176,162 @@ def _check_references(references: References, lr: torch.Tensor) -> None:
                 f"{_TITLE}: reference {number} must have the channels of lr_latent ({lr.shape[1]}); got "
                 f"{reference.shape[1]}. Give Reference Set and Cascade Input the same VAE."
             )
+
+
+class ReferenceSet(io.ComfyNode):
+    """Encodes identity images and reference videos."""
+
+    @classmethod
+    def define_schema(cls):
+        """Describe the node."""
+        image = io.Autogrow.TemplatePrefix(
+            io.Image.Input("image", optional=True), prefix="image_", min=0, max=16
+        )
+        video = io.Autogrow.TemplatePrefix(
+            io.Image.Input("video", optional=True), prefix="video_", min=0, max=4
+        )
+        starts = io.String.Input(
+            "starts",
+            default="",
+            tooltip="First time index of every reference in latent frames, separated by commas, as 20, 22, 40.",
+        )
+        return io.Schema(
+            node_id="VSRReferenceSet",
+            display_name=_SET,
+            category=services.CATEGORY,
+            description="Encodes pictures and videos the restorer may take detail from: identity images of a person or "
+            "thing, or the unedited high-resolution video of an edit.",
+            search_aliases=["reference image", "identity", "id image", "reference video", "multi-modal"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The VAE of the restorer that will see the references."),
+                io.Autogrow.Input(
+                    "images",
+                    template=image,
+                    tooltip="Identity images; every picture of a batch counts as one.",
+                ),
+                io.Autogrow.Input(
+                    "videos", template=video, tooltip="Reference videos; each input is one clip."
+                ),
+                io.Int.Input(
+                    "long_edge",
+                    default=512,
+                    min=16,
+                    max=4096,
+                    step=8,
+                    tooltip="Larger references are reduced to this long edge; cost grows with the square "
+                    "of their area.",
+                ),
+                io.DynamicCombo.Input(
+                    "start_policy",
+                    options=[
+                        io.DynamicCombo.Option(MODEL, []),
+                        io.DynamicCombo.Option(PAPER, []),
+                        io.DynamicCombo.Option(AFTER, []),
+                        io.DynamicCombo.Option(MANUAL, [starts]),
+                    ],
+                    optional=True,
+                    tooltip="Where the time of references begins: model: as the weights were trained; paper: from "
+                    "latent frame 20 on; after video: as if they followed the clip; manual: your numbers.",
+                ),
+            ],
+            outputs=[ReferencesType.Output(display_name="references", tooltip="For VSR Conditioning.")],
+        )
+
+    @classmethod
+    def execute(cls, vae, images, videos, long_edge, start_policy=None):
+        """Encode every picture as a clip of one frame and every video as a clip."""
+        _check_video_vae(vae)
+        clips = []
+        for name, frames in _in_order(images):
+            clips += [(IMAGE, picture) for picture in services.check_frames(_SET, name, frames).split(1)]
+        clips += [(VIDEO, services.check_frames(_SET, name, frames)) for name, frames in _in_order(videos)]
+        policy, manual = _read_policy(start_policy, len(clips))
+        sizes = [_reference_size(frames, long_edge) for _, frames in clips]
+        _check_size(vae, sizes)
+        show, items = services.Progress(), []
+        for (kind, frames), size in zip(clips, sizes, strict=True):
+            items.append(Reference(_encode_reference(vae, frames, size), kind))
+            show(len(items), len(clips))
+        return io.NodeOutput(References(tuple(items), policy, manual))
+
+
+def _in_order(inputs: dict | None) -> list[tuple[str, torch.Tensor]]:
+    """Sort growing inputs by number: a plain sort would put 10 before 2."""
+    linked = [(name, value) for name, value in (inputs or {}).items() if value is not None]
+    return sorted(linked, key=lambda item: int(item[0].rsplit("_", 1)[-1]))
+
+
+def _read_policy(start_policy: dict | None, count: int) -> tuple[str, tuple[int, ...]]:
+    """Read the start policy and the starts of the manual one."""
+    policy = (start_policy or {}).get("start_policy", MODEL)
+    services.check_choice(_SET, "start_policy", policy, POLICIES)
+    if policy != MANUAL:
+        return policy, ()
+    text = start_policy["starts"].strip()
+    if not re.fullmatch(r"(\d+\s*(,\s*\d+\s*)*)?", text):
+        raise ValueError(
+            f"{_SET}: starts must be whole numbers separated by commas; got {text!r}. Write them as 20, 22, 40."
+        )
+    manual = tuple(int(number) for number in text.split(",") if number)
+    if len(manual) != count:
+        raise ValueError(
+            f"{_SET}: starts must name one time index for each of the {count} references; got {len(manual)}. Write "
+            "them separated by commas, pictures first, then videos."
+        )
+    return policy, manual
+
+
+def _check_video_vae(vae: comfy.sd.VAE | None) -> None:
+    if getattr(vae, "latent_dim", None) != 3 or getattr(vae, "not_video", False):
+        got = "none" if vae is None else f"one of pictures ({type(vae.first_stage_model).__name__})"
+        raise ValueError(
+            f"{_SET}: the VAE must be a video VAE; got {got}. Use the VAE of the sampled video model."
+        )
+
+
+def _reference_size(frames: torch.Tensor, long_edge: int) -> ClipSize:
+    """Give the size of a reference whose long side is at most `long_edge`."""
+    count, height, width = frames.shape[:3]
+    if max(height, width) > long_edge:
+        height, width = target_size(height, width, scale=long_edge / max(height, width))
+    return ClipSize(count, height, width)
+
+
+def _check_size(vae: comfy.sd.VAE, sizes: list[ClipSize]) -> None:
+    """Raise before anything is encoded where the references are too large to be sampled with."""
+    space, time = vae.spacial_compression_encode(), vae.temporal_compression_decode() or 1
+    cells = [latent_frames(s.frames, time) * -(-s.height // space) * -(-s.width // space) for s in sizes]
+    if sum(cells) > _MOST_CELLS:
+        largest = sizes[cells.index(max(cells))]
+        raise ValueError(
+            f"{_SET}: references must not be larger than {_MOST_CELLS} latent cells together; got {sum(cells)}, the "
+            f"largest {largest.frames} frames of {largest.width}x{largest.height}. Lower long_edge, shorten the "
+            "videos, or link fewer references."
+        )
+
+
+def _encode_reference(vae: comfy.sd.VAE, frames: torch.Tensor, size: ClipSize) -> torch.Tensor:
+    """Resize, pad to what the VAE takes, and encode: (1, c, T, h, w)."""
+    clip = frames.movedim(-1, 0).unsqueeze(0)
+    clip = resize_clip(clip, size.height, size.width, "bicubic").clamp(0, 1)
+    clip = pad_clip(clip, _padded(vae, size))
+    latent = vae.encode(clip[0].movedim(0, -1))
+    if latent.ndim != 5 or latent.shape[0] != 1:
+        raise ValueError(
+            f"{_SET}: the VAE must be a video VAE; got one that makes latents {tuple(latent.shape)} of "
+            f"{size.frames} frames. Use the VAE of the sampled video model."
+        )
+    return latent
+
+
+def _padded(vae: comfy.sd.VAE, size: ClipSize) -> ClipSize:
+    """Round a size up to what a VAE takes: sides to its cells, frames to the next count that it gives back."""
+    space = vae.spacial_compression_encode()
+    time = vae.temporal_compression_decode() or 1
+    usual = padded_size(size, space, time)
+    if time == 1:
+        return usual
+    for frames in range(size.frames, size.frames + 8 * time):
+        if vae.upscale_ratio[0](vae.downscale_ratio[0](frames)) == frames:
+            return ClipSize(frames, usual.height, usual.width)
+    return usual

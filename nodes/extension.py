@@ -14,9 +14,9 @@ class CascadeVSRExtension(ComfyExtension):
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
-        from .adapters import LoadVSRAdapter
+        from .adapters import LoadVSRAdapter, ReferenceTokens
         from .colour import ColourMatch
-        from .conditioning import VSRConditioning
+        from .conditioning import ReferenceSet, VSRConditioning
         from .degrade import DegradeVideo
         from .frames import CascadeInput, TemporalDecode
         from .guidance import ReferenceCFG, ReferenceCFGGuider
@@ -26,7 +26,6 @@ class CascadeVSRExtension(ComfyExtension):
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
         from .plan import VSRPlan
-        from .references import ReferenceSet, ReferenceTokens
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .sdedit import SDEditDegradation
         from .tiling import SpatialTiles, TemporalWindows

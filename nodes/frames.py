@@ -238,14 +238,15 @@ def decode_exact(
 ) -> torch.Tensor:
     """Decode a video LATENT to frames of exactly the size it stands for, the clips of a batch one after the other."""
     latent = services.check_latent(title, "samples", samples, vae.latent_channels)
-    if not host_vae.is_regular(vae):
+    own, space = isinstance(vae, RestorerVAE), vae.spacial_compression_decode()
+    if not own and not host_vae.is_regular(vae):
         return host_vae.decode(vae, latent)
-    space = vae.spacial_compression_decode()
-    size, work = services.latent_target(title, samples, space, host_vae.time_ratio(vae))
+    time = vae.law.time if own else host_vae.time_ratio(vae)
+    size, work = services.latent_target(title, samples, space, time)
     if lr_frames is not None:
         lr_frames = services.check_frames(title, "lr_frames", lr_frames)
         services.check_count(title, "lr_frames", lr_frames.shape[0], size.frames)
-    if isinstance(vae, RestorerVAE):
+    if own:
         options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk, "side": tile // space}
         frames = services.mark_finite(vae.decode(latent, options).flatten(0, 1))
     elif lr_frames is not None:

@@ -17,9 +17,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models.schedules import step_index
-from ..models.unimmvsr.guidance import ReferenceGuidance, guide_references
+from ..models.unimmvsr.references import ReferenceGuidance, guide_references
 from .host import services
 from .host.keys import REFERENCE_CONDS, REFERENCES_KEY
+from .host.model import system_of
 from .host.wan import attach, is_wan
 
 _GUIDER = "Reference CFG Guider"
@@ -128,8 +129,8 @@ def take_references(model: ModelPatcher) -> ModelPatcher:
 
     Any other model stays as it is; references for it are an error when sampling starts.
     """
-    patched = model.clone()
-    if is_wan(patched):
+    patched, system = model.clone(), system_of(model)
+    if not (system is not None and system.takes_references) and is_wan(patched):
         attach(patched, _GUIDER)
     return patched
 

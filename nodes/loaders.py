@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 import comfy.model_management as management
 import folder_paths
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models.checkpoints import DECODERS, CheckpointError, load_state
@@ -32,7 +33,7 @@ class LoadVideoRestorer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         """Describe the node."""
-        licences = " ".join(system.licence for system in all_systems().values() if system.licence)
+        licences = " ".join(system.licence for system in all_systems() if system.licence)
         return io.Schema(
             node_id="VSRLoadVideoRestorer",
             display_name=_TITLE,
@@ -116,12 +117,18 @@ def restorer_names() -> list[str]:
     """List what the node offers: the built-in model, released folders, then other weight files."""
     files = [PurePath(name) for name in folder_paths.get_filename_list(services.RESTORER_FOLDER)]
     folders, hidden = set(), set()
-    for system in all_systems().values():
-        for folder, parts in system.releases(files).items():
-            folders.add(folder)
-            hidden.update(parts)
-    others = [str(file) for file in files if file not in hidden]
-    return [services.BUILT_IN, *sorted(map(str, folders)), *others]
+    for layout in [system.folder for system in all_systems() if system.folder is not None]:
+
+        def matching(pattern: str) -> dict[PurePath, PurePath]:  # {file: the folder that the pattern begins at}
+            return {file: file.parents[pattern.count("/")] for file in files if file.match(pattern)}
+
+        complete = set.intersection(*(set(matching(pattern).values()) for pattern in layout.needs))
+        if not any("/" in pattern for pattern in layout.needs):
+            complete.discard(PurePath())  # files in the host's own folder: there is no name but theirs
+        folders |= complete
+        for pattern in layout.hides:
+            hidden |= {file for file, folder in matching(pattern).items() if folder in complete}
+    return [services.BUILT_IN, *sorted(map(str, folders)), *(str(file) for file in files if file not in hidden)]
 
 
 def restorer_path(name: str) -> Path:
@@ -145,7 +152,7 @@ def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], 
         system, release = open_restorer(path)
         try:
             vae = system.load_vae(release, loading, False)
-            clip = system.load_clip(release, loading, False)
+            clip = None if system.load_clip is None else system.load_clip(release, loading, False)
             model = system.load_model(release, loading, False)
         except CheckpointError:
             raise
@@ -157,11 +164,13 @@ def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], 
                 f"the entries must fit the {system.name} architecture; got {path.name}: {reason}. The file is damaged "
                 "or of another version: download it again."
             ) from error
-    model.model_options[PRESET_KEY] = preset
+    _mark(model, system, loading)
+    if vae is not None:
+        vae.system = system
     patchers = {"load_model": model, "load_vae": vae and vae.patcher, "load_clip": clip and clip.patcher}
     for part, patcher in patchers.items():
         if patcher is not None:
-            patcher.cached_patcher_init = (_load_again, (part, system.key, path, loading))
+            patcher.cached_patcher_init = (_load_again, (part, system, path, loading))
     missing = [name for name, value in (("VAE", vae), ("CLIP", clip)) if value is None]
     without = f"; it has no {' and no '.join(missing)}" if missing else ""
     logging.getLogger(__name__).info("Loaded %s (%s, preset %s)%s", path.name, system.name, preset, without)
@@ -172,24 +181,33 @@ def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], 
 
 def open_restorer(path: Path) -> tuple[System, object]:
     """Find the system that a file or folder is of, and open it; CheckpointError where there is none."""
-    systems = all_systems().values()
+    systems = all_systems()
     if path.is_dir():
-        found = [system for system in systems if system.is_folder(path)]
-        if not found:
-            raise refuse(path, (), systems)
-        return found[0], found[0].open_release(path)
+        for system in systems:  # a part may be missing: the system says which
+            if system.folder is not None and any(any(path.glob(pattern)) for pattern in system.folder.needs):
+                return system, system.open_release(path)
+        raise refuse(path, (), systems)
     state, metadata = load_state(path)
     for system in systems:
-        if (release := system.open_state(state, metadata, path)) is not None:
-            return system, release
+        if any(mark in key for key in state for mark in system.marks):
+            release = system.open_state(state, metadata, path)
+            if release is not None:
+                return system, release
     raise refuse(path, state, systems)
 
 
-def _load_again(part: str, key: str, path: Path, loading: Loading, disable_dynamic: bool = False):
+def _mark(model: ModelPatcher, system: System, loading: Loading) -> None:
+    """Let a MODEL know its system and preset: nodes ask for them."""
+    model.model.system = system
+    model.model_options[PRESET_KEY] = loading.preset
+
+
+def _load_again(
+    part: str, system: System, path: Path, loading: Loading, disable_dynamic: bool = False
+) -> ModelPatcher:
     """Build a fresh patcher of one part: the host asks for it on several GPUs and for hooks."""
-    system = all_systems()[key]
     loaded = getattr(system, part)(system.open_release(path), loading, disable_dynamic)
     if part != "load_model":
         return loaded.patcher
-    loaded.model_options[PRESET_KEY] = loading.preset
+    _mark(loaded, system, loading)
     return loaded

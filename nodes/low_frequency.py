@@ -10,7 +10,6 @@ from ..models.lowpass import axis_filter, tie_low
 from .host import services
 from .host.keys import SYSTEM_KEY
 from .prediction import PredictionEdit, Wanted, clip_shape, percent_inputs, percent_range
-from .systems import all_systems
 
 _KEY = "vsr_low_frequency_tie"
 _TITLE = "Low-Frequency Tie"
@@ -85,7 +84,7 @@ class LowFrequencyTie(io.ComfyNode):
 
 def _model_space(model: ModelPatcher, lr_latent: dict) -> torch.Tensor:
     """Check the LR latent against the model's latent format and scale it as the host does a start latent."""
-    system = all_systems().get(lr_latent.get(SYSTEM_KEY)) if isinstance(lr_latent, dict) else None
+    system = lr_latent.get(SYSTEM_KEY) if isinstance(lr_latent, dict) else None
     if system is not None and not system.lr_is_latent:
         raise ValueError(
             f"{_TITLE}: lr_latent must be a latent; got frames, which {system.name} takes. It follows the clip by itself: "

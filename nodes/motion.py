@@ -26,8 +26,7 @@ from ..models.motion.estimation import (
     estimate_pairs,
     estimator_of,
 )
-from ..models.motion.flow import flow_picture
-from ..models.motion.propagation import DIRECTIONS, propagate
+from ..models.motion.flow import DIRECTIONS, flow_picture, propagate
 from ..models.motion.raft import build_raft, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
@@ -101,11 +100,11 @@ def flow_path(name: str) -> Path:
 
 def _listed() -> dict[str, list[str]]:
     """Give the files with a flow network of every folder of the host that may have some."""
-    flows = [system.flow for system in all_systems().values() if system.flow is not None]
+    flows = [system.flow for system in all_systems() if system.flow is not None]
     released = folder_paths.get_filename_list(services.RESTORER_FOLDER)
     return {
         services.FLOW_FOLDER: folder_paths.get_filename_list(services.FLOW_FOLDER),
-        services.RESTORER_FOLDER: [n for n in released if any(f.holds(PurePath(n)) for f in flows)],
+        services.RESTORER_FOLDER: [n for n in released if any(PurePath(n).match(flow.pattern) for flow in flows)],
     }
 
 
@@ -114,7 +113,7 @@ def load_flow_model(path: Path) -> ModelPatcher:
     with services.titled(_LOAD):
         state = load_state(path)[0]
     # A system's file may hold RAFT among its own networks, and show it frames in a way of its own.
-    flows = [system.flow for system in all_systems().values() if system.flow is not None]
+    flows = [system.flow for system in all_systems() if system.flow is not None]
     inside = {flow: strip_prefix(state, flow.prefix) for flow in flows if flow.prefix}
     flow = next((flow for flow, entries in inside.items() if entries), None)
     if is_raft(weights := raft_state(inside.get(flow) or state)):

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..models.layout.sizes import latent_frames
 from ..models.motion.estimation import Motion
+from ..models.motion.flow import DIRECTIONS
 from ..models.motion.guidance import (
     DEFAULT,
     FORMS,
@@ -20,7 +21,6 @@ from ..models.motion.guidance import (
     published_update,
     with_seen,
 )
-from ..models.motion.propagation import DIRECTIONS
 from .host import services
 from .host.keys import AFTER_STEP_KEY, STEPPING_KEY
 from .motion import MotionType, check_motion, frames_a_latent

@@ -23,8 +23,8 @@ from ..models.unimmvsr.sdedit import SDEdit
 from .frames import asked_size
 from .host import services
 from .host.keys import LEVEL_KEY, LR_KEY
+from .host.model import system_of
 from .sampling import AddressedNoise, sample_restorer_euler
-from .systems import system_of
 
 _TITLE = "SDEdit Degradation"
 _PATCH = 2  # latent cells a side that most networks take together; HunyuanVideo fails on odd sides

@@ -29,10 +29,8 @@ from comfy_api.latest import io
 from ..models.layout.pieces import Tile, TileFuser, Window, plan_tiles, plan_weights, plan_windows
 from ..models.layout.sizes import latent_frames
 from .host import services
-from .host.keys import DEFAULT, PRESET_KEY, PUBLISHED, REFERENCE_CONDS, TILES_KEY
-from .host.model import part_of_step
-from .host.references import reference_cells
-from .systems import system_of
+from .host.keys import DEFAULT, PRESET_KEY, PUBLISHED, REFERENCE_CONDS, REFERENCES_KEY, TILES_KEY
+from .host.model import part_of_step, reference_cells, system_of
 from .systems.base import Published, TileSizes, WindowSize
 
 _TILES, _WINDOWS = "Spatial Tiles", "Temporal Windows"
@@ -209,7 +207,8 @@ class _TilePreparation:
         batch, channels, frames, height, width = noise_shape
         frames = min(frames, getattr(windows, "context_length", frames))
         free = services.free_bytes(model.load_device)
-        cells = max((reference_cells(cond) for group in conds.values() for cond in group), default=0)
+        given = (cond for group in conds.values() for cond in group if cond.get(REFERENCES_KEY) is not None)
+        cells = max(map(reference_cells, given), default=0)
         beside = model.memory_required([batch, channels, 1, 1, cells]) if cells else 0
         for long, short in self.sizes.sides:
             tile = (short, long) if width >= height else (long, short)

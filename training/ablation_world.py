@@ -23,7 +23,7 @@ from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import estimate_pairs
 from ..models.motion.flow import warp
 from ..models.motion.guidance import Flows, guide_clean
-from ..models.motion.propagation import propagate
+from ..models.motion.flow import propagate
 from ..models.pixels.metrics import detail_ratio, psnr_y
 from ..models.schedules import flow_sigmas
 from ..models.unimmvsr.checkpoint import dit_config, vae_config

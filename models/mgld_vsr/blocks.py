@@ -23,7 +23,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import silu, timestep_features
+from ..schedules import timestep_features
+from ..transformer import silu
 
 GROUPS = 32  # of every group norm
 SPADE_WIDTH = 128  # of the layer between a structure map and its scale and shift

@@ -1,4 +1,4 @@
-"""Flow at work: warping, what a flow sees again, resizing, pictures, and block matching without weights.
+"""Flow at work: warping, what a flow sees again, resizing, pictures, latent propagation, and block matching.
 
 A flow is (b, 2, h, w) in pixels of its own grid, (dx, dy): out(p) = in(p + flow(p)). Two flows of one pair of
 frames are `flow` (first to second) and `opposite` (second to first).
@@ -10,11 +10,13 @@ faster, but left 1.0 to 1.7 times the residual on real clips: half-pixel errors 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+DIRECTIONS = ("both", "backward", "forward")  # of propagation and guidance along a clip
 RADIUS = 7  # px of displacement searched to each side
 _BLOCK = 5  # side of the compared block, px
 _STAY = 1e-3  # squared-error cost of one px of displacement: where every match is equal, motion stays put
@@ -219,3 +221,74 @@ def _best(cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
         (cell > 0) & (cell < side - 1)
     )  # at the edge of the search one neighbour is missing
     return cell - RADIUS, fraction, at.clamp_min(0).sqrt()
+
+
+# Latent propagation
+
+
+@torch.no_grad()
+def propagate(
+    x: torch.Tensor,
+    forward: torch.Tensor,
+    backward: torch.Tensor,
+    *,
+    mode: str = "nearest",
+    weight: float = 0.5,
+    alpha1: float = 0.001,
+    alpha2: float = 0.05,
+    direction: str = "both",
+    cuts: Sequence[int] = (),
+) -> torch.Tensor:
+    """Mix `weight` of each frame's warped neighbour in where the flow is consistent; defaults as published.
+
+    Latent propagation of Upscale-A-Video, without training, for any video latent x (b, c, t, h, w). Forward flow i leads
+    from frame i to i + 1, backward flow i from i + 1 to i, both (b or 1, 2, t - 1, H, W) px of their own grid. In order:
+
+    1. Backward: from the last frame but one to the first, each frame takes from the next one.
+    2. Forward: from the second frame to the last, each takes from the one before, on the result of the first pass.
+    3. One step brings the two flows of the pair to the grid of x, warps the neighbour, and mixes it in where going there
+       and back returns; everywhere else the frame keeps its own values. No step crosses a scene cut.
+
+
+    `mode` samples the neighbour, nearest or bilinear. `alpha1` and `alpha2` are consistency()'s a and b, in cells.
+    `cuts` are the frames that start a new scene: nothing crosses into or out of them. Memory beyond input and output
+    is that of single frames; flows may be on another device.
+    """
+    _check_clip(x, forward, backward, mode, direction)
+    out = x.clone()
+
+    def pull(target: int, source: int, there: torch.Tensor, back: torch.Tensor) -> None:
+        flow, opposite = (
+            resize_flow(each.to(x.device, torch.float32), *x.shape[-2:], "area").expand(len(x), -1, -1, -1)
+            for each in (there, back)
+        )
+        warped = warp(out[:, :, source], flow, mode, "zeros")
+        kept = out[:, :, target]
+        trusted = consistency(flow, opposite, alpha1, alpha2)
+        kept.copy_(torch.where(trusted, torch.lerp(kept, warped, weight), kept))
+
+    starts = set(cuts)
+    pairs = [i for i in range(x.shape[2] - 1) if i + 1 not in starts]  # pair i is frames i and i + 1
+    if direction != "forward":
+        for i in reversed(pairs):
+            pull(i, i + 1, forward[:, :, i], backward[:, :, i])
+    if direction != "backward":
+        for i in pairs:
+            pull(i + 1, i, backward[:, :, i], forward[:, :, i])
+    return out
+
+
+def _check_clip(x: torch.Tensor, forward: torch.Tensor, backward: torch.Tensor, mode: str, direction: str) -> None:
+    for name, choice, options in (
+        ("sampling", mode, ("nearest", "bilinear")),
+        ("direction", direction, DIRECTIONS),
+    ):
+        if choice not in options:
+            raise ValueError(f"{name} must be one of {', '.join(options)}; got {choice!r}. Use {options[0]}.")
+    matching = x.ndim == 5 and forward.ndim == 5 and forward.shape == backward.shape
+    if not (matching and forward.shape[0] in (1, x.shape[0]) and forward.shape[1:3] == (2, x.shape[2] - 1)):
+        raise ValueError(
+            "a clip (b, c, t, h, w) needs forward and backward flows (b, 2, t - 1, H, W); got "
+            f"{tuple(x.shape)}, {tuple(forward.shape)} and {tuple(backward.shape)}. Estimate the motion of this "
+            "clip, with all its frames."
+        )

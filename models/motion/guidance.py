@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from .flow import occlusion, warp
-from .propagation import DIRECTIONS
+from .flow import DIRECTIONS, occlusion, warp
 
 DEFAULT, PUBLISHED = "default", "published"
 FORMS = (DEFAULT, PUBLISHED)

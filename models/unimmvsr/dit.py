@@ -26,7 +26,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import Attention, timestep_features
+from ..schedules import timestep_features
+from ..transformer import Attention
 from .references import BUILT_IN_RULE
 
 PATCH = 2
@@ -278,7 +279,9 @@ class UniMMVSRDiT(nn.Module):
     ) -> tuple[torch.Tensor, list[Grid], torch.Tensor, torch.Tensor]:
         streams = [torch.cat((signal, lr), 1)]
         streams += [torch.cat((r, torch.zeros_like(r)), 1).to(signal) for r in references]
-        if starts is None:
+        if not references:
+            starts = ()
+        elif starts is None:
             starts = BUILT_IN_RULE.starts(signal.shape[2], [r.shape[2] for r in references])
         kinds = [TARGET] + [IMAGE if r.shape[2] == 1 else VIDEO for r in references]
         tokens, grids, places = [], [], []

@@ -1,6 +1,6 @@
-"""Upscale-A-Video's published plan of a run: which frames the UNet sees together, and how LR frames are noised.
+"""Upscale-A-Video's published plan of a run: which frames the UNet and the decoder see together.
 
-1. LR frames (b, 3, t, h, w) in -1..1 receive noise of a level in 0..350: `add_lr_noise`.
+1. LR frames (b, 3, t, h, w) in -1..1 receive noise of a level in 0..350, counted in steps of SCHEDULE.
 2. The UNet sees 8 frames at once, 2 of them shared with the window before; the last window is shifted back to be
    full: `published_windows`, spans (start, stop) in frames.
 3. Their predictions are blended one after the other, half of what is there and half of the new one. As weights, which
@@ -15,7 +15,6 @@ from __future__ import annotations
 import torch
 
 from ..schedules import DiffusionSettings
-from .unet import MAX_NOISE_LEVEL
 
 WINDOW = 8  # frames the UNet sees at once
 WINDOW_OVERLAP = 2
@@ -30,29 +29,6 @@ SCHEDULE = DiffusionSettings(
 )
 
 Span = tuple[int, int]
-
-
-def add_lr_noise(
-    lr: torch.Tensor, noise: torch.Tensor, level: int, alphas: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Mix noise into LR frames at a level of 0..350, with the alphas_cumprod of the low-res scheduler.
-
-    Float32 alphas are right. The published program rounds its table to half precision first, which at low levels
-    puts the strength of the noise off by a few percent; give `alphas.half()` for its numbers.
-    """
-    check_level(level)
-    alphas = SCHEDULE.alphas_cumprod() if alphas is None else alphas
-    alpha = alphas[level]
-    return alpha**0.5 * lr + (1 - alpha) ** 0.5 * noise
-
-
-def check_level(level: int) -> None:
-    """Raise a ValueError for a noise level that the network was not trained with."""
-    if not 0 <= level <= MAX_NOISE_LEVEL or level != int(level):
-        raise ValueError(
-            f"Upscale-A-Video: the noise level must be a whole number of 0..{MAX_NOISE_LEVEL}; got {level}. "
-            "120 is the published choice."
-        )
 
 
 def published_windows(frames: int) -> list[Span]:

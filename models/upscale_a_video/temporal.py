@@ -187,21 +187,18 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, t, n, c) -> the same; n positions do not see each other."""
-        frames = x.shape[1]
+        frames, width = x.shape[1], x.shape[-1]
         bias = self.time_rel_pos_bias(frames, x.device).to(x)
         cos, sin = self.rotary_emb.angles(frames, x)
         step = max(1, ROWS_AT_ONCE // (self.heads * frames * x.shape[0]))
-        parts = [self._attend(part, bias, cos, sin) for part in x.split(step, 2)]
+        parts = []
+        for part in x.split(step, 2):
+            q = self.to_q(part) * (width // self.heads) ** -0.5
+            # by head: (b, t, n, c) -> (b, n, heads, t, d)
+            q, k, v = (
+                each.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4)
+                for each in (q, self.to_k(part), self.to_v(part))
+            )
+            weights = (rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2) + bias).softmax(-1)
+            parts.append((weights @ v).permute(0, 3, 1, 2, 4).flatten(3))
         return self.to_out[0](parts[0] if len(parts) == 1 else torch.cat(parts, 2))
-
-    def _attend(
-        self, x: torch.Tensor, bias: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> torch.Tensor:
-        q = rotate(self._by_head(self.to_q(x) * (x.shape[-1] // self.heads) ** -0.5), cos, sin)
-        k = rotate(self._by_head(self.to_k(x)), cos, sin)
-        weights = (q @ k.transpose(-1, -2) + bias).softmax(-1)
-        return (weights @ self._by_head(self.to_v(x))).permute(0, 3, 1, 2, 4).flatten(3)
-
-    def _by_head(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, t, n, c) -> (b, n, heads, t, d)."""
-        return x.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4)

@@ -30,13 +30,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..schedules import timestep_features
 from ..transformer import (
     TRANSFORMER_EPS,
     Attention,
     CrossAttention,
     FeedForward,
     silu,
-    timestep_features,
 )
 from .temporal import (
     ROTARY_WIDTH,
@@ -116,19 +116,15 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Tokens x (b, t, n, c), text (b, L, d)."""
+        # All frames share their clip's text and tokens do not see each other: one sequence (b, t*n, c) serves all frames.
         if self.only_text:
-            x = x + self._to_text(self.attn1, self.norm1(x), text)
+            x = x + self.attn1(self.norm1(x).flatten(1, 2), text).view(x.shape)
         else:
             frames = self.norm1(x).flatten(0, 1)
             x = x + self.attn1(frames, frames).view(x.shape)
-        x = x + self._to_text(self.attn2, self.norm2(x), text)
+        x = x + self.attn2(self.norm2(x).flatten(1, 2), text).view(x.shape)
         x = x + self.attn_temporal(self.norm_temporal(x))
         return x + self.ff(self.norm3(x))
-
-    @staticmethod
-    def _to_text(layer: CrossAttention, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        # All frames share their clip's text and tokens do not see each other: one sequence serves all frames.
-        return layer(x.flatten(1, 2), text).view(x.shape)
 
 
 class Transformer(nn.Module):
@@ -275,13 +271,13 @@ class VideoUNet(nn.Module):
         self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0], ops)
         self.class_embedding = ops.Embedding(config.num_class_embeds, 4 * widths[0])
         self.temporal_rotary_emb = rotary
-        self.down_blocks = nn.ModuleList(make.down(i) for i in down)
+        self.down_blocks = nn.ModuleList([make.down(i) for i in down])
         self.down_temp_blocks = nn.ModuleList(make.temporal(i, i in config.down_temporal_idx) for i in down)
         self.mid_block = Level(
             make.resnets([widths[-1]] * 2, widths[-1]), make.transformers(deepest, 1, False)
         )
         self.mid_temp_block = make.temporal(deepest, config.mid_temporal)
-        self.up_blocks = nn.ModuleList(make.up(i) for i in up)
+        self.up_blocks = nn.ModuleList([make.up(i) for i in up])
         self.up_temp_blocks = nn.ModuleList(
             make.temporal(i, deepest - i in config.up_temporal_idx) for i in up
         )

@@ -1,8 +1,10 @@
 """One of our networks as the host's native MODEL.
 
-1. `load_native` builds the host's BaseModel around the network, fills in weights and puts a patcher around both.
+1. A system builds its `RestorerModel`, the host's BaseModel around a network; `as_native` puts a patcher around it and
+   fills in the weights.
 2. When a run starts, `_outer_sample` refuses schedules that no restorer can be sampled with, and starts its progress.
-3. The host turns conditioning into what the network takes: `RestorerModel.concat_cond` gives the LR clip.
+3. The host turns conditioning into what the network takes: `RestorerModel.concat_cond` gives the LR clip,
+   `reference_conds` the references, each with a range of time of its own.
 4. At every call the host calls `RestorerNetwork.forward`, which goes through the wrappers of other nodes to `predict`.
 """
 
@@ -11,7 +13,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import comfy.conds
 import comfy.model_base
 import comfy.model_management as management
 import comfy.model_patcher
@@ -21,8 +25,9 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...models.schedules import SAME
+from ...models.unimmvsr.references import References, StartRule
 from . import services
-from .keys import LR_KEY, PART_KEY, PROGRESS_KEY, UNEDITED_KEY
+from .keys import LR_KEY, PART_KEY, PROGRESS_KEY, REFERENCES_KEY, UNEDITED_KEY
 from .services import SAMPLER
 
 _GRAIN = 1000  # progress ticks per step
@@ -72,10 +77,9 @@ class Spacing:
 
 
 class RestorerModel(comfy.model_base.BaseModel):
-    """The host's model around a restoring network; `system_key` leads to its System."""
+    """The host's model around a restoring network."""
 
-    system_key: str
-    system_name: str
+    system: Any = None  # the System (nodes/systems/base.py) that loaded it
     lr_channels: int  # of the LR clip that joins the noisy latent
     lr_name: str  # what that clip is, in errors
     spacing: Spacing | None = None  # None: a flow model, sampled with any spacing
@@ -88,8 +92,13 @@ class RestorerModel(comfy.model_base.BaseModel):
                 f"{SAMPLER}: a restorer needs the low-resolution clip in positive and negative; got a conditioning "
                 "without it. Take both from the VSR Conditioning node."
             )
-        check_lr(lr, values["noise"], self.system_name, self.lr_channels, self.lr_name)
+        check_lr(lr, values["noise"], self.system.name, self.lr_channels, self.lr_name)
         return lr.to(values["device"])
+
+
+def system_of(patcher: comfy.model_patcher.ModelPatcher) -> Any:
+    """Give the System that a MODEL is of; None for those of the host and of other packs."""
+    return patcher.model.system if isinstance(patcher.model, RestorerModel) else None
 
 
 def check_lr(lr: torch.Tensor, noise: torch.Tensor, model: str, channels: int, name: str) -> None:
@@ -115,19 +124,19 @@ def check_text_width(conds: Mapping, width: int, remedy: str) -> None:
         )
 
 
-def load_native(
-    settings: comfy.supported_models_base.BASE,
-    state: Mapping[str, torch.Tensor],
-    precision: str,
-    disable_dynamic: bool = False,
+def set_precision(settings: comfy.supported_models_base.BASE, precision: str) -> None:
+    """Tell the settings of a model that is going to be built in which number formats it is stored and computed."""
+    settings.set_inference_dtype(*services.pick_dtypes(precision, management.get_torch_device()))
+
+
+def as_native(
+    model: RestorerModel, state: Mapping[str, torch.Tensor], disable_dynamic: bool
 ) -> comfy.model_patcher.ModelPatcher:
-    """Build the MODEL that `settings` describes, with the weights of `state`."""
+    """Put a built model behind a patcher, fill in the weights of `state`, and guard its runs."""
     device, offload = management.get_torch_device(), management.unet_offload_device()
-    storage, compute = services.pick_dtypes(precision, device)
-    settings.set_inference_dtype(storage, compute)
-    model = settings.get_model(state)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=device, offload_device=offload)
+    storage = model.model_config.unet_config["dtype"]
     state = {key: value.to(storage) for key, value in state.items()}
     model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "vsr_run", _outer_sample)
@@ -139,6 +148,83 @@ def log_licence(text: str) -> None:
     if text not in _licences_logged:
         _licences_logged.add(text)
         logging.getLogger(__name__).info(text)
+
+
+# References and levels among the conditions of a model
+
+
+class Unanswered(comfy.conds.CONDConstant):
+    """Condition that raises its text when it is used.
+
+    It lies in a conditioning under the key of a condition that must not be lost in silence: the host lets what a
+    model gives under the same key win, so it is used by models only that do not know the key.
+    """
+
+    def process_cond(self, batch_size, **kwargs):
+        """Raise: the sampled model has put nothing in this place."""
+        raise ValueError(self.cond)
+
+
+def unanswered_references(count: int) -> Unanswered:
+    """Make what VSR Conditioning puts where a model's references belong."""
+    return Unanswered(
+        f"{SAMPLER}: references need a model that takes them; got {count} with a model that would ignore them. "
+        "Put Reference Tokens or Load VSR Adapter behind the model (plain Wan 2.1 and 2.2), use Load Video "
+        "Restorer's built-in model, or unlink Reference Set from VSR Conditioning."
+    )
+
+
+def unanswered_level(level: float) -> Unanswered:
+    """Make what VSR Conditioning puts where a model's noise level belongs."""
+    return Unanswered(
+        f"{SAMPLER}: noise in the low-resolution clip needs a model that knows of it; got noise_level {level:g} "
+        "with one that does not. Put Load VSR Adapter or, behind a checkpoint with channels for the clip, "
+        "Reference Tokens behind the model, or set noise_level to 0 in VSR Conditioning."
+    )
+
+
+def reference_cells(values: Mapping) -> int:
+    """Count the latent cells of the references in a raw conditioning."""
+    references = values.get(REFERENCES_KEY)
+    return sum(latent[0, 0].numel() for latent in references.latents) if references else 0
+
+
+def reference_conds(
+    model: comfy.model_base.BaseModel, values: Mapping, frames: int, rule: StartRule
+) -> dict:
+    """Give a BaseModel's conditions "references" and "reference_starts"; none without references.
+
+    `values` are those of extra_conds, `frames` latent frames are sampled. With temporal windows the target of every
+    window has the indices 0 .. length-1, so the starts follow from the window's length and are the same in all of
+    them; every window sees all references whole.
+    """
+    references: References | None = values.get(REFERENCES_KEY)
+    if not references:
+        return {}
+    channels, latents = model.latent_format.latent_channels, []
+    for number, latent in enumerate(references.latents, 1):
+        if latent.shape[1] != channels:
+            raise ValueError(
+                f"{SAMPLER}: reference {number} must be a latent of {channels} channels for {type(model).__name__}; "
+                f"got {latent.shape[1]}. Give Reference Set the VAE of the sampled model."
+            )
+        latents.append(model.process_latent_in(latent).to(values["device"]))
+    with services.titled("Reference Set"):
+        starts = references.starts(frames_at_once(model, frames), rule)
+    return {
+        "references": comfy.conds.CONDList(latents),
+        "reference_starts": comfy.conds.CONDConstant(starts),
+    }
+
+
+def frames_at_once(model: comfy.model_base.BaseModel, frames: int) -> int:
+    """Say how many of a clip's latent frames a model being sampled sees together: a temporal window's, or all."""
+    options = getattr(model.current_patcher, "model_options", {})
+    handler = options.get("context_handler")
+    length = getattr(handler, "context_length", frames)
+    if frames <= length:
+        return frames
+    return length + bool(getattr(handler, "causal_window_fix", False))  # the frame before each later window
 
 
 # What guards a run

@@ -16,10 +16,12 @@ import logging
 import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.sd
+import comfy.utils
 import torch
 
 from ...models.layout.pieces import (
@@ -62,10 +64,10 @@ class VAELaw:
 class RestorerVAE(comfy.sd.VAE):
     """A native VAE around one of our networks; `decode` takes LR frames and more through vae_options.
 
-    A system gives `system_key`, `lr_latent`, `piece_encoder` and `piece_decoder`.
+    A system gives `lr_latent`, `piece_encoder` and `piece_decoder`.
     """
 
-    system_key: str
+    system: Any = None  # the System (nodes/systems/base.py) that loaded it
 
     def __init__(
         self,
@@ -258,20 +260,22 @@ def watched_layers(network: torch.nn.Module) -> Iterator[Callable[[int, int], No
 
     Inside a piece the bar follows the number of layers that have run, of those that the piece before took.
     """
-    bar = services.Progress()
+    bar = comfy.utils.ProgressBar(1)
     state = {"done": 0, "total": 1, "calls": 0, "usual": 0, "seen": clock.monotonic()}
     leaves = [module for module in network.modules() if not any(module.children())]
 
     def show(done: int, total: int) -> None:
         state.update(done=done, total=total, usual=max(state["usual"], state["calls"]), calls=0)
-        bar(_GRAIN * done, _GRAIN * total)
+        services.check_cancelled()
+        bar.update_absolute(_GRAIN * done, _GRAIN * total)
 
     def tick(*_) -> None:
         state["calls"] += 1
         if clock.monotonic() - state["seen"] >= _PAUSE:
             state["seen"] = clock.monotonic()
             share = state["calls"] / max(state["usual"], state["calls"] + len(leaves))
-            bar(int(_GRAIN * (state["done"] + share)), _GRAIN * state["total"])
+            management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(int(_GRAIN * (state["done"] + share)), _GRAIN * state["total"])
 
     hooks = [module.register_forward_hook(tick) for module in leaves]
     try:

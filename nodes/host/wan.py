@@ -25,8 +25,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...models.unimmvsr.references import PAPER_RULE, StartRule
 from .keys import LEVEL_KEY, LR_KEY, LR_NOISE_KEY, NOISE_STEPS, STARTS_KEY
-from .model import check_lr
-from .references import reference_cells, reference_conds
+from .model import check_lr, reference_cells, reference_conds
 from .services import SAMPLER
 
 _KEY = "vsr_references"  # of our wrappers

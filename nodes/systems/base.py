@@ -2,19 +2,21 @@
 
 A system is one folder in models/ (its networks, host-free) and one file here with a `SYSTEM`. Loading goes:
 
-1. Load Video Restorer lists the files of its folder; a system joins those that are one release (`releases`).
-2. `is_folder` and `open_folder`, or `open_state` for a single file, tell whose it is and open it: a `Release`.
-3. `load_model`, `load_vae` and `load_clip` build the host's MODEL, VAE and CLIP from it.
+1. Load Video Restorer lists the files of its folder; those that make up one release are listed as its `folder`.
+2. A file with an entry that is among a system's `marks` is opened by it (`open_state`), a folder by `open_release`.
+3. `load_model`, `load_vae` and `load_clip` build the host's MODEL, VAE and CLIP. MODEL and VAE know their system.
 
 Sampling goes: Cascade Input asks the VAE for the LR clip, VSR Conditioning lets the system join it (`condition`),
 Spatial Tiles and Temporal Windows read the sizes it works best at (`tiles`, `windows`, `published`).
+
+A fourth system is a folder in models/ and a file here: docs/design.md, "How to add a system".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,10 +67,18 @@ class Published:
 
 
 @dataclass(frozen=True)
+class ReleaseFolder:
+    """How a folder with one release looks; patterns as of `PurePath.match`, relative to the folder."""
+
+    needs: tuple[str, ...]  # one file at least matches each of these
+    hides: tuple[str, ...]  # what matches one of these is not listed by itself
+
+
+@dataclass(frozen=True)
 class FlowFile:
     """Which files of a system hold RAFT, and how its program shows frames to it."""
 
-    holds: Callable[[PurePath], bool]  # whether a listed file does, by its name
+    pattern: str  # of listed files that do, as of `PurePath.match`
     prefix: str = ""  # of its entries, beside other networks; "": the file is RAFT's own
     iterations: int = 20
     signed: bool = True  # frames in -1..1, for which RAFT was made; else in 0..1
@@ -92,27 +102,21 @@ class Conditioned:
     start: torch.Tensor
 
 
-def no_releases(files: Sequence[PurePath]) -> dict[PurePath, list[PurePath]]:
-    """Say that every file stands for itself."""
-    return {}
-
-
 @dataclass(frozen=True)
 class System:
     """Describe one restoration system."""
 
-    key: str  # under which a LATENT, a MODEL and a VAE name it
+    key: str
     name: str  # for people
     holds: str  # what its file or folder holds, for the error about a wrong file
+    marks: tuple[str, ...]  # a file is looked at by `open_state` where one of its entries contains one of these
     open_state: Callable[[State, Mapping[str, str], Path], Any | None]  # None: entries of something else
     open_release: Callable[[Path], Any]  # opens what is known to be of this system again
     load_model: Callable[[Any, Loading, bool], Any]  # (release, settings, disable_dynamic) -> MODEL
     load_vae: Callable[[Any, Loading, bool], Any | None]
-    load_clip: Callable[[Any, Loading, bool], Any | None] = lambda release, loading, disable_dynamic: None
+    load_clip: Callable[[Any, Loading, bool], Any | None] | None = None  # None: it has no text encoder
     licence: str = ""
-    is_folder: Callable[[Path], bool] = lambda path: False  # tells whether a folder is a release
-    # {listed folder: its files, which are not listed by themselves} of the files in the host's folder
-    releases: Callable[[Sequence[PurePath]], dict[PurePath, list[PurePath]]] = no_releases
+    folder: ReleaseFolder | None = None  # None: it comes as single files only
     flow: FlowFile | None = None
     # How LR frames enter. None: as a latent, mixed with noise at the noise level, beside references (UniMMVSR's way)
     condition: Callable[[LRClip], Conditioned] | None = None

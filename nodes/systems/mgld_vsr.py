@@ -8,10 +8,9 @@ the last trained time, never noise alone (`_condition`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
 
 import comfy.latent_formats
 import comfy.model_base
@@ -48,12 +47,24 @@ from ..host.model import (
     RestorerModel,
     RestorerNetwork,
     Spacing,
+    as_native,
     block_progress,
     check_text_width,
-    load_native,
+    set_precision,
 )
 from ..host.vae import RestorerVAE, VAELaw, pick_vae_dtype
-from .base import Conditioned, FlowFile, Loading, LRClip, Published, System, TileSizes, Weights, WindowSize
+from .base import (
+    Conditioned,
+    FlowFile,
+    Loading,
+    LRClip,
+    Published,
+    ReleaseFolder,
+    System,
+    TileSizes,
+    Weights,
+    WindowSize,
+)
 
 # Peak per output pixel and frame, in numbers per channel of the first level: 3.5 to 4.3 and 0.6 to 1.0 were counted
 # on the published size (live tensors, spans of 5 and 3 frames); the rest is for the work space of convolutions.
@@ -101,10 +112,6 @@ class MGLDConfig(comfy.supported_models_base.BASE):
     def __init__(self, networks: Networks):
         super().__init__({"config": networks})
 
-    def get_model(self, state_dict, prefix="", device=None):
-        """Build the host's model around the networks, without weights."""
-        return MGLDModel(self, device=device)
-
 
 class HostNetworks(RestorerNetwork):
     """Structure encoder and UNet with the host's calling convention and layers."""
@@ -142,7 +149,6 @@ class StartsFromLatent(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_s
 class MGLDModel(RestorerModel):
     """Turns conditioning into what the network takes, so that tiles, windows and batching see it too."""
 
-    system_key, system_name = checkpoint.ARCHITECTURE, checkpoint.NAME
     lr_channels, lr_name = LATENT_CHANNELS, "low-resolution latent"
     spacing = Spacing(ddpm_timesteps, ends_clean=True)
 
@@ -206,8 +212,6 @@ def _published_tiles(
 class MGLDVAE(RestorerVAE):
     """Stable Diffusion's autoencoder, decoding over time with LR frames: 8 px and one frame per cell."""
 
-    system_key = MGLDModel.system_key
-
     def __init__(
         self,
         first_stage: VAEConfig,
@@ -245,7 +249,7 @@ class MGLDVAE(RestorerVAE):
         work = work_size(size, self.shortest)
         encoder = partial(self.piece_encoder, deviation=self.published)
         latent = self.encode_clips(frames, work, mode, piece_encoder=encoder)
-        entries = {"samples": latent[:, : self.latent_channels], SYSTEM_KEY: self.system_key}
+        entries = {"samples": latent[:, : self.latent_channels], SYSTEM_KEY: self.system}
         if self.published:
             entries[DEVIATION_KEY] = latent[:, self.latent_channels :]
         if work != size:
@@ -290,7 +294,8 @@ def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: 
     )
     weights = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     settings = MGLDConfig(networks)
-    return load_native(settings, {**weights, EMPTY_PROMPT: text}, loading.precision, disable_dynamic)
+    set_precision(settings, loading.precision)
+    return as_native(MGLDModel(settings), {**weights, EMPTY_PROMPT: text}, disable_dynamic)
 
 
 def _load_vae(release: checkpoint.Release, loading: Loading, disable_dynamic: bool) -> MGLDVAE:
@@ -312,24 +317,19 @@ def _load_vae(release: checkpoint.Release, loading: Loading, disable_dynamic: bo
     return MGLDVAE(config, sequence, weights, loading, disable_dynamic)
 
 
-def _releases(files: Sequence[PurePath]) -> dict[PurePath, list[PurePath]]:
-    """Find the folders that hold the published file, and beside it perhaps the decoder's."""
-    folders = {file.parent for file in files if file.stem == MAIN} - {PurePath()}
-    return {folder: [f for f in files if f.parent == folder and f.stem in (MAIN, SEQUENCE)] for folder in folders}
-
-
 SYSTEM = System(
-    key=MGLDModel.system_key,
+    key=checkpoint.ARCHITECTURE,
     name=checkpoint.NAME,
     holds=checkpoint.HOLDS,
     licence=checkpoint.LICENCE,
+    # Of a converted file, of the published one, and of the sequence decoder, which alone is an error
+    marks=("structure.fea_tran.", "structcond_stage_model.", "decoder.temporal_mixing.temporal_alpha"),
     open_state=checkpoint.open_state,
     open_release=checkpoint.open_release,
     load_model=_load_model,
     load_vae=_load_vae,
-    is_folder=checkpoint.is_release_folder,
-    releases=_releases,
-    flow=FlowFile(lambda file: file.stem == MAIN, "flownet_model.", plan.FLOW_ITERATIONS, signed=False),
+    folder=ReleaseFolder((f"{MAIN}.*",), (f"{MAIN}.*", f"{SEQUENCE}.*")),
+    flow=FlowFile(f"{MAIN}.*", "flownet_model.", plan.FLOW_ITERATIONS, signed=False),
     condition=_condition,
     # (long, short) sides in output px; the model was trained on 512, which is also the published tile
     tiles=TileSizes(((768, 768), (640, 640), (512, 512), (384, 384)), 128),

@@ -32,8 +32,15 @@ from ...models.unimmvsr.vae import (
 )
 from ..host import services
 from ..host.keys import LEVEL_KEY, REFERENCES_KEY
-from ..host.model import RestorerModel, RestorerNetwork, block_progress, load_native
-from ..host.references import reference_cells, reference_conds
+from ..host.model import (
+    RestorerModel,
+    RestorerNetwork,
+    as_native,
+    block_progress,
+    reference_cells,
+    reference_conds,
+    set_precision,
+)
 from ..host.vae import RestorerVAE, VAELaw
 from .base import Loading, System
 
@@ -73,10 +80,6 @@ class UniMMVSRConfig(comfy.supported_models_base.BASE):
     # Measured: 5 KB of activations per latent cell in fp32. The host multiplies by 0.04 or 0.15 MiB per cell.
     memory_usage_factor = 0.12
 
-    def get_model(self, state_dict, prefix="", device=None):
-        """Build the host's model around the network, without weights."""
-        return UniMMVSRModel(self, device=device)
-
 
 class HostDiT(RestorerNetwork, UniMMVSRDiT):
     """The transformer with the host's calling convention, layers and sign."""
@@ -110,7 +113,6 @@ class HostDiT(RestorerNetwork, UniMMVSRDiT):
 class UniMMVSRModel(RestorerModel):
     """Turns conditioning into what the network takes, so that tiles, windows and batching see it too."""
 
-    system_key, system_name = "unimmvsr", checkpoint.NAME
     lr_channels, lr_name = UniMMVSRFormat.latent_channels, "low-resolution latent"
 
     def __init__(self, model_config, device=None):
@@ -148,8 +150,6 @@ class UniMMVSRModel(RestorerModel):
 
 class UniMMVSRVAE(RestorerVAE):
     """The causal video VAE: time is streamed, so memory does not grow with the clip."""
-
-    system_key = UniMMVSRModel.system_key
 
     def __init__(
         self, config: VAEConfig, state: Mapping[str, torch.Tensor], precision: str, disable_dynamic: bool
@@ -198,7 +198,8 @@ def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tup
 
 def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: bool):
     settings = UniMMVSRConfig({"config": checkpoint.dit_config(release.dit)})
-    patcher = load_native(settings, release.dit, loading.precision, disable_dynamic)
+    set_precision(settings, loading.precision)
+    patcher = as_native(UniMMVSRModel(settings), release.dit, disable_dynamic)
     factors, bias = preview_factors(checkpoint.vae_config(release.vae), release.vae)
     patcher.model.latent_format.latent_rgb_factors = factors
     patcher.model.latent_format.latent_rgb_factors_bias = bias
@@ -211,9 +212,10 @@ def _load_vae(release: checkpoint.Release, loading: Loading, disable_dynamic: bo
 
 
 SYSTEM = System(
-    key=UniMMVSRModel.system_key,
+    key="unimmvsr",
     name=checkpoint.NAME,
     holds=checkpoint.HOLDS,
+    marks=("dit.patch_out.weight",),
     open_state=lambda state, metadata, path: checkpoint.open_state(state, path),
     open_release=checkpoint.open_release,
     load_model=_load_model,

@@ -7,10 +7,10 @@ input is the published one again. LR frames join as pixels, noised by VSR Condit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ import torch
 from ...models.checkpoints import CheckpointError, shape_of, strip_prefix
 from ...models.layout.pieces import Tile, Window, blended_spans, plain_spans
 from ...models.layout.sizes import ClipSize
-from ...models.schedules import DiffusionSettings, ddim_timesteps
+from ...models.schedules import DiffusionSettings, ddim_timesteps, diffuse
 from ...models.upscale_a_video import checkpoint
 from ...models.upscale_a_video import published as plan
 from ...models.upscale_a_video.unet import MAX_NOISE_LEVEL, UNetConfig, VideoUNet
@@ -49,10 +49,11 @@ from ..host.model import (
     RestorerModel,
     RestorerNetwork,
     Spacing,
+    as_native,
     block_progress,
     check_text_width,
     clip_prediction,
-    load_native,
+    set_precision,
 )
 from ..host.vae import RestorerVAE, VAELaw, pick_vae_dtype
 from .base import (
@@ -61,6 +62,7 @@ from .base import (
     Loading,
     LRClip,
     Published,
+    ReleaseFolder,
     State,
     System,
     TileSizes,
@@ -108,10 +110,6 @@ class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
         self.schedule = schedule
         self.latent_format.scale_factor = latent_scale
 
-    def get_model(self, state_dict, prefix="", device=None):
-        """Build the host's model around the network, without weights."""
-        return UpscaleAVideoModel(self, device=device)
-
 
 class HostUNet(RestorerNetwork, VideoUNet):
     """The network with the host's calling convention and layers."""
@@ -137,7 +135,6 @@ class HostUNet(RestorerNetwork, VideoUNet):
 class UpscaleAVideoModel(RestorerModel):
     """Turns conditioning into what the network takes, so that tiles, windows and batching see it too."""
 
-    system_key, system_name = checkpoint.ARCHITECTURE, checkpoint.NAME
     lr_channels, lr_name = 3, "low-resolution frames"
 
     def __init__(self, model_config, device=None):
@@ -182,7 +179,7 @@ def _condition(clip: LRClip) -> Conditioned:
             "published choice."
         )
     level, alphas = round(NOISE_STEPS * clip.noise_level), clip.latent[ALPHAS_KEY].to(lr.device)
-    noised = plan.add_lr_noise(lr, clip.draw(lr), level, alphas)
+    noised = diffuse(lr, clip.draw(lr), alphas[level])
     return Conditioned(noised, lr.new_zeros(lr.shape[0], LATENT_CHANNELS, *lr.shape[2:]))
 
 
@@ -201,8 +198,6 @@ def _published_windows(frames: int) -> tuple[tuple[Window, ...], Weights]:
 
 class UpscaleAVideoVAE(RestorerVAE):
     """The 4-channel autoencoder: 4 px and one frame per cell; spans of frames, with or without LR frames."""
-
-    system_key = UpscaleAVideoModel.system_key
 
     def __init__(
         self,
@@ -236,7 +231,7 @@ class UpscaleAVideoVAE(RestorerVAE):
     def lr_latent(self, frames: torch.Tensor, size: ClipSize, mode: str) -> dict:
         """Give the LR frames themselves, at the latent's grid: this model sees pixels, not latents."""
         samples = services.to_output(lr_grid(frames, size, mode))
-        return {"samples": samples, SYSTEM_KEY: self.system_key, ALPHAS_KEY: self._lr_alphas}
+        return {"samples": samples, SYSTEM_KEY: self.system, ALPHAS_KEY: self._lr_alphas}
 
     def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece."""
@@ -377,7 +372,8 @@ def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: 
     scale = (vae.config or {} if vae is not None else {}).get("scaling_factor", LATENT_SCALE)
     schedule = DiffusionSettings.from_json(release.scheduler)
     settings = UpscaleAVideoConfig(checkpoint.unet_config(state, release.unet.config), schedule, scale)
-    patcher = load_native(settings, state, loading.precision, disable_dynamic)
+    set_precision(settings, loading.precision)
+    patcher = as_native(UpscaleAVideoModel(settings), state, disable_dynamic)
     if schedule.clip_sample:
         patcher.set_model_sampler_post_cfg_function(clip_prediction(schedule.clip_sample_range))
     return patcher
@@ -392,28 +388,20 @@ def _load_vae(release: checkpoint.Release, loading: Loading, disable_dynamic: bo
     return UpscaleAVideoVAE(checkpoint.vae_config(state, part.config), state, loading, alphas, disable_dynamic)
 
 
-def _releases(files: Sequence[PurePath]) -> dict[PurePath, list[PurePath]]:
-    """Find the released folders among listed files: those with weights in unet/ and in vae/."""
-    unets, vaes = ({f.parent.parent for f in files if f.parent.name == name} for name in ("unet", "vae"))
-    return {
-        folder: [f for f in files if f.parent.parent == folder and f.parent.name in _FOLDERS]
-        for folder in unets & vaes  # "." where the host's folder itself is the release
-    }
-
-
 SYSTEM = System(
-    key=UpscaleAVideoModel.system_key,
+    key=checkpoint.ARCHITECTURE,
     name=checkpoint.NAME,
     holds=checkpoint.HOLDS,
     licence=checkpoint.LICENCE,
+    # Of its UNet, and of its VAEs, which alone are an error that says what to choose
+    marks=("attn_temporal.to_q.weight", "decoder.mid_block.resnets.0.conv1.weight"),
     open_state=checkpoint.open_state,
     open_release=checkpoint.open_release,
     load_model=_load_model,
     load_vae=_load_vae,
     load_clip=_load_clip,
-    is_folder=lambda path: any((path / name).is_dir() for name in ("unet", "vae")),  # a part may be missing: an error
-    releases=_releases,
-    flow=FlowFile(lambda file: file.parent.name == "propagator"),
+    folder=ReleaseFolder(("unet/*", "vae/*"), tuple(f"{name}/*" for name in _FOLDERS)),
+    flow=FlowFile("propagator/*"),
     condition=_condition,
     lr_is_latent=False,
     # (long, short) sides in output px; the published program works on 256 LR px with 64 around them

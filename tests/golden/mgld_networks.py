@@ -19,7 +19,7 @@ from cascadevsr.models.mgld_vsr.structure import StructureConfig, StructureEncod
 from cascadevsr.models.mgld_vsr.text import OpenCLIPText, TextConfig
 from cascadevsr.models.mgld_vsr.unet import MGLDUNet, Transformer, UNetConfig
 from cascadevsr.models.mgld_vsr.vae import LATENT_SCALE, FirstStage, VAEConfig
-from cascadevsr.models.transformer import timestep_features
+from cascadevsr.models.schedules import timestep_features
 
 from .cases import Case, Tensors
 from .configs import from_options

@@ -7,7 +7,7 @@ import torch
 from cascadevsr.models.mgld_vsr.blocks import fold
 from cascadevsr.models.mgld_vsr.structure import StructureConfig, StructureEncoder
 from cascadevsr.models.mgld_vsr.unet import MGLDUNet, UNetConfig
-from cascadevsr.models.transformer import timestep_features
+from cascadevsr.models.schedules import timestep_features
 from cascadevsr.tests.golden import cases, mgld_networks
 from safetensors.torch import save_file
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from cascadevsr.models.motion.propagation import propagate
+from cascadevsr.models.motion.flow import propagate
 from cascadevsr.models.schedules import DiffusionSettings
 from cascadevsr.models.upscale_a_video import published
 from cascadevsr.models.upscale_a_video.unet import VideoUNet
@@ -66,8 +66,8 @@ def add_noise(case: Case) -> Tensors:
     alphas = DiffusionSettings.from_json(case.meta["config"]).alphas_cumprod()
     for level in case.meta["call"]["levels"]:
         x, noise = given["x"], given["noise"]
-        produced[f"noisy_{level}"] = published.add_lr_noise(x, noise, level, alphas)
-        produced[f"noisy_{level}_fp16"] = published.add_lr_noise(x.half(), noise.half(), level, alphas.half())
+        produced[f"noisy_{level}"] = oracle.add_lr_noise(x, noise, level, alphas)
+        produced[f"noisy_{level}_fp16"] = oracle.add_lr_noise(x.half(), noise.half(), level, alphas.half())
     return produced
 
 
@@ -108,7 +108,7 @@ def pipeline(case: Case) -> Tensors:
     given, call = case.group("in"), case.meta["call"]
     unet, vae = _network(case, "unet"), _network(case, "vae")
     low_res = DiffusionSettings.from_json(case.meta["low_res_config"])
-    noised = published.add_lr_noise(
+    noised = oracle.add_lr_noise(
         given["image"], given["lr_noise"], call["noise_level"], low_res.alphas_cumprod()
     )
     latents = oracle.denoise(

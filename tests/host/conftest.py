@@ -184,9 +184,8 @@ def scene(worded, noise):
     """Prompts, clip and references for `worded`: scene(frames=9, references=True) -> positive, negative, samples."""
 
     def make(frames=9, references=True):
-        from cascadevsr.nodes.conditioning import VSRConditioning
+        from cascadevsr.nodes.conditioning import ReferenceSet, VSRConditioning
         from cascadevsr.nodes.frames import CascadeInput
-        from cascadevsr.nodes.references import ReferenceSet
 
         vae = worded[1]
         target = {"target": "exact size", "height": 48, "width": 80}

@@ -99,7 +99,7 @@ def references(policy=AFTER):
 
 def checkpoint(adapter, channels=16):
     """The whole restorer that the base and an adapter without further layers make."""
-    from cascadevsr.nodes.references import ReferenceTokens
+    from cascadevsr.nodes.adapters import ReferenceTokens
 
     state = tiny_wan.weights(channels)
     state["patch_embedding.weight"] = torch.cat((state["patch_embedding.weight"], adapter.lr_weight), 1)

@@ -41,8 +41,8 @@ def test_nan_frames(core, vae, noise, value):
 )
 def test_frames_of_a_wrong_shape(core, vae, shape, rule):
     from cascadevsr.nodes.colour import ColourMatch
+    from cascadevsr.nodes.conditioning import ReferenceSet
     from cascadevsr.nodes.degrade import DegradeVideo
-    from cascadevsr.nodes.references import ReferenceSet
 
     bad = torch.zeros(shape)
     good = torch.zeros(2, 8, 8, 3)

@@ -222,7 +222,7 @@ def test_guide_frames_of_ltx_are_left_alone(core, bases, refine, noise):
 def test_what_edits_predictions_sees_the_clip_and_not_its_guides(core):
     """What is predicted for the clip is edited as if the guides were not there, and they are not edited at all."""
     from cascadevsr.models.motion.estimation import Motion
-    from cascadevsr.models.motion.propagation import propagate
+    from cascadevsr.models.motion.flow import propagate
     from cascadevsr.nodes.low_frequency import _Tie
     from cascadevsr.nodes.motion import _Propagation
     from cascadevsr.nodes.motion_guidance import _Guidance

@@ -77,7 +77,7 @@ def _branch(model, conditioning, x, sigma, references=True):
 
 @pytest.mark.parametrize(("s_txt", "s_ref"), [(3.0, 1.0), (1.5, 2.0), (0.0, 1.0)])
 def test_one_step_is_the_formula(model, scene, guide, s_txt, s_ref):
-    from cascadevsr.models.unimmvsr.guidance import ReferenceGuidance
+    from cascadevsr.models.unimmvsr.references import ReferenceGuidance
     from cascadevsr.tests.published.unimmvsr import guide as formula
     from comfy.patcher_extension import WrappersMP
 

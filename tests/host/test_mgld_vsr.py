@@ -109,11 +109,12 @@ def _error(produced, expected):
 def test_recorded_sampling_comes_out_of_the_graph(core, tmp_path, monkeypatch, kind, guided):
     from cascadevsr.nodes.conditioning import VSRConditioning
     from cascadevsr.nodes.host.keys import SYSTEM_KEY
+    from cascadevsr.nodes.systems.mgld_vsr import SYSTEM
 
     case = recorded(f"sampling_{kind}_{guided}")
     given, settings = case.group("in"), case.meta["config"]
     run = _load(write_recorded(case, tmp_path / "run.safetensors"), "fp32", "auto", "reference")
-    latent = {"samples": _clip(given["lr_latent"]) / LATENT_SCALE, SYSTEM_KEY: "mgld_vsr"}
+    latent = {"samples": _clip(given["lr_latent"]) / LATENT_SCALE, SYSTEM_KEY: SYSTEM}
     names = ("positive", "negative", "samples")
     clip = SimpleNamespace(**dict(zip(names, VSRConditioning.execute(latent, 0.0, 0).args, strict=True)))
     model = run.model

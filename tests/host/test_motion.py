@@ -267,7 +267,7 @@ def test_one_frame_and_bad_input(estimate, moving):
 
 
 def test_one_step_is_the_propagated_prediction(model, clip, ksample, estimate, propagated):
-    from cascadevsr.models.motion.propagation import propagate
+    from cascadevsr.models.motion.flow import propagate
 
     motion = estimate(clip.frames)[0]
     plain = ksample(model, clip)["samples"]
@@ -365,7 +365,7 @@ def test_what_does_not_fit_the_run_is_refused(core, model, clip, ksample, still_
 
 
 def test_picture_models_hold_frames_in_the_batch(core, still_motion):
-    from cascadevsr.models.motion.propagation import propagate
+    from cascadevsr.models.motion.flow import propagate
     from cascadevsr.nodes.host.keys import UNEDITED_KEY
     from cascadevsr.nodes.motion import _Propagation
 
@@ -381,7 +381,7 @@ def test_picture_models_hold_frames_in_the_batch(core, still_motion):
 
 
 def test_memory_of_latent_flows_is_that_of_the_latent_grid(still_motion, core):
-    from cascadevsr.models.motion.propagation import propagate
+    from cascadevsr.models.motion.flow import propagate
     from cascadevsr.nodes.motion import _Propagation
 
     wrapper = _Propagation(still_motion(), 4, lambda *_: True, propagate)

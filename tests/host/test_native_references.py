@@ -38,7 +38,7 @@ def condition(core):
 
 
 def attached(model):
-    from cascadevsr.nodes.references import ReferenceTokens
+    from cascadevsr.nodes.adapters import ReferenceTokens
 
     return ReferenceTokens.execute(model).args[0]
 

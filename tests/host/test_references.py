@@ -8,7 +8,7 @@ from cascadevsr.models.unimmvsr.references import AFTER, IMAGE, MANUAL, MODEL, P
 
 
 def gather(vae, images=None, videos=None, long_edge=64, policy=None):
-    from cascadevsr.nodes.references import ReferenceSet
+    from cascadevsr.nodes.conditioning import ReferenceSet
 
     return ReferenceSet.execute(vae, images or {}, videos or {}, long_edge, policy).args[0]
 

@@ -172,6 +172,7 @@ def test_a_tie_goes_with_tiles_windows_propagation_and_motion_guidance(family, s
 
 def test_ties_that_cannot_be_are_refused_with_a_reason(family, sample, tied, restorer):
     from cascadevsr.nodes.low_frequency import LowFrequencyTie
+    from cascadevsr.nodes.systems.upscale_a_video import SYSTEM
 
     model = family("wan")
     lr = start_of(model)
@@ -186,7 +187,7 @@ def test_ties_that_cannot_be_are_refused_with_a_reason(family, sample, tied, res
     with pytest.raises(ValueError, match="start_percent must be below end_percent"):
         tied(model, lr, part=(0.5, 0.5))
     with pytest.raises(ValueError, match="got frames, which Upscale-A-Video takes"):
-        LowFrequencyTie.execute(model, {"samples": lr, "vsr_system": "upscale_a_video"}, 1.0, 4.0, 0.0, 1.0)
+        LowFrequencyTie.execute(model, {"samples": lr, "vsr_system": SYSTEM}, 1.0, 4.0, 0.0, 1.0)
     with pytest.raises(
         ValueError, match=r"the batch and the grid .* 1 of \(3, 8, 12\); got 1 of \(3, 8, 6\)"
     ):

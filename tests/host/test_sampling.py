@@ -115,7 +115,7 @@ def test_diffusion_model_wrappers_see_the_call(core, model, clip, ksample):
 
 
 def test_references_reach_the_network(model, vae, prepare, noise, ksample):
-    from cascadevsr.nodes.references import ReferenceSet
+    from cascadevsr.nodes.conditioning import ReferenceSet
 
     images = {"image_10": noise(1, 40, 30), "image_2": noise(2, 64, 16, seed=1)}
     references = ReferenceSet.execute(vae, images, {"video_0": noise(6, 24, 40)}, 32).args[0]

@@ -56,7 +56,7 @@ def test_whole_tile_and_whole_window_are_none(model, clip, ksample, steps):
 
 
 def test_windows_outside_tiles_inside_references_whole(model, vae, prepare, noise, ksample, calls):
-    from cascadevsr.nodes.references import ReferenceSet
+    from cascadevsr.nodes.conditioning import ReferenceSet
 
     references = ReferenceSet.execute(vae, {"image_0": noise(1, 40, 40)}, {}, 40).args[0]
     clip = prepare(17, 24, 24, (96, 96), references=references)  # latent 5 x 12 x 12

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from cascadevsr.models.transformer import timestep_features
+from cascadevsr.models.schedules import timestep_features
 
 
 def test_timestep_features():

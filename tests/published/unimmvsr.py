@@ -1,7 +1,7 @@
 """The paper's guidance as one formula (UniMMVSR, appendix A.3), an oracle for the guider and the KSampler patch."""
 
 import torch
-from cascadevsr.models.unimmvsr.guidance import ReferenceGuidance
+from cascadevsr.models.unimmvsr.references import ReferenceGuidance
 
 
 def guide(

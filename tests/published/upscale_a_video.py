@@ -10,22 +10,43 @@ from dataclasses import dataclass
 
 import torch
 from cascadevsr.models.layout.pieces import Tile
-from cascadevsr.models.motion.propagation import propagate
-from cascadevsr.models.schedules import DiffusionSettings
+from cascadevsr.models.motion.flow import propagate
+from cascadevsr.models.schedules import DiffusionSettings, diffuse
 from cascadevsr.models.upscale_a_video.published import (
     DECODE_CHUNK,
     SCHEDULE,
     Span,
-    add_lr_noise,
-    check_level,
     published_window_weights,
     published_windows,
 )
+from cascadevsr.models.upscale_a_video.unet import MAX_NOISE_LEVEL
 
 from .schedules import DDIM
 
 CONTEXT = 64  # LR px that a published tile sees beyond its core, on each side
 _FLOW_CHUNKS = ((640, 12), (720, 8), (1280, 4))  # up to this width, this many frames; wider, two
+
+
+def add_lr_noise(
+    lr: torch.Tensor, noise: torch.Tensor, level: int, alphas: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mix noise into LR frames at a level of 0..350, with the alphas_cumprod of the low-res scheduler.
+
+    Float32 alphas are right. The published program rounds its table to half precision first, which at low levels
+    puts the strength of the noise off by a few percent; give `alphas.half()` for its numbers.
+    """
+    check_level(level)
+    alphas = SCHEDULE.alphas_cumprod() if alphas is None else alphas
+    return diffuse(lr, noise, alphas[level])
+
+
+def check_level(level: int) -> None:
+    """Raise a ValueError for a noise level that the network was not trained with."""
+    if not 0 <= level <= MAX_NOISE_LEVEL or level != int(level):
+        raise ValueError(
+            f"Upscale-A-Video: the noise level must be a whole number of 0..{MAX_NOISE_LEVEL}; got {level}. "
+            "120 is the published choice."
+        )
 
 
 def decode_chunks(frames: int, chunk: int = DECODE_CHUNK) -> list[Span]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cascadevsr.models.motion.propagation import propagate
+from cascadevsr.models.motion.flow import propagate
 from hypothesis import given
 from hypothesis import strategies as st
 

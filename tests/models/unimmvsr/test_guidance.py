@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cascadevsr.models.unimmvsr.guidance import ReferenceGuidance
+from cascadevsr.models.unimmvsr.references import ReferenceGuidance
 from cascadevsr.tests.published.unimmvsr import guide
 
 
