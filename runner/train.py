@@ -12,7 +12,7 @@ from .pack import load
 PROGRAMS = {
     "builtin": ("training.builtin", "the built-in model (what `run.py train --photos ...` means too)"),
     "adapter": ("training.adapter", "a UniMMVSR adapter for a Wan-family base"),
-    "ablations": ("training.ablations", "compare settings, and write a table and pictures"),
+    "ablations": ("research.ablations", "compare settings, and write a table and pictures"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from .curriculum import DIFFICULT_FIRST, EASY_FIRST, FULL, IMAGES, VIDEO
+from ..training.curriculum import DIFFICULT_FIRST, EASY_FIRST, FULL, IMAGES, VIDEO
 
 TOKENS, CHANNELS = "tokens", "channels"
 SEPARATED, SHARED = "separated", "shared"

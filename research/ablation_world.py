@@ -30,16 +30,16 @@ from ..models.unimmvsr.config import TIME, DiTConfig, dit_config, vae_config
 from ..models.unimmvsr.dit import UniMMVSRDiT, patchify
 from ..models.unimmvsr.sdedit import SDEdit
 from ..models.unimmvsr.vae import CausalVideoVAE
+from ..training.augment import Dropout, noise_latent, normal
+from ..training.curriculum import VIDEO, rng_at, stage_at, stages, task_at
+from ..training.latents import LatentSample, LatentStore, encode_pair
+from ..training.loop import Loop, LoopSettings
+from ..training.muon import Muon
+from ..training.pairs import Pair, PhotoTakes, Recipe, make_pair, without_augmentation
+from ..training.photos import corpus_hash, find_photos, load_photo
+from ..training.sdedit import BuiltInBase, SDEditTransform
+from ..training.stages import attention
 from .ablation_settings import BOTH, CHANNELS, NONE, SDEDIT, SHARED, SYNTHETIC, WRONG, Config, Outcome
-from .augment import Dropout, noise_latent, normal
-from .curriculum import VIDEO, rng_at, stage_at, stages, task_at
-from .latents import LatentSample, LatentStore, encode_pair
-from .loop import Loop, LoopSettings
-from .muon import Muon
-from .pairs import Pair, PhotoTakes, Recipe, make_pair, without_augmentation
-from .photos import corpus_hash, find_photos, load_photo
-from .sdedit import BuiltInBase, SDEditTransform
-from .stages import attention
 
 WEIGHTS = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
 _MAKE, _STEP, _TEST = 3, 4, 5  # streams of random numbers

@@ -7,20 +7,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import upscale
-from .encode import write_video
-from .errors import RunnerError
-from .host import Host
-from .pack import load
-from .paths import scratch_folder
-from .video import probe, read_frames
+from ..runner import upscale
+from ..runner.cli import parser
+from ..runner.encode import write_video
+from ..runner.errors import RunnerError
+from ..runner.host import Host
+from ..runner.pack import load
+from ..runner.paths import scratch_folder
+from ..runner.video import probe, read_frames
 
 BACK_PROJECTIONS = 10
 _VIDEOS = {".mp4", ".mkv", ".mov"}
 
 
 def run(options, host: Host) -> dict:
-    """Measure every clip of --clips that has its LR file in --lr.
+    """run.py upscale on clips with known truth (--clips, --lr): PSNR-Y, SSIM-Y, warping error (minutes).
 
     Means over clips of: PSNR-Y of bicubic and what ours gains over it and over back-projection (dB), SSIM-Y
     gained, warping error as a ratio to the truth's own, sharpness (mean |Laplacian|) as a ratio to the truth's, and
@@ -83,8 +84,6 @@ def measure(clip: Path, low: Path, options, host: Host) -> dict:
 
 def upscaled(small: np.ndarray, rate, size: tuple[int, int], options, host: Host, more=()) -> np.ndarray:
     """Run the command `run.py upscale IN OUT --size WxH --lossless` and `more` on frames and read its result."""
-    from .cli import parser
-
     with scratch_folder("quality-") as folder:
         source, result = folder / "in.mp4", folder / "out.mp4"
         write_video(source, small, rate, codec="h264-rgb")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import RunnerError
-from .host import Host
-from .pack import load
+from ..runner.errors import RunnerError
+from ..runner.host import Host
+from ..runner.pack import load
+from ..runner.video import probe, read_frames
 from .quality import upscaled
-from .video import probe, read_frames
 
 KEPT = 12  # levels of 255 (largest of the colours) by which what an edit kept may differ from the reference video
 WORKFLOWS = {
@@ -22,7 +22,7 @@ _BORDER = 4  # px shaved off before measuring, as in bench quality
 
 
 def run(options, host: Host) -> dict:
-    """Measure every clip of --clips whose entry in its manifest.json names references.
+    """run.py upscale with right, wrong and no references on clips whose manifest names some (minutes).
 
     Figures: PSNR-Y in dB of the referenced region without references, and what right and wrong ones gain there;
     `t`: the paired t values of these gains over frames. Wrong ones are every other entry's in turn; `wrong`

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ..training.chart import draw_bars
 from .ablation_settings import Ablation, Outcome, Outcomes
-from .chart import draw_bars
 
 ABOUT = (
     "Mean ± standard error over the test clips, and over trainings (seeds) where there are several: the root "

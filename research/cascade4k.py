@@ -9,26 +9,30 @@ import sys
 import time
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as the watched process
-    sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
-    from runner.pack import load
-    from runner.server import peak_memory
-else:
-    from .binding import parse_size
-    from .errors import RunnerError
-    from .pack import load
+from ..runner.binding import parse_size
+from ..runner.errors import RunnerError
+from ..runner.pack import load
+from ..runner.paths import ROOT
+from ..runner.server import peak_memory
 
 FRAMES, SIZE = 21, "3840x2160"
 CHUNK = 16  # frames of one chunk, the bar beside the result
 _BASE_ROWS, _BASE_COLUMNS = 5, 8  # latent cells of the base clip, times 32 / the cells of the family
 _FAMILY = "ltxv"
+# The watched process: (root of the pack, job as json) -> figures as json on the last line.
+_START = """import sys
+sys.path.insert(0, sys.argv[1])
+from runner.pack import load
+load("research.cascade4k").watched_process(sys.argv[2])
+"""
 
 
 def cascade4k(options, host) -> dict:
     """A tiny model of the host's LTX classes at 3840x2160, 21 frames, on the CPU: peak memory (minutes)."""
     width, height = parse_size(options.size or SIZE)
     job = {"host": str(host.path), "frames": options.frames or FRAMES, "width": width, "height": height}
-    done = subprocess.run([sys.executable, __file__, json.dumps(job)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", _START, str(ROOT), json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RunnerError(f"bench cascade4k: the watched process ended with {done.returncode}; see above.")
     return json.loads(done.stdout.splitlines()[-1])
@@ -126,5 +130,6 @@ def load_host(path: str):
     return custom
 
 
-if __name__ == "__main__":
-    print(json.dumps(watched(json.loads(sys.argv[1]))))
+def watched_process(job: str) -> None:
+    """Print the figures of a job as json."""
+    print(json.dumps(watched(json.loads(job))))

@@ -9,10 +9,10 @@ from cascadevsr.models.checkpoints import save_state
 from cascadevsr.models.unimmvsr.config import DiTConfig, VAEConfig
 from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT, patchify
 from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
-from cascadevsr.training import ablation_world, ablations
-from cascadevsr.training.ablation_page import mean_and_error, report, verdict
-from cascadevsr.training.ablation_settings import REGISTRY, Ablation, Config, Outcome
-from cascadevsr.training.ablation_world import (
+from cascadevsr.research import ablation_world, ablations
+from cascadevsr.research.ablation_page import mean_and_error, report, verdict
+from cascadevsr.research.ablation_settings import REGISTRY, Ablation, Config, Outcome
+from cascadevsr.research.ablation_world import (
     ChannelReferences,
     LatentWorld,
     Scale,
@@ -20,7 +20,7 @@ from cascadevsr.training.ablation_world import (
     fresh_dit,
     restore,
 )
-from cascadevsr.training.ablations import choose, run
+from cascadevsr.research.ablations import choose, run
 from cascadevsr.training.latents import LatentSample
 from cascadevsr.training.loop import read_log
 from cascadevsr.training.photos import find_photos, load_photo
