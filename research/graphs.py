@@ -27,9 +27,19 @@ _LEAST_SECONDS = 0.05  # of a stage that is listed
 
 def builtin(options, host: Host) -> dict:
     """The graph Upscale-a-Video with the built-in model: seconds a frame and by stage, network calls, peak memory."""
-    cpu = runs_on_cpu(options.device)
+    size = parse_size(options.size or "512x288")
+
+    def prepare(workflow: Workflow, models: Path) -> None:
+        for setting in options.settings:
+            workflow.set(setting)
+
     outcome = run_graph(
-        host, "Upscale-a-Video", options.frames or 17, parse_size(options.size or "512x288"), cpu=cpu
+        host,
+        "Upscale-a-Video",
+        options.frames or 17,
+        size,
+        cpu=runs_on_cpu(options.device),
+        prepare=prepare,
     )
     return {"device": outcome.device, **outcome.costs(), **stages(outcome)}
 

@@ -25,7 +25,8 @@ from ..runner.pack import load
 from ..runner.workflow import Workflow
 from .graphs import run_graph, runs_on_cpu, stages
 
-_FULL, _SMALL = (33, "1280x720"), (9, "256x128")  # frames, output size
+_FULL = 33, "1280x720"  # frames, output size
+_SMALL = 5, "128x128"
 _SMALL_STEPS = 4
 _CONSTANT = "rotary_emb.freqs"  # entries that are constants: the loader makes them
 
@@ -49,6 +50,8 @@ def _measure(options, host: Host, name: str, write: Callable[[Path, bool], int])
         facts["parameters_m"] = round(write(models / "video_restorers" / restorer, not cpu) / 1e6, 1)
         if cpu:
             shorten(workflow)
+        for setting in options.settings:
+            workflow.set(setting)
         facts["steps"] = workflow.prompt[workflow.of_type("VSRRefineSigmas")[0]]["inputs"]["steps"]
 
     size = parse_size(options.size or size)

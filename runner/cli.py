@@ -82,6 +82,15 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)"
     )
 
+    bench.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar='"TITLE.INPUT=VALUE"',
+        dest="settings",
+        help="set any input of the measured workflow (may be repeated)",
+    )
+
     quality = bench.add_argument_group("bench quality, bench references")
     quality.add_argument("--clips", metavar="DIR", help="clips with the truth")
     quality.add_argument("--lr", metavar="DIR", help="their LR files, NAME_MODE.mp4")
@@ -93,15 +102,6 @@ def parser() -> argparse.ArgumentParser:
     }
     quality.add_argument("--region", nargs="+", default=[], dest="regions", **region)
     quality.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="not these clips")
-    quality.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar='"TITLE.INPUT=VALUE"',
-        dest="settings",
-        help="as in upscale",
-    )
-
     text = "train the built-in model or an adapter, or run the ablations"
     train = commands.add_parser("train", help=text, **own)
     train.add_argument("arguments", nargs=argparse.REMAINDER)
