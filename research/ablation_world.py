@@ -198,7 +198,7 @@ class LatentWorld:
             networks, draw, loss, folder, settings, optimiser=Muon
         )  # as the built-in model is trained
         loop.run()
-        networks.load_state_dict(loop.average.state)
+        loop.average.apply()
 
     @torch.no_grad()
     def evaluate(self, networks: nn.Module, config: Config) -> Outcome:
