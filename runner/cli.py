@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     test = commands.add_parser("test", help="run every test, or what the pytest arguments say", **own)
     test.add_argument("pytest", nargs=argparse.REMAINDER)
 
+    add("lint", "check the code with ruff: rules and formatting")
+
     serve = add("serve", "open the ComfyUI editor with the pack loaded")
     serve.add_argument("--port", type=int, help="port (default: 8188, or any free one)")
     serve.add_argument("--no-browser", action="store_true", help="print the address only")
@@ -176,7 +178,11 @@ def _stop(*_) -> None:
     raise KeyboardInterrupt
 
 
-_EXTRAS = {"test": ("test",), "bench": ("test",)}  # bench quality needs OpenCV's optical flow
+_EXTRAS = {
+    "test": ("test",),
+    "lint": ("test",),
+    "bench": ("test",),
+}  # bench quality needs OpenCV's optical flow
 
 
 def main(arguments: list[str]) -> int:
