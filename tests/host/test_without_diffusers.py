@@ -9,7 +9,7 @@ _ABSENT = """
 import importlib.machinery, pathlib
 find = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = classmethod(
-    lambda cls, name, path=None, target=None: None if name.partition(".")[0] == "diffusers" else find(name, path, target)
+    lambda cls, name, *more: None if name.partition(".")[0] == "diffusers" else find(name, *more)
 )
 pathlib.Path(__file__).with_name("used").touch()
 """
