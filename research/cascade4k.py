@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ..runner.binding import parse_size
 from ..runner.errors import RunnerError
+from ..runner.host import Host
 from ..runner.pack import load
 from ..runner.paths import ROOT
 from ..runner.server import peak_memory
+from . import tiny_ltx
 
 FRAMES, SIZE = 21, "3840x2160"
 CHUNK = 16  # frames of one chunk, the bar beside the result
-_BASE_ROWS, _BASE_COLUMNS = 5, 8  # latent cells of the base clip, times 32 / the cells of the family
-_FAMILY = "ltxv"
+_BASE_ROWS, _BASE_COLUMNS = 5, 8  # latent cells of the base clip
 # The watched process: (root of the pack, job as json) -> figures as json on the last line.
 _START = """import sys
 sys.path.insert(0, sys.argv[1])
@@ -27,7 +31,7 @@ load("research.cascade4k").watched_process(sys.argv[2])
 """
 
 
-def cascade4k(options, host) -> dict:
+def cascade4k(options: argparse.Namespace, host: Host) -> dict:
     """A tiny model of the host's LTX classes at 3840x2160, 21 frames, on the CPU: peak memory (minutes)."""
     width, height = parse_size(options.size or SIZE)
     job = {"host": str(host.path), "frames": options.frames or FRAMES, "width": width, "height": height}
@@ -38,13 +42,16 @@ def cascade4k(options, host) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+T = TypeVar("T")
+
+
 class Watch:
     """The memory of this process, stage by stage."""
 
     def __init__(self):
         self.peaks, self.seconds, self.start = {}, {}, resident()
 
-    def run(self, name: str, work):
+    def run(self, name: str, work: Callable[[], T]) -> T:
         """Do the work of one stage and note its time and its peak above the start."""
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         began, result = time.perf_counter(), work()
@@ -67,15 +74,16 @@ def watched(job: dict) -> dict:
     custom = load_host(job["host"])
     cascade, decode, tiling = (load(f"nodes.{name}") for name in ("cascade", "decode", "tiling"))
     motion, sampling, tie = (load(f"nodes.{name}") for name in ("motion", "sampling", "tie"))
-    base = load("tests.host.base_models")
-    family, model, vae = base.FAMILIES[_FAMILY], base.make_model(_FAMILY), base.make_vae(_FAMILY)
-    prompt = base.make_prompt(_FAMILY)
-    count, share = job["frames"], 32 // family.space
-    latents = 1 + -(-(count - 1) // family.time)
+    model, vae, prompt = tiny_ltx.make_model(), tiny_ltx.make_vae(), tiny_ltx.make_prompt()
+    count = job["frames"]
+    latents = 1 + -(-(count - 1) // tiny_ltx.TIME)
     generator = torch.Generator().manual_seed(0)
-    shape = (1, family.channels, latents, _BASE_ROWS * share, _BASE_COLUMNS * share)
-    low = torch.randn(shape, generator=generator)
-    size = {"frames": count, "height": _BASE_ROWS * 32, "width": _BASE_COLUMNS * 32}
+    low = torch.randn((1, tiny_ltx.CHANNELS, latents, _BASE_ROWS, _BASE_COLUMNS), generator=generator)
+    size = {
+        "frames": count,
+        "height": _BASE_ROWS * tiny_ltx.SPACE,
+        "width": _BASE_COLUMNS * tiny_ltx.SPACE,
+    }
     target = {"target": "exact size", "height": job["height"], "width": job["width"]}
     watch = Watch()
 
@@ -107,7 +115,7 @@ def watched(job: dict) -> dict:
     beside = {**watch.peaks, "decode": watch.peaks["decode"] - result.nbytes}
     return {
         "device": f"cpu, {torch.get_num_threads()} threads",
-        "family": f"{_FAMILY}, random weights, {sum(p.numel() for p in model.model.parameters()) / 1e6:.1f} M",
+        "family": f"ltxv, random weights, {sum(p.numel() for p in model.model.parameters()) / 1e6:.1f} M",
         "frames": count,
         "size": f"{job['width']}x{job['height']}",
         **{f"{name}_seconds": seconds for name, seconds in watch.seconds.items()},

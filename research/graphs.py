@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -25,7 +26,7 @@ IMPORT_LIMIT = 0.5  # seconds the pack may add to the host's start
 _LEAST_SECONDS = 0.05  # of a stage that is listed
 
 
-def builtin(options, host: Host) -> dict:
+def builtin(options: argparse.Namespace, host: Host) -> dict:
     """The graph Upscale-a-Video with the built-in model: seconds a frame and by stage, network calls, peak memory."""
     size = parse_size(options.size or "512x288")
 
@@ -88,7 +89,7 @@ def stages(outcome: Outcome) -> dict[str, float]:
     }
 
 
-def memory(options, host: Host) -> dict:
+def memory(options: argparse.Namespace, host: Host) -> dict:
     """The graph Upscale-a-Video: how the peak memory grows from 33 to 264 frames, clips not counted (minutes)."""
     peaks = {frames: _peak_of(frames, host) for frames in MEMORY_FRAMES}
     short, long = MEMORY_FRAMES
@@ -113,7 +114,7 @@ def _peak_of(frames: int, host: Host) -> tuple[int, int]:
     return outcome.peak_memory, clips
 
 
-def import_time(options, host: Host) -> dict:
+def import_time(options: argparse.Namespace, host: Host) -> dict:
     """How long ComfyUI takes to import the pack (the bar is 0.5 s)."""
     with scratch_folder("bench-") as base, HostServer(host, base) as server:
         found = re.search(rf"([\d.]+) seconds(?: \(IMPORT FAILED\))?: .*{re.escape(PACK_NAME)}", server.log())

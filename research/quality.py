@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ BACK_PROJECTIONS = 10
 _VIDEOS = {".mp4", ".mkv", ".mov"}
 
 
-def run(options, host: Host) -> dict:
+def run(options: argparse.Namespace, host: Host) -> dict:
     """run.py upscale on clips with known truth (--clips, --lr): PSNR-Y, SSIM-Y, warping error (minutes).
 
     Means over clips of: PSNR-Y of bicubic and what ours gains over it and over back-projection (dB), SSIM-Y
@@ -54,7 +55,7 @@ def _mean(rows: list[dict]) -> dict:
     return {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
 
 
-def measure(clip: Path, low: Path, options, host: Host) -> dict:
+def measure(clip: Path, low: Path, options: argparse.Namespace, host: Host) -> dict:
     """Upscale one LR file by `run.py upscale` and compare with its truth."""
     truth, small = np.stack(list(read_frames(clip))), np.stack(list(read_frames(low)))
     rate = probe(low).rate
@@ -82,7 +83,9 @@ def measure(clip: Path, low: Path, options, host: Host) -> dict:
     }
 
 
-def upscaled(small: np.ndarray, rate, size: tuple[int, int], options, host: Host, more=()) -> np.ndarray:
+def upscaled(
+    small: np.ndarray, rate, size: tuple[int, int], options: argparse.Namespace, host: Host, more=()
+) -> np.ndarray:
     """Run the command `run.py upscale IN OUT --size WxH --lossless` and `more` on frames and read its result."""
     with scratch_folder("quality-") as folder:
         source, result = folder / "in.mp4", folder / "out.mp4"

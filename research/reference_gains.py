@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ WORKFLOWS = {
 _BORDER = 4  # px shaved off before measuring, as in bench quality
 
 
-def run(options, host: Host) -> dict:
+def run(options: argparse.Namespace, host: Host) -> dict:
     """run.py upscale with right, wrong and no references on clips whose manifest names some (minutes).
 
     Figures: PSNR-Y in dB of the referenced region without references, and what right and wrong ones gain there;
@@ -73,7 +74,9 @@ def parse_region(text: str) -> tuple[str, tuple[slice, slice]]:
     return name, (slice(top, top + height), slice(left, left + width))
 
 
-def measure(entry: dict, low: Path, others: list[dict], region, folder: Path, options, host: Host) -> dict:
+def measure(
+    entry: dict, low: Path, others: list[dict], region, folder: Path, options: argparse.Namespace, host: Host
+) -> dict:
     """Upscale one LR file without, with its own and with another clip's references, by the templates made for them."""
     truth, small = (np.stack(list(read_frames(file))) for file in (folder / entry["file"], low))
     files, option = references_of(entry, folder)

@@ -11,6 +11,7 @@ are a hundredth of it, the clip is small and the steps are few: figures to compa
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,17 +32,17 @@ _SMALL_STEPS = 4
 _CONSTANT = "rotary_emb.freqs"  # entries that are constants: the loader makes them
 
 
-def upscale_a_video(options, host: Host) -> dict:
+def upscale_a_video(options: argparse.Namespace, host: Host) -> dict:
     """The graph Restore-with-Upscale-A-Video, random weights: seconds a frame and by stage, memory (GPU: minutes)."""
     return _measure(options, host, "Restore-with-Upscale-A-Video", write_upscale_a_video)
 
 
-def mgld_vsr(options, host: Host) -> dict:
+def mgld_vsr(options: argparse.Namespace, host: Host) -> dict:
     """The graph Restore-with-MGLD-VSR, random weights: seconds a frame and by stage, memory (GPU: minutes)."""
     return _measure(options, host, "Restore-with-MGLD-VSR", write_mgld_vsr)
 
 
-def _measure(options, host: Host, name: str, write: Callable[[Path, bool], int]) -> dict:
+def _measure(options: argparse.Namespace, host: Host, name: str, write: Callable[[Path, bool], int]) -> dict:
     cpu, facts = runs_on_cpu(options.device), {}
     frames, size = _SMALL if cpu else _FULL
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
 }
 
 
-def main(options, host: Host) -> int:
+def main(options: argparse.Namespace, host: Host) -> int:
     """Run one benchmark; without a name list all of them and run the short ones."""
     if options.name and options.name not in BENCHMARKS:
         raise RunnerError(f"bench: must be one of {', '.join(BENCHMARKS)}; got {options.name!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from .errors import RunnerError
@@ -9,7 +10,7 @@ from .host import Host
 from .pack import load
 
 
-def main(options, host: Host) -> int:
+def main(options: argparse.Namespace, host: Host) -> int:
     """Convert, and say what went in; unusable sources end in a sentence."""
     errors = load("models.checkpoints").CheckpointError
     source, target = Path(options.input), Path(options.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from .host import Host
 from .paths import ROOT
 
 
-def main(options, host: Host) -> int:
+def main(options: argparse.Namespace, host: Host) -> int:
     """Check all files; return 1 where a rule is broken or a file is not formatted."""
     ruff = [sys.executable, "-m", "ruff"]
     if subprocess.run([*ruff, "--version"], capture_output=True).returncode:

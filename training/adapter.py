@@ -3,10 +3,10 @@
 In order:
 
 1. Load the base (a Wan transformer of diffusers, frozen) and its VAE; build the adapter around it.
-2. For every sample draw its task from the paper's curriculum, difficult to easy: text-to-video, then identity images, then
-   edited videos, then longer clips.
-3. Make the sample from a clip or photograph: frames (t, 3, H, W), a low-resolution copy by SDEdit (with the base itself,
-   in a share of the samples) and the synthetic degradation, references; encode all of it to latents.
+2. For every sample draw its task from the paper's curriculum, difficult to easy: text-to-video, then identity images,
+   then edited videos, then longer clips.
+3. Make the sample from a clip or photograph: frames (t, 3, H, W), a low-resolution copy by SDEdit (with the base, in a
+   share of the samples) and the synthetic degradation, references; encode all of it to latents.
 4. Draw text and reference dropout, the noise level of the LR latent, time and noise; take a step of flow matching.
 5. Export the averaged adapter as a file for Load VSR Adapter.
 """

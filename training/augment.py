@@ -1,8 +1,9 @@
 """Augmentation of references and conditions as in the UniMMVSR paper (its sections 3.1, 3.3 and A.4).
 
 Identity images are moved, tilted and relit, as if taken elsewhere; a reference video starts some frames late; the LR
-latent is noised to a level that the network gets as an input; text and references are dropped in a share of samples, for
-guidance. Frames are (t, 3, h, w) in 0..1, latents (b, c, T, h, w). All random numbers come from the generator passed in.
+latent is noised to a level that the network gets as an input; text and references are dropped in a share of samples,
+for guidance. Frames are (t, 3, h, w) in 0..1, latents (b, c, T, h, w). All random numbers come from the generator that
+is passed in.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ A layer maps output pixels to source pixels by an invertible affine map per fram
 known to float precision. Clips are in 0..1 on the photographs' device.
 
 The references of the built-in model are made here, too (:func:`make_reference`, :func:`keep_part`): they come from the
-recipe that the shipped weights were trained by. Adapters use the paper's augmentation (training/augment.py), which draws
-other numbers.
+recipe that the shipped weights were trained by. Adapters use the paper's augmentation (training/augment.py), which
+draws other numbers.
 """
 
 from __future__ import annotations

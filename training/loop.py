@@ -269,6 +269,11 @@ class Loop:
                 f"Training: a run goes on with the settings it began with; got other {', '.join(changed)} than in "
                 f"{self.folder / STATE}. Use the old settings, or another folder."
             )
+        if "n_averaged" not in state["average"]:
+            raise ValueError(
+                f"Training: the checkpoint must be of this version; got one of 0.1.0 in {self.folder / STATE}. Use "
+                "another folder, and start from its weights."
+            )
         self.module.load_state_dict(state["module"], strict=False)
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])

@@ -3,7 +3,7 @@
 1. A source draws a :class:`Take`: PhotoTakes sets photographs in motion, VideoTakes cuts segments from video files.
 2. :func:`make_pair` degrades the take to the low-resolution clip: SDEdit in a share of the samples, then the synthetic
    degradation.
-3. It makes the references of the task: augmented identity images from outside the clip, or for an edit the unedited take.
+3. It makes the references of the task: augmented identity images from outside the clip, or the unedited video.
 
 All random numbers come from the generator that is passed in, so a task, a length and a number identify a sample.
 """
@@ -34,8 +34,8 @@ START_SHIFT = 8  # frames by which a reference video may start late
 class Take(NamedTuple):
     """A clip before degradation: ``frames`` (t, 3, H, W) in 0..1.
 
-    ``plain``: the same without the edit, and START_SHIFT frames longer; ``elsewhere``: pictures (1, 3, H, W) of the same
-    content from outside the clip; ``flow``, ``visible`` and ``layer`` as in :class:`.clips.Clip`, or None.
+    ``plain``: the same without the edit, and START_SHIFT frames longer; ``elsewhere``: pictures (1, 3, H, W) of the
+    same content from outside the clip; ``flow``, ``visible`` and ``layer`` as in :class:`.clips.Clip`, or None.
     """
 
     name: str
