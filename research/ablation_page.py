@@ -1,4 +1,4 @@
-"""Ablations on paper: verdicts by paired differences, a markdown page, charts and clips."""
+"""The page of the ablations: verdicts by paired differences, tables, charts and pictures in markdown."""
 
 from __future__ import annotations
 

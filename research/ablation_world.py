@@ -74,7 +74,15 @@ class ChannelReferences(nn.Module):
         self.reference_in = nn.Linear(4 * dit.config.latent_channels, dit.config.width, bias=False)
         nn.init.zeros_(self.reference_in.weight)
 
-    def forward(self, z_t, t, lr, noise_level, references: Sequence[torch.Tensor] = (), **_) -> torch.Tensor:
+    def forward(
+        self,
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        lr: torch.Tensor,
+        noise_level: torch.Tensor,
+        references: Sequence[torch.Tensor] = (),
+        **_,
+    ) -> torch.Tensor:
         if not references:
             return self.dit(z_t, t, lr, noise_level)
         fitted = torch.stack([_on_grid(reference, z_t.shape[2:]) for reference in references]).mean(0)
@@ -105,14 +113,28 @@ def fresh_dit(config: DiTConfig) -> UniMMVSRDiT:
     return dit
 
 
-def velocity(network: nn.Module, config: Config, z_t, t, lr, level, references) -> torch.Tensor:
+def velocity(
+    network: nn.Module,
+    config: Config,
+    z_t: torch.Tensor,
+    t: torch.Tensor,
+    lr: torch.Tensor,
+    level: torch.Tensor,
+    references: Sequence[torch.Tensor],
+) -> torch.Tensor:
     """Predict with references placed as the config says."""
     starts = (0,) * len(references) if config.rope == SHARED else None
     return network(z_t, t, lr, level, references, starts=starts).float()
 
 
 @torch.no_grad()
-def restore(network, config: Config, sample: LatentSample, references, noise: torch.Tensor) -> torch.Tensor:
+def restore(
+    network: nn.Module,
+    config: Config,
+    sample: LatentSample,
+    references: Sequence[torch.Tensor],
+    noise: torch.Tensor,
+) -> torch.Tensor:
     """Sample from noise in straight steps; on every clean estimate guidance by references, then motion tools."""
     lr, level, z = sample.lr, torch.zeros(1), noise
     flows = (sample.extra["forward"], sample.extra["backward"])
@@ -154,7 +176,7 @@ class LatentWorld:
         )
 
     def build(self, config: Config) -> nn.Module:
-        """Give the DiT at hand, or a fresh small one."""
+        """Return the given DiT, or a new small one."""
         if config.given:
             return self.dit
         scale = self.scale
@@ -302,7 +324,7 @@ def _column(frames: torch.Tensor, sample: LatentSample) -> torch.Tensor:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what this world asks for on the command line."""
+    """Add the options of this world to a command line."""
     add = parser.add_argument
     add("--photos", type=Path, nargs="+", required=True, help="folders of photographs you may use")
     add(

@@ -20,6 +20,7 @@ from ..runner.paths import ROOT
 from ..runner.server import peak_memory
 from . import tiny_ltx
 
+T = TypeVar("T")
 FRAMES, SIZE = 21, "3840x2160"
 CHUNK = 16  # frames of one chunk, the bar beside the result
 _BASE_ROWS, _BASE_COLUMNS = 5, 8  # latent cells of the base clip
@@ -40,9 +41,6 @@ def cascade4k(options: argparse.Namespace, host: Host) -> dict:
     if done.returncode:
         raise RunnerError(f"bench cascade4k: the watched process ended with {done.returncode}; see above.")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-T = TypeVar("T")
 
 
 class Watch:

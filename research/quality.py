@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +86,12 @@ def measure(clip: Path, low: Path, options: argparse.Namespace, host: Host) -> d
 
 
 def upscaled(
-    small: np.ndarray, rate, size: tuple[int, int], options: argparse.Namespace, host: Host, more=()
+    small: np.ndarray,
+    rate: Fraction,
+    size: tuple[int, int],
+    options: argparse.Namespace,
+    host: Host,
+    more: Sequence[str] = (),
 ) -> np.ndarray:
     """Run the command `run.py upscale IN OUT --size WxH --lossless` and `more` on frames and read its result."""
     with scratch_folder("quality-") as folder:

@@ -75,7 +75,13 @@ def parse_region(text: str) -> tuple[str, tuple[slice, slice]]:
 
 
 def measure(
-    entry: dict, low: Path, others: list[dict], region, folder: Path, options: argparse.Namespace, host: Host
+    entry: dict,
+    low: Path,
+    others: list[dict],
+    region: tuple[slice, slice] | None,
+    folder: Path,
+    options: argparse.Namespace,
+    host: Host,
 ) -> dict:
     """Upscale one LR file without, with its own and with another clip's references, by the templates made for them."""
     truth, small = (np.stack(list(read_frames(file))) for file in (folder / entry["file"], low))
