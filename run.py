@@ -11,7 +11,8 @@ if sys.version_info < (3, 10):
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from runner.cli import main  # noqa: E402
+from runner.pack import load  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # As part of the pack's package, so that runner, research and training can import each other.
+    sys.exit(load("runner.cli").main(sys.argv[1:]))

@@ -139,7 +139,9 @@ def adapter_path(name: str) -> Path:
     return services.listed_path(_TITLE, "adapter", {services.ADAPTER_FOLDER: adapter_names()}, name, "")
 
 
-def apply_adapter(patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float) -> None:
+def apply_adapter(
+    patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float
+) -> None:
     """Patch a cloned MODEL; raises ValueError where the adapter was made for another base.
 
     Everything is a patch, an additional model or a wrapper of the patcher: the base's own weights are not written.
@@ -219,7 +221,9 @@ def _layer_patches(patcher: comfy.model_patcher.ModelPatcher, adapter: Adapter) 
 # Noise level
 
 
-def _add_level(patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float) -> None:
+def _add_level(
+    patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float
+) -> None:
     """Let the noise level of VSR Conditioning join the time step, through the adapter's own small network."""
     network = _level_network(adapter)
     network.cached_patcher_init = (_reload_level, (path,))

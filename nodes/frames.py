@@ -247,7 +247,13 @@ def decode_exact(
         lr_frames = services.check_frames(title, "lr_frames", lr_frames)
         services.check_count(title, "lr_frames", lr_frames.shape[0], size.frames)
     if own:
-        options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk, "side": tile // space}
+        options = {
+            "lr": lr_frames,
+            "lr_weight": lr_weight,
+            "size": work,
+            "chunk": chunk,
+            "side": tile // space,
+        }
         frames = services.mark_finite(vae.decode(latent, options).flatten(0, 1))
     elif lr_frames is not None:
         raise ValueError(

@@ -119,7 +119,9 @@ def restorer_names() -> list[str]:
     folders, hidden = set(), set()
     for layout in [system.folder for system in all_systems() if system.folder is not None]:
 
-        def matching(pattern: str) -> dict[PurePath, PurePath]:  # {file: the folder that the pattern begins at}
+        def matching(
+            pattern: str,
+        ) -> dict[PurePath, PurePath]:  # {file: the folder that the pattern begins at}
             return {file: file.parents[pattern.count("/")] for file in files if file.match(pattern)}
 
         complete = set.intersection(*(set(matching(pattern).values()) for pattern in layout.needs))
@@ -128,7 +130,11 @@ def restorer_names() -> list[str]:
         folders |= complete
         for pattern in layout.hides:
             hidden |= {file for file, folder in matching(pattern).items() if folder in complete}
-    return [services.BUILT_IN, *sorted(map(str, folders)), *(str(file) for file in files if file not in hidden)]
+    return [
+        services.BUILT_IN,
+        *sorted(map(str, folders)),
+        *(str(file) for file in files if file not in hidden),
+    ]
 
 
 def restorer_path(name: str) -> Path:
@@ -139,7 +145,9 @@ def restorer_path(name: str) -> Path:
     return services.listed_path(_TITLE, "restorer", folders, name, f", or choose {services.BUILT_IN!r}")
 
 
-def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT) -> tuple:
+def load_restorer(
+    path: str | Path, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT
+) -> tuple:
     """Read a weight file or a released folder and build (MODEL, VAE, CLIP).
 
     VAE and CLIP are None where the file has none. Everything unusable is a CheckpointError.

@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 from ..models.layout.sizes import resize_clip
 from ..models.motion.flow import match_blocks, resize_flow
 from ..models.pixels import metrics
+from ..models.pixels.chart import draw_curves
 from .host import services
 
 _TITLE = "Compare & Measure"
 _PLOT = (960, 420)  # px
-_MARGIN = 56
 _COLOURS = {"result": (214, 69, 65), "other": (46, 134, 193), "bicubic": (125, 125, 125)}
 _LABEL = 22  # px of the strip above each picture
 _FINE = 48  # px; the smallest side motion is estimated on
@@ -159,31 +159,9 @@ def table(rows: dict[str, dict[str, float]], frames: torch.Tensor) -> str:
 
 def flicker_plot(clips: dict[str, torch.Tensor]) -> torch.Tensor:
     """Draw the mean luma change from frame to frame of every clip: (1, H, W, 3) in 0..1."""
-    curves = {name: metrics.flicker(frames) for name, frames in clips.items()}
-    width, height = _PLOT
-    image = Image.new("RGB", _PLOT, "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
-    top = max((max(curve, default=0.0) for curve in curves.values()), default=0.0) or 1.0
+    curves = {name: list(enumerate(metrics.flicker(frames))) for name, frames in clips.items()}
     legend = "mean luma change to the next frame (0..255), by frame"
-    draw.rectangle((_MARGIN, _MARGIN / 2, width - 12, height - _MARGIN), outline=(160, 160, 160))
-    draw.text((4, _MARGIN / 2), f"{top:.2f}", "black", font)
-    draw.text((4, height - _MARGIN - 10), "0", "black", font)
-    draw.text((_MARGIN, height - _MARGIN + 8), legend, "black", font)
-    for number, (name, curve) in enumerate(curves.items()):
-        colour = _COLOURS[name]
-        draw.text((_MARGIN + 120 * number, height - 24), f"- {name}", colour, font)
-        if curve:
-            draw.line(_points(curve, top), fill=colour, width=2)
-    return _to_frames(image)
-
-
-def _points(curve: list[float], top: float) -> list[tuple[float, float]]:
-    (width, height), steps = _PLOT, max(1, len(curve) - 1)
-    across, down = width - 12 - _MARGIN, height - _MARGIN * 1.5
-    points = [
-        (_MARGIN + across * i / steps, height - _MARGIN - down * value / top) for i, value in enumerate(curve)
-    ]
-    return points if len(points) > 1 else [points[0], (points[0][0] + across, points[0][1])]
+    return _to_frames(draw_curves(curves, label=legend, colours=_COLOURS, size=_PLOT, lowest=0.0))
 
 
 def side_by_side(pictures: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -84,7 +84,9 @@ class LoadFlowModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, flow_model: str):
         """Load again when the file changed."""
-        return flow_model if flow_model == services.BUILT_IN else services.newest_change(flow_path(flow_model))
+        return (
+            flow_model if flow_model == services.BUILT_IN else services.newest_change(flow_path(flow_model))
+        )
 
 
 def flow_names() -> list[str]:
@@ -104,7 +106,9 @@ def _listed() -> dict[str, list[str]]:
     released = folder_paths.get_filename_list(services.RESTORER_FOLDER)
     return {
         services.FLOW_FOLDER: folder_paths.get_filename_list(services.FLOW_FOLDER),
-        services.RESTORER_FOLDER: [n for n in released if any(PurePath(n).match(flow.pattern) for flow in flows)],
+        services.RESTORER_FOLDER: [
+            n for n in released if any(PurePath(n).match(flow.pattern) for flow in flows)
+        ],
     }
 
 

@@ -109,7 +109,9 @@ def _conditions(guider: CFGGuider | None, cfg: float, references: References | N
     return {name: [dict(cond)] for name in ("positive", "negative")[: 1 if math.isclose(cfg, 1) else 2]}
 
 
-def _measure(patcher: ModelPatcher, samples: dict | None, size: ClipSize | None) -> tuple[ClipSize, tuple[int, ...]]:
+def _measure(
+    patcher: ModelPatcher, samples: dict | None, size: ClipSize | None
+) -> tuple[ClipSize, tuple[int, ...]]:
     """Give (the size in px and frames, the (b, c, T, h, w) that will be sampled)."""
     latent_format = services.video_format(_WHO, patcher)
     space, time = latent_format.spacial_downscale_ratio, latent_format.temporal_downscale_ratio

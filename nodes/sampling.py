@@ -276,9 +276,7 @@ class RestorerSampler(io.ComfyNode):
         """Wrap the sampler function for the services."""
         services.check_choice(_SAMPLER, "sampler", sampler, _SAMPLERS)
         if eta > 0 and sampler != "ddim":
-            raise ValueError(
-                f"{_SAMPLER}: eta belongs to ddim; got eta {eta} with {sampler}. Set eta to 0."
-            )
+            raise ValueError(f"{_SAMPLER}: eta belongs to ddim; got eta {eta} with {sampler}. Set eta to 0.")
         return io.NodeOutput(KSAMPLER(_SAMPLERS[sampler], {"eta": eta} if sampler == "ddim" else {}))
 
 

@@ -48,7 +48,9 @@ class SpatialTiles(io.ComfyNode):
         manual = [
             io.Int.Input("tile_width", default=960, min=64, tooltip="Width of a tile in output px.", **px),
             io.Int.Input("tile_height", default=544, min=64, tooltip="Height of a tile in output px.", **px),
-            io.Int.Input("overlap", default=96, min=0, max=4096, step=8, tooltip="Output px that tiles share."),
+            io.Int.Input(
+                "overlap", default=96, min=0, max=4096, step=8, tooltip="Output px that tiles share."
+            ),
         ]
         return io.Schema(
             node_id="VSRSpatialTiles",
@@ -84,7 +86,9 @@ class SpatialTiles(io.ComfyNode):
             names = ("tile_height", "tile_width", "overlap")
             size = tuple(max(1, round(tiling[name] / space)) for name in names)
             with services.titled(_TILES):
-                plan_tiles(2 * size[0], 2 * size[1], *size)  # refuses an overlap that does not fit, before the run
+                plan_tiles(
+                    2 * size[0], 2 * size[1], *size
+                )  # refuses an overlap that does not fit, before the run
         for place, wrapper in (
             (WrappersMP.PREPARE_SAMPLING, _TilePreparation(size, sizes, space, published.tiles)),
             (WrappersMP.CALC_COND_BATCH, _tiled_batch),
@@ -102,8 +106,12 @@ class TemporalWindows(io.ComfyNode):
         """Describe the node."""
         option, frames, size = io.DynamicCombo.Option, {"max": 4096}, WindowSize()
         manual = [
-            io.Int.Input("window", default=size.length, min=1, tooltip="Output frames of a window.", **frames),
-            io.Int.Input("overlap", default=size.overlap, min=0, tooltip="Output frames windows share.", **frames),
+            io.Int.Input(
+                "window", default=size.length, min=1, tooltip="Output frames of a window.", **frames
+            ),
+            io.Int.Input(
+                "overlap", default=size.overlap, min=0, tooltip="Output frames windows share.", **frames
+            ),
         ]
         return io.Schema(
             node_id="VSRTemporalWindows",

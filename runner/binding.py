@@ -1,4 +1,4 @@
-"""Fill a workflow's sockets from the command line, and let its frames out.
+"""Set a workflow's inputs from the command line, and capture its frames.
 
 The convention, for shipped and own workflows alike:
   IN             Load Video titled "Input", else the only one whose title does not start with "Reference"
@@ -29,7 +29,7 @@ _FINAL = (
 
 @dataclass(frozen=True)
 class Target:
-    """The asked enlargement: `scale`, or exact `size` as (width, height), or neither."""
+    """The size of the result: a factor `scale`, or exact `size` as (width, height), or neither (as the graph says)."""
 
     scale: float | None = None
     size: tuple[int, int] | None = None

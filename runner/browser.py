@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import RunnerError
-from .paths import cache_root, locked
+from .paths import Say, cache_root, locked
 
 PLAYWRIGHT = "playwright-core@1.49.1"
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -40,7 +40,7 @@ def find_chromium() -> str | None:
     )
 
 
-def ensure_browser(say=print) -> BrowserTools:
+def ensure_browser(say: Say = print) -> BrowserTools:
     """Return the tools, installing what is missing; a RunnerError says what could not be had."""
     with locked(cache_root() / "browser.lock", "Another run.py is installing the browser; waiting ..."):
         packages = [
@@ -78,7 +78,7 @@ def ensure_browser(say=print) -> BrowserTools:
     return BrowserTools(node, chromium, folder / "node_modules")
 
 
-def _apt(packages: list[str], say) -> None:
+def _apt(packages: list[str], say: Say) -> None:
     missing = ", ".join(packages)
     if not shutil.which("apt-get") or not hasattr(os, "geteuid") or os.geteuid() != 0:
         raise RunnerError(

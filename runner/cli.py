@@ -14,7 +14,7 @@ from .paths import cache_root
 _DESCRIPTION = """Video super-resolution in ComfyUI, headless or in the editor.
 
 The first command sets up a Python environment and a ComfyUI in the cache folder (about 7 GB, a few minutes);
-later ones start in seconds. A ComfyUI of yours is used when COMFYUI_PATH names it, or when this clone lies
+later commands start in seconds. Your own ComfyUI is used instead if COMFYUI_PATH names it, or if this folder is
 in its custom_nodes/."""
 
 _UPSCALE_EPILOG = """examples:
@@ -22,7 +22,7 @@ _UPSCALE_EPILOG = """examples:
   run.py upscale old.mp4 frames/ --size 1920x1080
   run.py upscale clip.mkv out.mp4 --workflow my_graph.json --set "Colour Match.strength=0.5"
 
-how a workflow is filled in (API-format json; for an editor file its twin in api/ is taken):
+how the inputs of a workflow are set (API-format json; for an editor file the file of that name in api/ is used):
   IN             the Load Video node titled "Input", else the only one not titled "Reference ..."
   --scale/--size the Cascade Input node
   --prompt       the CLIP Text Encode node titled "Prompt"
@@ -31,10 +31,10 @@ how a workflow is filled in (API-format json; for an editor file its twin in api
 
 _TRAIN_HELP = """usage: run.py train [NAME] ...
 
-Train the built-in model or an adapter, or run the ablations (each: run.py train NAME --help):
-  builtin    the built-in model; `run.py train --photos FOLDER ...` means this one, too
-  adapter    a UniMMVSR adapter for a Wan-family base
-  ablations  compare settings, and write a table and pictures
+Train the built-in model or an adapter, or run the ablations (options: run.py train NAME --help):
+  builtin    the built-in model; also without a name: `run.py train --photos FOLDER ...`
+  adapter    a UniMMVSR adapter for a base model of the Wan family
+  ablations  compare settings of the method; writes a page with tables and pictures
 
 example:
   run.py train adapter --base Wan2.1-T2V-1.3B-Diffusers --videos my_clips"""
@@ -64,44 +64,59 @@ def parser() -> argparse.ArgumentParser:
 
     # No argument begins with this prefix: pytest and the training programs read their own options, --help included
     own = {"prefix_chars": "\0", "add_help": False}
-    test = commands.add_parser("test", help="run every test, or what the pytest arguments say", **own)
+    test = commands.add_parser("test", help="run all tests, or those that the pytest arguments select", **own)
     test.add_argument("pytest", nargs=argparse.REMAINDER)
+
+    add("lint", "check the code with ruff: rules and formatting")
 
     serve = add("serve", "open the ComfyUI editor with the pack loaded")
     serve.add_argument("--port", type=int, help="port (default: 8188, or any free one)")
-    serve.add_argument("--no-browser", action="store_true", help="print the address only")
+    serve.add_argument("--no-browser", action="store_true", help="print the address, do not open a browser")
     serve.add_argument("--cpu", action="store_true", help="do not use the GPU")
 
-    _add_upscale(add("upscale", "upscale a video with a shipped or own workflow, headless", _UPSCALE_EPILOG))
+    _add_upscale(
+        add(
+            "upscale",
+            "upscale a video with a shipped workflow or your own, without the editor",
+            _UPSCALE_EPILOG,
+        )
+    )
 
-    bench = add("bench", "measure speed, memory and start-up")
-    bench.add_argument("name", nargs="?", help="one benchmark (default: list them and run the short ones)")
-    bench.add_argument("--frames", type=int, help="frames of the clip (default: the benchmark's own)")
-    bench.add_argument("--size", metavar="WxH", help="output size (default: the benchmark's own)")
+    bench = add("bench", "measure speed, memory, quality and start-up")
+    bench.add_argument("name", nargs="?", help="a benchmark (default: list them and run the short ones)")
+    bench.add_argument("--frames", type=int, help="number of frames (default: depends on the benchmark)")
+    bench.add_argument(
+        "--size", metavar="WxH", help="output size in pixels (default: depends on the benchmark)"
+    )
     bench.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)"
     )
 
-    quality = bench.add_argument_group("bench quality, bench references")
-    quality.add_argument("--clips", metavar="DIR", help="clips with the truth")
-    quality.add_argument("--lr", metavar="DIR", help="their LR files, NAME_MODE.mp4")
-    quality.add_argument("--modes", nargs="+", default=["bicubic", "real"], help="default: bicubic real")
-    quality.add_argument("--only", nargs="+", metavar="NAME", help="only these clips")
-    region = {
-        "metavar": "NAME=L,T,W,H",
-        "help": "bench references: what identity images show, px of the truth",
-    }
-    quality.add_argument("--region", nargs="+", default=[], dest="regions", **region)
-    quality.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="not these clips")
-    quality.add_argument(
+    bench.add_argument(
         "--set",
         action="append",
         default=[],
         metavar='"TITLE.INPUT=VALUE"',
         dest="settings",
-        help="as in upscale",
+        help="set any input of the measured workflow (may be repeated)",
     )
 
+    quality = bench.add_argument_group("bench quality, bench references")
+    quality.add_argument("--clips", metavar="DIR", help="folder of clips in full resolution, the truth")
+    quality.add_argument("--lr", metavar="DIR", help="folder of their low-resolution files, NAME_MODE.mp4")
+    quality.add_argument(
+        "--modes",
+        nargs="+",
+        default=["bicubic", "real"],
+        help="every MODE (default: bicubic real)",
+    )
+    quality.add_argument("--only", nargs="+", metavar="NAME", help="measure these clips only")
+    region = {
+        "metavar": "NAME=L,T,W,H",
+        "help": "bench references: left, top, width, height (px of the truth) of what the identity images show",
+    }
+    quality.add_argument("--region", nargs="+", default=[], dest="regions", **region)
+    quality.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="leave these clips out")
     text = "train the built-in model or an adapter, or run the ablations"
     train = commands.add_parser("train", help=text, **own)
     train.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -112,11 +127,13 @@ def parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("output", metavar="OUT.safetensors", help="the file to write")
     convert.add_argument(
-        "--half", action="store_true", help="store the networks that sample in half precision"
+        "--half",
+        action="store_true",
+        help="store all but the autoencoders in half precision",
     )
 
-    setup = add("setup", "only set up the environment and ComfyUI, and say where they are")
-    setup.add_argument("--tests", action="store_true", help="with what the tests need")
+    setup = add("setup", "set up the environment and ComfyUI, and print where they are")
+    setup.add_argument("--tests", action="store_true", help="include the packages that tests need")
     return top
 
 
@@ -165,7 +182,6 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
         "--lossless", action="store_true", help="write OUT as bit-exact H.264 RGB (large files)"
     )
     upscale.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
-    upscale.add_argument("--server", metavar="URL", help=argparse.SUPPRESS)
     upscale.add_argument("--cpu", action="store_true", help="do not use the GPU")
     upscale.add_argument(
         "--json", metavar="FILE", help="also write seconds, peak memory and network calls as json"
@@ -176,7 +192,8 @@ def _stop(*_) -> None:
     raise KeyboardInterrupt
 
 
-_EXTRAS = {"test": ("test",), "bench": ("test",)}  # bench quality needs OpenCV's optical flow
+# Commands that need the packages for tests; bench quality needs OpenCV's optical flow.
+_EXTRAS = {"test": ("test",), "lint": ("test",), "bench": ("test",)}
 
 
 def main(arguments: list[str]) -> int:
@@ -188,12 +205,8 @@ def main(arguments: list[str]) -> int:
     try:
         host = environment.host_inside()
         if host is None:
-            wanted = (
-                ("test",)
-                if options.command == "setup" and options.tests
-                else _EXTRAS.get(options.command, ())
-            )
-            ready = environment.prepare(wanted)
+            with_tests = options.command == "setup" and options.tests
+            ready = environment.prepare(("test",) if with_tests else _EXTRAS.get(options.command, ()))
             print(
                 f"ComfyUI {ready.host.version}: {ready.host.path} ({ready.host.origin})\n"
                 f"Python: {ready.python} ({ready.origin})",

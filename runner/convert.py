@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,7 @@ from .paths import ROOT
 _RAFT_LICENCE = "RAFT: BSD 3-Clause License."
 
 
-def main(options, host: Host) -> int:
+def main(options: argparse.Namespace, host: Host) -> int:
     """Convert, and say what went in; unusable sources end in a sentence."""
     checkpoints = load("models.checkpoints")
     source, target = Path(options.input), Path(options.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,7 @@ _RATE = Fraction(24)
 _CROP = (104, 60)  # of the truth; shown four times enlarged
 
 
-def main(options, host: Host) -> int:
+def main(options: argparse.Namespace, host: Host) -> int:
     """Run the demo and leave video, picture and table in the output folder."""
     out = Path(options.output)
     workflow = Workflow.load(WORKFLOW)

@@ -100,7 +100,9 @@ def _encode(
         stream = container.add_stream(encoder, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, layout
         if codec == "h264":
-            _tag_bt709(stream.codec_context)
+            context = stream.codec_context
+            context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1  # BT.709
+            context.color_range = 1
         audio = _audio_packets(stack, container, audio_from) if audio_from else iter(())
         waiting = next(audio, None)
         for index, frame in enumerate(_chain(first, frames)):
@@ -124,10 +126,6 @@ def _encode(
 def _chain(first, rest: Iterator):
     yield first
     yield from rest
-
-
-def _tag_bt709(context) -> None:
-    context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
 
 
 def _planes(frame: np.ndarray, layout: str) -> np.ndarray:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from .errors import RunnerError
 from .host import Host, cached_path, fetch_host, find_host
-from .paths import GIB, ROOT, cache_root, locked, require_space, write_atomic
+from .paths import GIB, ROOT, Say, cache_root, locked, require_space, write_atomic
 
 # Of one build and seen to boot ComfyUI 0.30; other pairings mix CUDA builds and torchaudio does not import.
 TRIO = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-TOOLS = {"base": (), "test": ("pytest>=8", "hypothesis>=6", "ruff>=0.6", "opencv-python-headless>=4.8")}
+TOOLS = {"base": (), "test": ("pytest>=8", "hypothesis>=6", "ruff==0.17.6", "opencv-python-headless>=4.8")}
 PYTHONS = ((3, 10), (3, 14))  # what wheels of the trio exist for
 SPACE_NEEDED = 9 * GIB  # 6.3 GiB installed, plus the wheels while they are being unpacked
 SPACE_RESUMED = 1 * GIB
@@ -40,7 +40,7 @@ class Environment:
     origin: str
 
 
-def prepare(extras: tuple[str, ...] = (), say=print) -> Environment:
+def prepare(extras: tuple[str, ...] = (), say: Say = print) -> Environment:
     """Return a ready environment and host, setting up what is missing."""
     host = find_host()
     if host and host.external and (own := _python_of(host)):
@@ -109,7 +109,7 @@ def missing_layers(environment: Path, layers: tuple[str, ...], host: Host | None
     return [layer for layer in layers if stamp.get(layer) != fingerprint(layer, host)]
 
 
-def _ensure(host: Host | None, layers: tuple[str, ...], say) -> Path:
+def _ensure(host: Host | None, layers: tuple[str, ...], say: Say) -> Path:
     environment = environment_path(host)
     python = python_of(environment)
     if host and not missing_layers(environment, layers, host):
@@ -155,7 +155,7 @@ def _check_space(environment: Path) -> None:
     )
 
 
-def _make_venv(environment: Path, say) -> None:
+def _make_venv(environment: Path, say: Say) -> None:
     """Create the venv, or keep one that an earlier, interrupted set-up left in working order."""
     python = python_of(environment)
     if _works(python, "import pip"):
@@ -172,7 +172,7 @@ def _make_venv(environment: Path, say) -> None:
         _run([sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "pip"], "Installing pip")
 
 
-def _install_layer(environment: Path, layer: str, host: Host, say) -> None:
+def _install_layer(environment: Path, layer: str, host: Host, say: Say) -> None:
     """Install one layer; only a complete one is written to the stamp, so an interrupted one is continued."""
     if layer == "base":
         _pip(environment, list(TRIO), "PyTorch (the largest part)", say)
@@ -188,7 +188,7 @@ def _install_layer(environment: Path, layer: str, host: Host, say) -> None:
     write_atomic(environment / STAMP, json.dumps(stamp, indent=1))
 
 
-def _pip(environment: Path, what: list[str], title: str, say) -> None:
+def _pip(environment: Path, what: list[str], title: str, say: Say) -> None:
     say(f"  installing {title} ...")
     constraints = environment / "constraints.txt"
     constraints.write_text("\n".join(TRIO) + "\n", encoding="utf-8")
@@ -197,19 +197,9 @@ def _pip(environment: Path, what: list[str], title: str, say) -> None:
     temporary.mkdir(parents=True)
     started = time.monotonic()
     try:
+        install = [str(python_of(environment)), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         _run(
-            [
-                str(python_of(environment)),
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--disable-pip-version-check",
-                "--no-cache-dir",
-                "-c",
-                str(constraints),
-                *what,
-            ],
+            [*install, "--no-cache-dir", "-c", str(constraints), *what],
             f"Installing {title}",
             extra={"TMPDIR": str(temporary), "TEMP": str(temporary)},
         )

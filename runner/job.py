@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +24,25 @@ _NAME = "cascadevsr_frames"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Frames (n, h, w, 3) uint8, mapped from disk while the job is open, and what the run cost."""
+    """Frames (n, h, w, 3) uint8, mapped from disk while the job is open, and what the run cost.
+
+    Memory in bytes: `peak_memory` of ComfyUI's process, `peak_device_memory` of its GPU; None where unknown. `stages`:
+    seconds by the title of the node.
+    """
 
     frames: np.ndarray
     seconds: float
     peak_memory: int | None
     network_calls: int
+    device: str
+    peak_device_memory: int | None = None
+    stages: dict[str, float] = field(default_factory=dict)
     saved: tuple[Path, ...] = ()
 
     def costs(self) -> dict:
         """Return the costs as plain data."""
         count = len(self.frames)
-        return {
+        costs = {
             "frames": count,
             "width": self.frames.shape[2],
             "height": self.frames.shape[1],
@@ -44,6 +51,9 @@ class Outcome:
             "peak_memory_mb": round(self.peak_memory / 2**20) if self.peak_memory else None,
             "network_calls": self.network_calls,
         }
+        if self.peak_device_memory is not None:
+            costs["peak_device_memory_mb"] = round(self.peak_device_memory / 2**20)
+        return costs
 
 
 @contextlib.contextmanager
@@ -90,7 +100,16 @@ class Job:
         frames = np.memmap(path, np.uint8, "r", shape=tuple(facts["shape"]))
         print(f"Workflow {workflow.name}: {len(frames)} frames in {duration(result.seconds)}.", flush=True)
         saved = tuple(_saved(self.server.output_dir, result.outputs))
-        return Outcome(frames, result.seconds, peak, facts["network_calls"], saved)
+        return Outcome(
+            frames,
+            result.seconds,
+            peak,
+            facts["network_calls"],
+            facts["device"],
+            facts["peak_device_memory"],
+            display.seconds,
+            saved,
+        )
 
 
 def _saved(folder: Path, outputs: dict) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Where things live, and small file-system helpers (standard library only)."""
+"""Folders of the pack and its cache, and small file-system helpers (standard library only)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import RunnerError
 
-ROOT = Path(
-    os.path.abspath(__file__)
-).parent.parent  # not resolved: a link inside custom_nodes/ must stay visible
+# Not resolved: a link inside custom_nodes/ must stay visible.
+ROOT = Path(os.path.abspath(__file__)).parent.parent
 PACK_NAME = "ComfyUI-CascadeVSR"
+Say = Callable[[str], None]  # reports progress, as print does
 GIB = 1 << 30
 
 
@@ -40,7 +40,7 @@ def free_bytes(path: Path) -> int:
 
 
 def require_space(path: Path, needed: int, purpose: str, remedy: str) -> None:
-    """Raise a RunnerError when fewer than `needed` bytes are free where `path` lies."""
+    """Raise a RunnerError when fewer than `needed` bytes are free on the disk of `path`."""
     free = free_bytes(path)
     if free < needed:
         raise RunnerError(
@@ -53,11 +53,11 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
     """Hold an exclusive lock on file `path`; the system drops it when the process dies, however it dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as handle:
-        told = False
+        announced = False
         while not _try_lock(handle):
-            if not told:
+            if not announced:
                 print(waiting, flush=True)
-                told = True
+                announced = True
             time.sleep(0.5)
         yield
 

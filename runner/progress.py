@@ -19,22 +19,32 @@ def duration(seconds: float) -> str:
 
 
 class Display:
-    """A callback for HostClient.run: one line that rewrites itself, or a line every few seconds in a log."""
+    """A callback for HostClient.run: one line that rewrites itself, or a line every few seconds in a log.
 
-    def __init__(self, stream=None, frames: int | None = None, every: float = 5.0) -> None:
+    `seconds` adds up the time of every node that has run, by its title.
+    """
+
+    def __init__(self, stream=None, every: float = 5.0) -> None:
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
-        self.frames, self.every = frames, every
+        self.every = every
         self.started = self.stage_started = time.monotonic()
-        self.node_id, self.shown = "", 0.0
+        self.node_id, self.title, self.shown = "", "", 0.0
+        self.seconds: dict[str, float] = {}
 
     def __call__(self, step: Progress) -> None:
         now = time.monotonic()
         if step.node_id != self.node_id:
-            self.node_id, self.stage_started, self.shown = step.node_id, now, 0.0
+            self._end_stage(now)
+            self.node_id, self.title, self.shown = step.node_id, step.title, 0.0
             self._show(step, now)
         elif now - self.shown > (0.1 if self.live else self.every) or step.value >= step.total > 0:
             self._show(step, now)
+
+    def _end_stage(self, now: float) -> None:
+        if self.node_id:
+            self.seconds[self.title] = self.seconds.get(self.title, 0.0) + now - self.stage_started
+        self.stage_started = now
 
     def _show(self, step: Progress, now: float) -> None:
         self.shown = now
@@ -49,7 +59,9 @@ class Display:
         self.stream.flush()
 
     def close(self) -> None:
-        """End the line."""
+        """End the line and the time of the last node."""
+        self._end_stage(time.monotonic())
+        self.node_id = ""
         if self.live:
             self.stream.write("\r\033[K")
             self.stream.flush()

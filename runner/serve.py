@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import webbrowser
 
@@ -11,7 +12,7 @@ from .paths import cache_root
 from .server import HostServer, choose_port
 
 
-def main(options, host: Host) -> int:
+def main(options: argparse.Namespace, host: Host) -> int:
     """Start ComfyUI, say where it is, and keep it until Ctrl-C."""
     base = cache_root() / "serve"
     server = HostServer(

@@ -22,7 +22,7 @@ from .paths import PACK_NAME, ROOT, cache_root
 CAPTURE_NAME = "cascadevsr_runner_capture"
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
 _NOT_COPIED = shutil.ignore_patterns(
-    ".git", "__pycache__", "output", "tests", "training", ".*_cache", ".venv", "venv"
+    ".git", "__pycache__", "output", "tests", "training", "research", ".*_cache", ".venv", "venv"
 )
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/dri/renderD128")
 
@@ -39,16 +39,16 @@ def port_is_free(port: int, address: str = "127.0.0.1") -> bool:
     return True
 
 
-def choose_port(asked: int | None, preferred: int | None = None) -> int:
-    """Return `asked` if it is free (an error if not), else `preferred` if free, else any free port."""
-    if asked is not None:
-        if not 0 < asked < 65536:
-            raise RunnerError(f"--port: must be 1 to 65535; got {asked}.")
-        if not port_is_free(asked):
+def choose_port(required: int | None, preferred: int | None = None) -> int:
+    """Return `required` if it is free (an error if not), else `preferred` if free, else any free port."""
+    if required is not None:
+        if not 0 < required < 65536:
+            raise RunnerError(f"--port: must be 1 to 65535; got {required}.")
+        if not port_is_free(required):
             raise RunnerError(
-                f"--port: {asked} is taken by another program. Choose another, or leave --port away."
+                f"--port: {required} is taken by another program. Choose another, or leave --port away."
             )
-        return asked
+        return required
     if preferred is not None and port_is_free(preferred):
         return preferred
     with socket.socket() as probe:
@@ -146,7 +146,7 @@ class HostServer:
                 self.command(),
                 cwd=self.host.path,
                 stdin=subprocess.DEVNULL,
-                env=self._environ(),
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
                 stdout=None if self.echo else log,
                 stderr=None if self.echo else subprocess.STDOUT,
                 **own_group,
@@ -157,9 +157,6 @@ class HostServer:
             self.stop()
             raise
         return self
-
-    def _environ(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
     def _wait(self, timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -207,7 +204,7 @@ class HostServer:
         return "The end of ComfyUI's log:\n" + "\n".join(f"  {line[:300]}" for line in text) if text else ""
 
     def peak_memory(self) -> int | None:
-        """Return the process's peak resident memory in bytes so far, where the system tells it."""
+        """Return the process's peak resident memory in bytes so far, or None where it is unknown."""
         return peak_memory(self.process.pid) if self.alive() else None
 
     def _model_paths(self) -> list[str]:

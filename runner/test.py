@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import subprocess
@@ -13,7 +14,7 @@ from .host import Host
 from .paths import ROOT
 
 
-def main(options, host: Host) -> int:
+def main(options: argparse.Namespace, host: Host) -> int:
     """Run pytest with the given arguments and return its exit code."""
     probe = subprocess.run([sys.executable, "-c", "import pytest, hypothesis"], capture_output=True)
     if probe.returncode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -9,15 +10,11 @@ from .errors import RunnerError
 from .host import Host
 from .pack import load
 
-PROGRAMS = {
-    "builtin": ("training.builtin", "the built-in model (what `run.py train --photos ...` means too)"),
-    "adapter": ("training.adapter", "a UniMMVSR adapter for a Wan-family base"),
-    "ablations": ("training.ablations", "compare settings, and write a table and pictures"),
-}
+PROGRAMS = {"builtin": "training.builtin", "adapter": "training.adapter", "ablations": "research.ablations"}
 
 
 def choose(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Give (name of the program, its arguments); options without a name before them are those of the built-in one."""
+    """Return (name of the program, its arguments); options without a name belong to the built-in model."""
     rest = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
     if rest and rest[0] in PROGRAMS:
         return rest[0], rest[1:]
@@ -26,11 +23,11 @@ def choose(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return "builtin", rest
 
 
-def main(options, host: Host) -> int:
-    """Hand the arguments to the chosen training program."""
+def main(options: argparse.Namespace, host: Host) -> int:
+    """Run the chosen training program with its arguments."""
     name, arguments = choose(options.arguments)
     try:
-        load(PROGRAMS[name][0]).main(arguments)
+        load(PROGRAMS[name]).main(arguments)
     except (ValueError, FileNotFoundError) as error:
         if not str(error).startswith("Training:"):
             raise

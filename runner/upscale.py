@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from .workflow import Workflow, is_shipped
 _TARGETS = {"scale": ("scale",), "short side": ("short_side",), "exact size": ("height", "width")}
 
 
-def main(options, host: Host) -> int:
+def main(options: argparse.Namespace, host: Host) -> int:
     """Check everything that can be checked first, then run, then write OUT."""
     source, out = Path(options.input), Path(options.output)
     workflow = Workflow.load(options.workflow)
@@ -77,7 +78,7 @@ def reference_files(images: list[str], videos: list[str]) -> dict[str, Path]:
     return files
 
 
-def fill(workflow: Workflow, options, files: dict[str, Path]) -> None:
+def fill(workflow: Workflow, options: argparse.Namespace, files: dict[str, Path]) -> None:
     """Connect files and options to the workflow; --set comes last, so that it wins."""
     names = {name: staged_name(file, name) for name, file in files.items()}
     bind_input(workflow, names["input"])
@@ -109,9 +110,9 @@ def expected_size(workflow: Workflow, info: ClipInfo) -> ClipInfo | None:
     if not values or not all(isinstance(value, int | float) for value in values):
         return None  # another choice, or connected to a node
     name = {"scale": "scale", "short side": "short_side", "exact size": "exact"}[inputs["target"]]
-    asked = {name: values[0] if len(values) == 1 else tuple(values)}
+    chosen = {name: values[0] if len(values) == 1 else tuple(values)}
     try:
-        height, width = load("models.layout.sizes").target_size(info.height, info.width, **asked)
+        height, width = load("models.layout.sizes").target_size(info.height, info.width, **chosen)
     except ValueError as error:
         raise RunnerError(f"--scale/--size: {error}") from error
     return ClipInfo(info.frames, height, width, info.rate, info.has_audio)
@@ -126,7 +127,7 @@ def _check_scratch(expected: ClipInfo) -> None:
 
 
 def verify(outcome: Outcome, info: ClipInfo, expected: ClipInfo | None, strict: bool) -> None:
-    """Compare the frames that came with those asked for; own workflows may change them on purpose."""
+    """Compare the frames that came with those expected; own workflows may change them on purpose."""
     count, height, width = outcome.frames.shape[:3]
     wanted = (info.frames, expected.height, expected.width) if expected else (info.frames, height, width)
     if (count, height, width) == wanted:
@@ -137,7 +138,7 @@ def verify(outcome: Outcome, info: ClipInfo, expected: ClipInfo | None, strict: 
     print(f"Note: {text}.", flush=True)
 
 
-def write(out: Path, outcome: Outcome, info: ClipInfo, source: Path, options) -> None:
+def write(out: Path, outcome: Outcome, info: ClipInfo, source: Path, options: argparse.Namespace) -> None:
     """Write OUT; sound follows into a video while the frame count, and so the duration, is the source's."""
     if out.suffix.lower() not in CONTAINERS:
         write_pngs(out, outcome.frames)

@@ -1,4 +1,4 @@
-"""Read and check clips with PyAV, and hand them to the host exactly; frames are (h, w, 3) uint8 RGB."""
+"""Read and check clips with PyAV, and pass them to the host exactly; frames are (h, w, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def is_image(path: Path) -> bool:
 
 
 def probe(source: Path) -> ClipInfo:
-    """Decode a clip to its end and say what it is; defects are errors here and not half-way through."""
+    """Decode a clip to its end and describe it, so that defects are errors now and not in the middle of a run."""
     if not source.exists():
         raise RunnerError(f"IN: must be a video, an image or a folder of images; {source} does not exist.")
     if source.is_dir() or is_image(source):
@@ -67,7 +67,9 @@ def probe(source: Path) -> ClipInfo:
                 packets += packet.size > 0
                 for frame in packet.decode():
                     count += 1
-                    height, width = _upright(frame)
+                    height, width = frame.height, frame.width
+                    if frame.rotation and round(frame.rotation / 90) % 2:
+                        height, width = width, height  # a phone held upright
                     end = max(end, frame.time or 0.0)
         except av.FFmpegError as error:
             raise RunnerError(_broken(source, count, declared, error.strerror)) from error
@@ -172,11 +174,6 @@ def _video_stream(container, source: Path):
     return stream
 
 
-def _upright(frame: av.VideoFrame) -> tuple[int, int]:
-    turned = round(frame.rotation / 90) % 2 if frame.rotation else 0
-    return (frame.width, frame.height) if turned else (frame.height, frame.width)
-
-
 def stage(source: Path, folder: Path, name: str) -> str:
     """Put a clip where Load Video finds it and return its file name.
 
@@ -231,7 +228,8 @@ def check_output(out: Path, info: ClipInfo | None = None, lossless: bool = False
         )
     else:
         kind = "png"
-        strangers = [f.name for f in out.iterdir() if not _is_frame(f)] if out.is_dir() else []
+        names = [file.name for file in out.iterdir()] if out.is_dir() else []
+        strangers = [name for name in names if not re.fullmatch(r"frame_\d+\.png", name)]
         if strangers or out.is_file():
             found = f"holds {strangers[0]}" if strangers else "is a file"
             raise RunnerError(
@@ -247,7 +245,3 @@ def check_output(out: Path, info: ClipInfo | None = None, lossless: bool = False
     if info:
         size = info.frames * info.height * info.width * _BYTES_PER_PIXEL[kind]
         require_space(parent, int(size), "OUT", "Free some space, or choose another place.")
-
-
-def _is_frame(file: Path) -> bool:
-    return re.fullmatch(r"frame_\d+\.png", file.name) is not None

@@ -41,8 +41,8 @@ def is_shipped(name_or_file: str) -> bool:
 
 def _api_twin(file: Path) -> Path:
     content = _read_json(file)
-    if not _is_editor_format(content):
-        return file
+    if not (isinstance(content, dict) and isinstance(content.get("nodes"), list)):
+        return file  # not of the editor
     twins = (
         file.parent / "api" / file.name,
         file.with_name(f"{file.stem}.api.json"),
@@ -55,10 +55,6 @@ def _api_twin(file: Path) -> Path:
         f"--workflow: {file} is an editor file, for the editor only; there is no API form at {twins[0]}. "
         "Export it there: in the editor's menu, File > Export (API)."
     )
-
-
-def _is_editor_format(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("nodes"), list)
 
 
 def _read_json(file: Path) -> Any:
@@ -89,15 +85,11 @@ class Workflow:
         """Read a workflow by shipped name or file."""
         file = resolve(name_or_file)
         content = _read_json(file)
-        whole = (
-            isinstance(content, dict)
-            and content
-            and all(
-                isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
-                for node in content.values()
-            )
-        )
-        if not whole:
+        nodes = list(content.values()) if isinstance(content, dict) else []
+        if not nodes or not all(
+            isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
+            for node in nodes
+        ):
             raise RunnerError(
                 f"--workflow: {file} is no API-format workflow (nodes with class_type and inputs)."
             )
@@ -206,16 +198,9 @@ def convert(text: str, old: Any, where: str) -> Any:
     """Turn text into the type of the value it replaces."""
     try:
         if isinstance(old, bool):
-            return {
-                "true": True,
-                "yes": True,
-                "on": True,
-                "1": True,
-                "false": False,
-                "no": False,
-                "off": False,
-                "0": False,
-            }[text.strip().lower()]
+            words = {"true": True, "yes": True, "on": True, "1": True}
+            words |= {"false": False, "no": False, "off": False, "0": False}
+            return words[text.strip().lower()]
         if isinstance(old, int):
             number = float(text)  # the editor writes a float input that holds 4.0 as 4
             return int(text) if text.strip().lstrip("+-").isdigit() else number

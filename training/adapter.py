@@ -1,8 +1,14 @@
 """Train a UniMMVSR adapter for a Wan-family base: `run.py train adapter --base FOLDER --videos FOLDER ...`.
 
-The curriculum of the paper, from difficult to easy: text-to-video alone, then with identity images, then with edited
-videos, then longer clips. Low-resolution clips are made by the synthetic chain, behind SDEdit by the base itself in a
-share of the samples. What is written is an adapter file for Load VSR Adapter.
+In order:
+
+1. Load the base (a Wan transformer of diffusers, frozen) and its VAE; build the adapter around it.
+2. For every sample draw its task from the paper's curriculum, difficult to easy: text-to-video, then identity images,
+   then edited videos, then longer clips.
+3. Make the sample from a clip or photograph: frames (t, 3, H, W), a low-resolution copy by SDEdit (with the base, in a
+   share of the samples) and the synthetic degradation, references; encode all of it to latents.
+4. Draw text and reference dropout, the noise level of the LR latent, time and noise; take a step of flow matching.
+5. Export the averaged adapter as a file for Load VSR Adapter.
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ _MAKE, _STEP = 1, 2  # streams of random numbers: of samples, of steps
 
 @dataclass(frozen=True)
 class Batch:
-    """One sample at a step: what the loss takes."""
+    """One sample at a step: the arguments of the loss."""
 
     z: torch.Tensor
     eps: torch.Tensor
@@ -46,13 +52,13 @@ class Batch:
 
 
 class SampleMaker:
-    """Makes the latents of a (task, frames, number); the takes of photographs and videos come by turns."""
+    """Makes the latents of a (task, frames, number); each comes from one of the sources, drawn at random."""
 
     def __init__(self, sources: Sequence, codec: WanCodec, recipe: Recipe, seed: int):
         self.sources, self.codec, self.recipe, self.seed = list(sources), codec, recipe, seed
 
     def __call__(self, task: str, frames: int, number: int) -> LatentSample:
-        """Make one; the same numbers give the same sample."""
+        """Make one sample; equal arguments give equal samples."""
         rng = np.random.default_rng([self.seed, _MAKE, number, frames, *task.encode()])
         take = self.sources[int(rng.integers(len(self.sources)))].make(task, frames, rng)
         device = next(self.codec.vae.parameters()).device
@@ -62,19 +68,19 @@ class SampleMaker:
 
 
 class AdapterData:
-    """Draws the batch of a number: its task from the curriculum, its sample from the store, fresh noise."""
+    """Draws the batch of a number: task by the curriculum, sample from the store, fresh noise."""
 
     def __init__(
         self, store: LatentStore, texts: Texts, order: str, lengths: tuple[int, int], draws: int, seed: int
     ):
         self.store, self.texts, self.draws, self.seed = store, texts, draws, seed
         self.plan = stages(order, *lengths)
-        self.kept = 0  # samples of each task; 0: never the same one twice
+        self.kept = 0  # different samples of each task; 0: every sample is new
         self.dropout = Dropout()
         self.device = torch.device("cpu")
 
     def draw(self, number: int) -> Batch:
-        """Give a batch of one sample, on the device."""
+        """Return a batch of one sample, on the device."""
         rng = rng_at(self.seed, number, _STEP)
         task = task_at(number, self.draws, self.plan, self.seed)
         frames = stage_at(number, self.draws, self.plan).frames

@@ -1,8 +1,9 @@
-"""What training does to references and conditions before the network sees them (paper sections 3.1, 3.3 and A.4).
+"""Augmentation of references and conditions as in the UniMMVSR paper (its sections 3.1, 3.3 and A.4).
 
-Identity images are moved, tilted and re-lit, as if taken elsewhere; a reference video starts a little off; the LR
-latent is noised to a level that the network is told; text and references are left out now and then, for guidance.
-Frames are (t, 3, h, w) in 0..1, latents (b, c, T, h, w). All is drawn from the generator that is handed in.
+Identity images are moved, tilted and relit, as if taken elsewhere; a reference video starts some frames late; the LR
+latent is noised to a level that the network gets as an input; text and references are dropped in a share of samples,
+for guidance. Frames are (t, 3, h, w) in 0..1, latents (b, c, T, h, w). All random numbers come from the generator that
+is passed in.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def augment_image(
 
 
 def _homography(rng: np.random.Generator, most: Augmentation) -> np.ndarray:
-    """Draw a map of the unit square (-1..1) onto itself: turn, zoom, shift, tilt and mirror."""
+    """Draw a homography of the square -1..1: turn, zoom, shift, tilt and mirror."""
     angle, zoom = rng.uniform(-most.turn, most.turn), math.exp(rng.uniform(-most.zoom, most.zoom))
     shift = rng.uniform(-2 * most.shift, 2 * most.shift, 2)
     tilt = rng.uniform(-most.tilt, most.tilt, 2)
@@ -60,7 +61,7 @@ def _homography(rng: np.random.Generator, most: Augmentation) -> np.ndarray:
 
 
 def move(picture: torch.Tensor, homography: np.ndarray) -> torch.Tensor:
-    """Warp frames by a map from output to input places, both -1..1; what lies outside is mirrored in."""
+    """Warp frames by a homography from output to input positions, both -1..1; positions outside are reflected."""
     height, width = picture.shape[-2:]
     rows, columns = (torch.linspace(-1, 1, side, dtype=torch.float64) for side in (height, width))
     y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -140,6 +141,6 @@ class Dropout:
     references: float = 0.1
 
     def draw(self, rng: np.random.Generator) -> tuple[bool, bool]:
-        """Say (text is dropped, references are dropped); guidance needs each without the other."""
+        """Draw (text is dropped, references are dropped), independently: guidance needs each without the other."""
         text, references = rng.random(2)
         return bool(text < self.text), bool(references < self.references)

@@ -1,7 +1,13 @@
 """Batches for the built-in model: moving clips from photographs, their degraded LR, references of the same content.
 
-Every draw has a number and depends on the seed and that number alone, so that a resumed run sees what an unbroken
-one would have seen. Drawing costs more than a step of a small network: a pool uses each draw several times.
+:meth:`BatchMaker.draw`, in order:
+
+1. make each clip from two photographs or formula textures, relight it, blur a share of them;
+2. reduce and degrade it: LR frames, enlarged again as the bicubic ``base`` and the bilinear ``smooth``;
+3. make the references of the task; a share of them shows something else and must not change the result.
+
+Every draw has a number and depends on the seed and that number alone, so that a resumed run sees the same data as an
+unbroken one. Drawing costs more than a step of a small network: a :class:`Pool` uses each draw several times.
 """
 
 from __future__ import annotations
@@ -26,8 +32,10 @@ X4_SHARE = 0.8  # the rest is drawn between x1.5 and x4
 
 @dataclass(frozen=True)
 class Batch:
-    """``clip`` and ``base`` (bicubic LR at full size) and ``smooth`` (bilinear LR): (b,3,t,h,w) in -1..1;
-    ``flow`` (b,t-1,2,h,w) px; ``visible`` (b,t-1,1,h,w); ``references``: list of (b,3,Tr,h,w) in -1..1."""
+    """``clip``, ``base`` (bicubic LR at full size) and ``smooth`` (bilinear LR): (b, 3, t, h, w) in -1..1.
+
+    ``flow`` (b, t-1, 2, h, w) px; ``visible`` (b, t-1, 1, h, w); ``references``: list of (b, 3, tr, h, w) in -1..1.
+    """
 
     clip: torch.Tensor
     base: torch.Tensor
@@ -74,7 +82,7 @@ def draw_degradation(rng: np.random.Generator, preset: str | None = None) -> Deg
 
 
 def draw_light(rng: np.random.Generator) -> Degradation:
-    """A sharp clip with faint noise, well compressed: what a network trained on clean LR alone would amplify."""
+    """Draw a mild degradation: faint noise, light compression. A network trained on clean LR alone amplifies these."""
     noise = Noise(float(rng.uniform(0, 2.5)), bool(rng.random() < 0.4)) if rng.random() < 0.5 else None
     return Degradation(last_filter=str(rng.choice(FILTERS)), last_noise=noise, crf=int(rng.integers(3, 24)))
 
@@ -135,7 +143,7 @@ class BatchMaker:
         return degrade(clip.frames, small, small, draw_degradation(self.rng, preset), self.rng)
 
     def _references(self, clips: Sequence[Clip], side: int, task: str) -> list[torch.Tensor]:
-        """Draw references; a share `wrong` of them show something else, and are to be left alone."""
+        """Draw references; a share `wrong` of them shows something else, which the network must ignore."""
         if task == "images":
             count = int(self.rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
             rows = [self._pictures(clips, side) for _ in range(count)]
@@ -153,7 +161,7 @@ class BatchMaker:
         return self._clip(len(clip.frames), side) if self.rng.random() < self.wrong else clip
 
     def _take(self, clip: Clip, side: int) -> torch.Tensor:
-        """The unedited take of a clip, its start shifted by up to a latent frame."""
+        """Make the unedited take of a clip; half of them start up to a latent frame late."""
         shown = self._shown(clip, side)
         if self.rng.random() < 0.5:
             take = shown.plain

@@ -1,8 +1,16 @@
 """Train the built-in model: `python3 run.py train --photos FOLDER [FOLDER ...]`.
 
-Four stages follow one another (training/stages.py says what each learns); `--only STAGE` runs one of them, so that some
-can run side by side. `--start` names weights to go on from: the tasks' easy beginnings are then left out, and what
-earlier stages have left in the work folder replaces what the weights hold of it.
+In order:
+
+1. Read the photographs and divide them into training and held-out ones.
+2. For each of the stages latent, refine, dit and complete (training/stages.py describes them): build the networks, load
+   the results of the stages it needs, train its part in WORK/STAGE, validate at every checkpoint, and write result.pt
+   with the averaged weights that later stages need.
+3. Write the result of the last stage as one safetensors file, and beside it a json with settings and figures.
+
+`--only STAGE` runs one stage, so that independent ones can run at the same time. `--start FILE` continues from existing
+weights: the dit stage then skips the first parts of its curriculum, and results of earlier stages in the work folder
+replace the corresponding parts of these weights.
 """
 
 from __future__ import annotations
@@ -44,31 +52,31 @@ RESULTS = {  # the entries that later stages, or the shipped file, take from one
     "dit": ("dit.",),
     "complete": ("vae.", "dit."),
 }
-# The paper's order of tasks; longer, larger clips come in the last part of the dit stage, in a share of its draws
+# The paper's order of tasks. In its last part a share of the draws has longer or larger clips.
 CURRICULUM = stages(short=9, long=17, parts=(0.15, 0.2, 0.25, 0.4))
 LONG_SHARE = 0.5
-# Clips of a larger batch, and by what its frames and its side are multiplied: about as many tokens as the small clips
+# (clips, factor of frames, factor of the side) of such draws: about as many tokens as a batch of small clips
 LARGER = ((2, 2.0, 1.0), (1, 4.0, 1.0), (1, 2.0, 1.5), (1, 1.0, 2.0), (1, 0.5, 3.0))
-# Shares of tasks where a trained transformer goes on, which needs practice in references most, and while completing
+# Shares of (no references, images, video): where a trained transformer continues, and in the complete stage
 MORE_REFERENCES = (0.15, 0.5, 0.35)
 LAST_SHARES = (0.35, 0.25, 0.4)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage: steps; clips, frames and side (px) of a batch; rate; draws kept, steps a new draw; optimiser."""
+    """How long and with what one stage is trained."""
 
     steps: int
-    batch: tuple[int, int, int]
+    batch: tuple[int, int, int]  # clips, frames, side in px
     rate: float
-    pool: int
-    fresh: int
+    pool: int  # draws that are kept and used again
+    fresh: int  # steps between new draws
     optimiser: type | None  # None: AdamW
 
 
 PLANS = {
     "latent": Plan(2500, (8, 5, 64), 0.015, 300, 3, Muon),
-    "refine": Plan(8000, (6, 9, 96), 1e-3, 120, 2, None),  # Muon shakes its recurrence
+    "refine": Plan(8000, (6, 9, 96), 1e-3, 120, 2, None),  # with Muon its recurrence became unstable
     "dit": Plan(4200, (5, 9, 128), 0.012, 1000, 5, Muon),
     "complete": Plan(1600, (4, 9, 128), 0.01, 240, 4, Muon),
 }
@@ -114,7 +122,7 @@ class Stage:
         self.pool = Pool(self._draw, self.seed, plan.pool, plan.fresh)
 
     def _result(self, stage: str) -> dict[str, torch.Tensor]:
-        """Read what an earlier stage has made."""
+        """Read the result of an earlier stage."""
         file = self.folder / stage / "result.pt"
         if not file.exists() and self.goes_on:
             return {}
@@ -126,7 +134,7 @@ class Stage:
         return torch.load(file, map_location=self.device, weights_only=True)
 
     def _draw(self, number: int):
-        """Make draw `number`: half precision pixels, or latents for the dit stage."""
+        """Make draw `number`: clips in half precision, or latents for the dit stage."""
         maker, (size, count, side) = self.maker.seek(self.seed, number), self.plan.batch
         shares = LAST_SHARES
         if self.name == "dit":
@@ -144,12 +152,12 @@ class Stage:
             return encode_batch(self.networks, batch, unrelated)
 
     def _batch(self, step: int):
-        """Give the batch of a step, and the generator of what else is drawn in it."""
+        """Return the batch of a step, and the generator for the random numbers of its loss."""
         rng, batch = rng_at(self.seed, step, 1), self.pool.at(step)
         return (batch if self.name == "dit" else batch.map(torch.Tensor.float).turned(rng)), rng
 
     def run(self, every: int) -> list[dict]:
-        """Train to the end, with a checkpoint and a validation every `every` steps; give the validations."""
+        """Train to the end, with a checkpoint and a validation every `every` steps; return the validations."""
         settings = LoopSettings(
             self.plan.steps,
             self.plan.rate,
@@ -160,9 +168,13 @@ class Stage:
         )
         loss = LOSSES[self.name]
         loop = Loop(
-            self.networks, self._batch, lambda networks, batch: loss(networks, *batch), self.folder / self.name,
-            settings, optimiser=self.plan.optimiser,
-        )  # fmt: skip
+            self.networks,
+            self._batch,
+            lambda networks, batch: loss(networks, *batch),
+            self.folder / self.name,
+            settings,
+            optimiser=self.plan.optimiser,
+        )
         figures = []
         while loop.step < self.plan.steps:
             done = loop.run(until=(loop.step // every + 1) * every)
@@ -184,7 +196,7 @@ class Stage:
         return figures
 
     def _keep(self) -> None:
-        """Write what later stages take."""
+        """Write the entries that later stages need."""
         kept = {
             key: value
             for key, value in self.networks.state_dict().items()
@@ -216,18 +228,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--hold-out", nargs="*", default=list(HELD_OUT), help="file stems kept for validation"
     )
     parser.add_argument("--work", type=Path, default=folder, help="checkpoints and logs; resumes from here")
-    parser.add_argument("--out", type=Path, default=file, help="final weights")
+    parser.add_argument("--out", type=Path, default=file, help="the file of the final weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--start", type=Path, help="weights to continue from")
     parser.add_argument(
         "--shares",
         type=float,
         nargs=3,
         default=MORE_REFERENCES,
         metavar=("NONE", "IMAGES", "VIDEO"),
-        help="of samples by their references, where the dit stage goes on; they add up to 1",
+        help="shares of samples by their references in a continued dit stage; they add up to 1",
     )
     parser.add_argument(
         "--wrong", type=float, default=WRONG_SHARE, help="share of references that show something else"
@@ -257,8 +269,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     plans, figures = {}, []
     for name in [args.only] if args.only else STAGES:
-        asked = {key: getattr(args, f"{name}_{key}") for key in ("steps", "rate", "batch")}
-        plans[name] = replace(PLANS[name], **asked)
+        chosen = {key: getattr(args, f"{name}_{key}") for key in ("steps", "rate", "batch")}
+        plans[name] = replace(PLANS[name], **chosen)
         stage = Stage(name, plans[name], args.seed, makers, args.work, args.device, args.start, args.shares)
         figures += stage.run(args.every)
     if name != "complete":

@@ -1,7 +1,18 @@
 """Clips with exact optical flow, made from photographs: a moving camera and moving layers.
 
-Every layer maps output pixels to source pixels by an invertible affine map per frame, so the flow between two
-frames is known to float precision. Clips are (t, 3, h, w) in 0..1 on the photographs' device.
+:func:`make_clip`, in order:
+
+1. place the output square on a photograph: a level of its pyramid, zoom, position, one of eight orientations;
+2. draw the camera's path: one similarity map per frame, from a steady drift and a slow swing;
+3. sample the photograph through these maps: the background (t, 3, side, side) and its flow;
+4. lay up to two moving pieces of other photographs over it, each with maps and flow of its own.
+
+A layer maps output pixels to source pixels by an invertible affine map per frame, so the flow between two frames is
+known to float precision. Clips are in 0..1 on the photographs' device.
+
+The references of the built-in model are made here, too (:func:`make_reference`, :func:`keep_part`): they come from the
+recipe that the shipped weights were trained by. Adapters use the paper's augmentation (training/augment.py), which
+draws other numbers.
 """
 
 from __future__ import annotations
@@ -23,9 +34,11 @@ CELL = 16  # px of a token, each side
 
 @dataclass(frozen=True)
 class Clip:
-    """``frames`` (t,3,h,w); ``flow`` (t-1,2,h,w) px from t to t+1; ``visible`` (t-1,1,h,w) 0 or 1;
-    ``plain``: the same clip without its moving layers (the unedited take of an editing pair); ``layer`` (t,1,h,w):
-    1 where a moving layer covers it (what an edit changed, and what an identity is cut out by)."""
+    """``frames`` (t, 3, h, w); ``flow`` (t-1, 2, h, w) px from t to t+1; ``visible`` (t-1, 1, h, w) 0 or 1.
+
+    ``plain``: the same clip without its moving layers (the unedited take of an editing pair); ``layer`` (t, 1, h, w): 1
+    where a moving layer covers it (what an edit changed, and the mask of an identity).
+    """
 
     frames: torch.Tensor
     flow: torch.Tensor
@@ -60,7 +73,7 @@ def _tracks(rng: np.random.Generator, count: int, side: int, speed: float, spin:
 
 
 def _placement(rng: np.random.Generator, photo: Photo, side: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Choose the more detailed of two random places, turned and mirrored at will: sky and wall teach little."""
+    """Draw two places, take the more detailed one (sky and walls teach little), and turn and mirror it at random."""
     candidates = [_random_place(rng, photo, side) for _ in range(2)]
     level, place = max(candidates, key=lambda place: _detail(*place, side))
     return level, place @ _any_turn(rng, side)
@@ -168,15 +181,15 @@ def make_clip(rng: np.random.Generator, photos: Sequence[Photo], count: int, sid
 def soften(rng: np.random.Generator, clip: Clip) -> Clip:
     """Blur a clip a little, as lenses, motion and codecs have blurred most footage.
 
-    Photographs reduced in size are crisper than the frames of most videos: a network that had seen nothing else added
-    too much on the evaluation clips.
+    Photographs reduced in size are sharper than the frames of most videos: a network trained on nothing else added too
+    much detail on the evaluation clips.
     """
     blur = Blur(*rng.uniform(0.3, 1.2, 2), rng.uniform(0, math.pi), size=7)
     return replace(clip, frames=apply_blur(clip.frames, blur), plain=apply_blur(clip.plain, blur))
 
 
 def in_other_light(rng: np.random.Generator, clip: Clip) -> Clip:
-    """Give a clip another light, now and then its colours in another order: few photographs become more."""
+    """Relight a clip and permute the colours of a quarter of the clips: this makes more of few photographs."""
     order = rng.permutation(3) if rng.random() < 0.25 else np.arange(3)
     lit = relight(torch.cat((clip.frames, clip.plain))[:, order], rng, Augmentation())
     frames, plain = lit.split(len(clip.frames))

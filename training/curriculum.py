@@ -1,6 +1,6 @@
-"""Tasks and stages: the paper's order from difficult to easy (section 3.4), and those it is compared with.
+"""Tasks and stages: the order of the UniMMVSR paper, difficult to easy (its section 3.4), and two to compare with.
 
-Everything is a pure function of (step, seed): a resumed run draws what the killed one would have drawn.
+Everything is a pure function of (step, seed): a resumed run draws the same tasks as an unbroken one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TEXT, IMAGES, VIDEO = "none", "images", "video"  # what a sample has as references, which is what its task is
+TEXT, IMAGES, VIDEO = "none", "images", "video"  # tasks, named by the references of a sample
 TASKS = (TEXT, IMAGES, VIDEO)
 DIFFICULT_FIRST, FULL, EASY_FIRST = "difficult to easy", "full", "easy to difficult"
 ORDERS = (DIFFICULT_FIRST, FULL, EASY_FIRST)
@@ -29,7 +29,7 @@ class Stage:
     def __post_init__(self):
         if abs(sum(self.shares) - 1) > 1e-6 or min(self.shares) < 0 or not 0 < self.part <= 1:
             raise ValueError(
-                f"Curriculum: a stage's shares must add up to 1 and its part lie in (0, 1]; got {self.shares} and "
+                f"Curriculum: a stage's shares must add up to 1 and its part must be in (0, 1]; got {self.shares} and "
                 f"{self.part:g}. Correct the stage."
             )
         if self.frames % 4 != 1:

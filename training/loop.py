@@ -1,12 +1,18 @@
 """A training loop for any network: warm-up and cosine, average, mixed precision, exact resume, a log.
 
-Two callables say what is trained: `draw(number)` gives the batch of a step and depends on nothing but that number (see
-:func:`.curriculum.rng_at`), `loss(module, batch)` gives a scalar, or a scalar and a dict of figures for the log. Then
-the same seed and data give the same losses, and a killed run that is started again goes on to the same numbers.
-With `parts` above 1 a step adds up the gradients of that many batches, numbers step * parts and on.
+Two callables define what is trained. `draw(number)` returns the batch of a step and depends on that number alone (see
+:func:`.curriculum.rng_at`); `loss(module, batch)` returns a scalar, or a scalar and a dict of figures for the log. So
+the same seed and data give the same losses, and a killed run that is started again continues with the same numbers.
 
-A run's folder holds `state.pt` (the last checkpoint, put in place whole or not at all), `log.jsonl` (a line a step),
-`loss.png`. What is saved of the module is what it trains, and its buffers: a frozen base stays in its own file.
+A step, in order:
+
+1. set the learning rate: a linear warm-up, then a cosine;
+2. for each of `parts` batches, numbers step * parts and on: draw it, compute the loss under autocast, add its gradient;
+3. clip the norm of the gradient, update the weights, update their exponential moving average;
+4. write a line of the log; every `save_every` steps a checkpoint, every `curve_every` steps a picture of the losses.
+
+A run's folder holds `state.pt` (the last checkpoint, replaced atomically), `log.jsonl` (a line a step) and `loss.png`.
+Of the module its trained parameters and its buffers are saved: a frozen base stays in its own file.
 """
 
 from __future__ import annotations
@@ -18,16 +24,17 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from .chart import draw_curves, smooth
+from ..models.pixels.chart import draw_curves
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,29 +89,36 @@ def trained_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 class Average:
-    """Exponential moving average of what a module trains; it catches up quickly at the start."""
+    """Exponential moving average of what a module trains, by torch's AveragedModel.
+
+    The decay after n updates is the lesser of `decay` and n / (9 + n), so that the average follows closely at first.
+    Only trained parameters are copied: a module may carry a frozen base of many billions of weights.
+    """
 
     def __init__(self, module: torch.nn.Module, decay: float):
-        self.decay = decay
-        self.state = {name: value.clone() for name, value in trained_state(module).items()}
-        for name, value in self.state.items():
-            self.state[name] = value.float() if value.is_floating_point() else value
+        self.trained = torch.nn.ParameterList(p for p in module.parameters() if p.requires_grad)
+
+        def blend(average: torch.Tensor, new: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+            return torch.lerp(average, new, 1 - min(decay, int(count) / (9 + int(count))))
+
+        self.model = AveragedModel(self.trained, avg_fn=blend)
+        self.model.n_averaged += 1  # the initial weights count: the first update blends, too
+
+    def update(self) -> None:
+        """Include the weights after a step."""
+        self.model.update_parameters(self.trained)
 
     @torch.no_grad()
-    def update(self, module: torch.nn.Module, step: int) -> None:
-        """Take in the weights after a step (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in trained_state(module).items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value.float(), 1 - decay)
-            else:
-                self.state[name].copy_(value)
+    def apply(self) -> None:
+        """Replace the module's trained parameters by their average."""
+        for parameter, average in zip(self.trained, self.model.module, strict=True):
+            parameter.copy_(average)
 
     @contextlib.contextmanager
     def applied(self, module: torch.nn.Module):
-        """Put the average into the module for a while."""
+        """Put the average into the module for a while; afterwards its parameters and buffers are as before."""
         own = {name: value.clone() for name, value in trained_state(module).items()}
-        module.load_state_dict(self.state, strict=False)
+        self.apply()
         try:
             yield module
         finally:
@@ -182,7 +196,7 @@ class Loop:
         )
         self.scaler.step(self.optimiser)  # left out by itself where fp16 gradients are not finite
         self.scaler.update()
-        self.average.update(self.module, self.step)
+        self.average.update()
         self.step += 1
         seconds = round(time.monotonic() - started, 4)
         figures = {name: float(figure) for name, figure in figures.items()}
@@ -221,7 +235,10 @@ class Loop:
         """Draw the loss of every step so far, and its average over 50."""
         points = [(line["step"], line["loss"]) for line in read_log(self.folder / LOG)]
         series = {"loss": points, "average of 50": smooth(points, 50)}
-        draw_curves(self.folder / CURVE, series, f"{self.folder.name}: loss to step {self.step}")
+        picture = draw_curves(series, f"{self.folder.name}: loss to step {self.step}", label="step")
+        partial_file = self.folder / f".{CURVE}.part"
+        picture.save(partial_file, "PNG", optimize=True)
+        os.replace(partial_file, self.folder / CURVE)
 
     def _save(self) -> None:
         state = {
@@ -229,7 +246,7 @@ class Loop:
             "module": trained_state(self.module),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "average": self.average.state,
+            "average": self.average.model.state_dict(),
             "step": self.step,
             "random": random_state(),
         }
@@ -252,11 +269,15 @@ class Loop:
                 f"Training: a run goes on with the settings it began with; got other {', '.join(changed)} than in "
                 f"{self.folder / STATE}. Use the old settings, or another folder."
             )
+        if "n_averaged" not in state["average"]:
+            raise ValueError(
+                f"Training: the checkpoint must be of this version; got one of 0.1.0 in {self.folder / STATE}. Use "
+                "another folder, and start from its weights."
+            )
         self.module.load_state_dict(state["module"], strict=False)
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
-        for name, value in state["average"].items():
-            self.average.state[name].copy_(value)
+        self.average.model.load_state_dict(state["average"])
         self.step = state["step"]
         restore_random(state["random"])
         log.info("resumed at step %d", self.step)
@@ -266,6 +287,15 @@ def _fixed(settings: LoopSettings) -> dict:
     """Give the settings that a run must not change."""
     free = ("save_every", "curve_every")
     return {name: value for name, value in asdict(settings).items() if name not in free}
+
+
+def smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
+    """Average each value with up to `window` - 1 before it."""
+    out, total = [], 0.0
+    for index, (x, y) in enumerate(points):
+        total += y - (points[index - window][1] if index >= window else 0.0)
+        out.append((x, total / min(index + 1, window)))
+    return out
 
 
 def read_log(path: Path) -> list[dict]:

@@ -27,9 +27,9 @@ def laplacian(error: torch.Tensor, levels: int = 3) -> torch.Tensor:
 def texture(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """How much of the truth's detail (3x3 high-pass, 8x8 px windows) is missing from or too much in the output.
 
-    Pixel losses alone give the average of all possible details, which is too weak; this asks that detail, measured
-    along the truth's own, be as strong as the truth's. Strength alone, without the truth's direction, was tried: a
-    network pleases that with a regular pattern.
+    Pixel losses alone give the average of all plausible detail, which is too weak. This compares the strength of detail
+    along the truth's own with that of the truth. Comparing strength alone was tried: a network satisfies that with a
+    regular pattern.
     """
 
     def detail(clip: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def texture(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def lattice(output: torch.Tensor, truth: torch.Tensor, grid: int = 4) -> torch.Tensor:
-    """How much output and truth differ by the pixel's place in the decoder's cells of `grid` x `grid` px.
+    """How much output and truth differ depending on the position in the decoder's cells of `grid` x `grid` px.
 
     Two measures: what is left of the error when each place is averaged over 8x8 cells (any pattern that repeats
     with the cells), and how the strength of steps from pixel to pixel varies with the place (hard cell borders).
@@ -67,7 +67,7 @@ def lattice(output: torch.Tensor, truth: torch.Tensor, grid: int = 4) -> torch.T
 def flicker(error: torch.Tensor, flow: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """How much the error changes along the motion: |e(t) - warp(e(t+1))| on visible pixels.
 
-    Zero for a steady error, so it asks for the ground truth's own change over time, not for blur.
+    Zero for an error that does not change, so it rewards the truth's own change over time, not blur.
     """
     if error.shape[2] < 2:
         return error.new_zeros(())

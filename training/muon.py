@@ -1,4 +1,9 @@
-"""Muon: momentum whose matrices are orthogonalised (Jordan et al. 2024), Adam for vectors."""
+"""Muon: momentum whose matrices are orthogonalised (Jordan et al. 2024), Adam for vectors.
+
+torch.optim.Muon (PyTorch 2.9) takes the same step for a matrix (a test compares them), but it is no replacement here:
+it refuses anything but matrices, while most weights of a video VAE are convolutions; it keeps the momentum at another
+scale, which rounds differently in bf16, so that the recorded runs would not repeat; and PyTorch 2.4 lacks it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
-"""What one training sample is made of, in pixels: a good clip, its low-resolution copy, references of its content.
+"""Training samples in pixels: a good clip, its low-resolution copy, and references of its content.
 
-Sources are folders of video clips, or of photographs that are set in motion. A source makes a sample from a generator
-alone, so that a sample is named by its task, its length and its number.
+1. A source draws a :class:`Take`: PhotoTakes sets photographs in motion, VideoTakes cuts segments from video files.
+2. :func:`make_pair` degrades the take to the low-resolution clip: SDEdit in a share of the samples, then the synthetic
+   degradation.
+3. It makes the references of the task: augmented identity images from outside the clip, or the unedited video.
+
+All random numbers come from the generator that is passed in, so a task, a length and a number identify a sample.
 """
 
 from __future__ import annotations
@@ -28,8 +32,11 @@ START_SHIFT = 8  # frames by which a reference video may start late
 
 
 class Take(NamedTuple):
-    """``frames`` (t,3,H,W) in 0..1; ``plain``: the same without the edit, and some frames longer; ``elsewhere``:
-    pictures (1,3,H,W) of the same content from outside the clip; ``flow`` and ``visible`` as in Clip, or None."""
+    """A clip before degradation: ``frames`` (t, 3, H, W) in 0..1.
+
+    ``plain``: the same without the edit, and START_SHIFT frames longer; ``elsewhere``: pictures (1, 3, H, W) of the
+    same content from outside the clip; ``flow``, ``visible`` and ``layer`` as in :class:`.clips.Clip`, or None.
+    """
 
     name: str
     frames: torch.Tensor
@@ -42,7 +49,7 @@ class Take(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """``frames`` (t,3,H,W) and ``low`` (t,3,h,w) in 0..1; ``references``: (tr,3,H,W) each, one frame = an image."""
+    """``frames`` (t, 3, H, W), ``low`` (t, 3, h, w) and ``references`` (tr, 3, H, W) in 0..1; tr = 1 is an image."""
 
     name: str
     frames: torch.Tensor
@@ -55,7 +62,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a take becomes a pair; every part can be left out for a comparison."""
+    """How a take becomes a pair; every part can be switched off for a comparison."""
 
     scale: int = 4
     presets: tuple[str, ...] = ("bicubic", "real", "generated", "second order")  # none: the plain reduction
@@ -68,7 +75,7 @@ class Recipe:
 
 
 def without_augmentation(recipe: Recipe) -> Recipe:
-    """Give a recipe whose references are exactly what the clip shows."""
+    """Return a recipe whose references show exactly what the clip shows."""
     return replace(recipe, augmentation=NO_AUGMENTATION, start_shift=0, cut_out_share=0.0)
 
 
@@ -94,7 +101,7 @@ def _references(take: Take, task: str, recipe: Recipe, rng: np.random.Generator)
 
 
 def _identity(take: Take, picture: torch.Tensor, recipe: Recipe, rng: np.random.Generator) -> torch.Tensor:
-    """Make an identity image: the thing cut out where it is known, else the whole picture; then augmented."""
+    """Make an identity image: the object cut out where its mask is known, else the whole picture; then augment it."""
     cut = None
     if take.layer is not None and rng.random() < recipe.cut_out_share:
         frame = int(rng.integers(len(take.frames)))

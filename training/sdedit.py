@@ -15,7 +15,7 @@ from ..models.unimmvsr.vae import CausalVideoVAE
 
 
 class BuiltInBase:
-    """The built-in model where a base model is asked for: it is shown the clip itself, noised as far as the start."""
+    """The built-in model as the base of SDEdit: its LR condition is the clip itself, noised to the start level."""
 
     def __init__(self, vae: CausalVideoVAE, dit: UniMMVSRDiT):
         self.vae, self.dit = vae, dit

@@ -1,10 +1,16 @@
-"""The four stages in which the built-in model is trained, each as a loss on one batch.
+"""The four stages in which the built-in model is trained, in this order, each as a loss on one batch.
 
-latent    The encoder and the first half of the decoder learn to say in the latent what LR frames do not show.
-refine    The recurrent refinement learns to restore LR frames alone.
-dit       The transformer learns the latents, in latent space alone: flow matching (paper, equation 1), noised LR
-          latents, references. Its tasks come in the paper's order, difficult to easy.
-complete  What is left to add to refined frames is learned with what the transformer's estimates show.
+1. latent: the encoder and the first half of the decoder learn to encode what LR frames do not show. The detail read
+   from a noised latent is added to the bicubic LR clip and compared with the truth.
+2. refine: the recurrent refinement learns to restore LR frames without a latent. It is independent of stage 1.
+3. dit: the transformer learns to predict latents, in latent space: flow matching (UniMMVSR paper, equation 1) on noised
+   latents (b, 16, T, h, w) with noised LR latents and reference latents. Its tasks come in the paper's order, difficult
+   to easy. It needs stage 1.
+4. complete: the rest of the decoder learns to combine refined frames with latents as the transformer estimates them.
+   It needs stages 1 to 3.
+
+Clips are (b, 3, t, h, w) in -1..1 (see :class:`.batches.Batch`); latents have a quarter of the frames (4n+1 -> n+1) and
+an eighth of each side. Every loss takes (networks, batch, generator) and returns a scalar.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from .losses import charbonnier, laplacian, lattice, pixel_loss, texture
 
 # Deviation of what is added to latents while the VAE learns: latents must bear small errors.
 LATENT_NOISE = 0.1
-# Of dit steps with references: the share that goes without, and how much it counts what unrelated ones change there.
+# Of dit steps with references: the share that leaves them out; the weight there of what unrelated references change.
 ALONE_SHARE, NEUTRAL = 0.35, 5.0
 
 
@@ -63,8 +69,10 @@ class Networks(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Latents:
-    """A batch in latent space: the truth, the bilinear LR clip (b,16,T,h,w), references (b,16,Tr,h,w) and references of
-    other clips, which must change nothing."""
+    """A batch in latent space: truth and bilinear LR clip (b, 16, T, h, w), references (b, 16, Tr, h, w) each.
+
+    ``unrelated`` are references of other clips, which must not change the result.
+    """
 
     truth: torch.Tensor
     lr: torch.Tensor
@@ -73,9 +81,9 @@ class Latents:
 
 
 def latent_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-    """Stage latent: what a convolution alone reads from the latent's features must complete the bicubic LR clip.
+    """Stage latent: detail that one convolution reads from the latent's features must complete the bicubic LR clip.
 
-    With the refinement in the way from the start, the decoder learned to do without the latent.
+    Trained together with the refinement from the start, the decoder learned to ignore the latent.
     """
     mean = networks.vae.encode(batch.clip)[0]
     detail, guess = read_detail(networks, mean + LATENT_NOISE * torch.randn_like(mean))
@@ -85,7 +93,7 @@ def latent_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> t
 
 
 def read_detail(networks: Networks, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read from a latent (what completes the bicubic LR clip, the guess of that clip), both (b,3,t,h,w)."""
+    """Read from a latent (detail missing from the bicubic LR clip, a guess of that clip), both (b, 3, t, h, w)."""
     decoder, features = networks.vae.decoder, features_of(networks, z)
     cells = decoder.latent.detail(features.flatten(0, 1)).unflatten(0, features.shape[:2])
     return pixels_of(cells), decoder.guess_base(features)
@@ -98,7 +106,7 @@ def features_of(networks: Networks, z: torch.Tensor) -> torch.Tensor:
 
 
 def _conditions(latents: Latents, rng: np.random.Generator):
-    """Draw (time, noise level, noised LR latent, noise, noised truth) of every clip; 60 % are at t = 1."""
+    """Draw (time, noise level, noised LR latent, noise, noised truth) of every clip; 60 % of the times are 1."""
     z, column = latents.truth, (-1, 1, 1, 1, 1)
     count = len(z)
     t = np.where(rng.random(count) < 0.6, 1.0, 1 / (1 + np.exp(-rng.standard_normal(count))))
@@ -112,8 +120,9 @@ def _conditions(latents: Latents, rng: np.random.Generator):
 def dit_loss(networks: Networks, latents: Latents, rng: np.random.Generator) -> torch.Tensor:
     """Stage dit: flow matching on the velocity z_HR - eps, small times weighted down.
 
-    In a share of steps references are left out, and unrelated ones must give what none gives: any picture draws some
-    attention, which weakens what the network adds, and where it adds too much a wrong picture helped.
+    In a share of steps references are left out, and unrelated references must give the same result as none. Without
+    this any picture attracts some attention, which weakens the added detail; where the network adds too much, even a
+    wrong picture then improved the result.
     """
     t, level, lr, eps, noisy = _conditions(latents, rng)
     alone = bool(latents.unrelated) and rng.random() < ALONE_SHARE
@@ -126,7 +135,7 @@ def dit_loss(networks: Networks, latents: Latents, rng: np.random.Generator) -> 
 
 
 def refine_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-    """Stage refine: refined LR frames beside the truth."""
+    """Stage refine: compare refined LR frames with the truth."""
     refined = networks.vae.decoder.refine(to_grid(batch.base), {})[0]
     return _look(pixels_of(refined), batch)
 
@@ -137,9 +146,9 @@ def pixels_of(cells: torch.Tensor) -> torch.Tensor:
 
 
 def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-    """Stage complete: what becomes of clean estimates, and now and then of the true latent, beside the truth.
+    """Stage complete: decode estimates of the transformer, partly mixed with the true latent; compare with the truth.
 
-    What the latent's features say of the LR frames is kept up for hosts that decode without them.
+    The guess of the LR frames is trained, too, for hosts that decode without LR frames; 6 % of steps decode like that.
     """
     decoder = networks.vae.decoder
     with torch.no_grad():
@@ -150,12 +159,12 @@ def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) ->
         true = _true_share(clean, rng)
         clean = torch.lerp(clean, latents.truth + LATENT_NOISE * torch.randn_like(clean), true)
     features = features_of(networks, clean)
-    output = decoder.from_features(features, None if rng.random() < 0.06 else batch.base, {})
+    output = decoder(features, None if rng.random() < 0.06 else batch.base, {})
     return _look(output, batch) + 0.1 * charbonnier(decoder.guess_base(features) - batch.base)
 
 
 def _true_share(like: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Draw how much of a latent (b,16,T,h,w) is true: of half of the clips nothing, of a quarter all, else parts."""
+    """Draw the share of the true latent (b,16,T,h,w): 0 for half of the clips, 1 for a quarter, else by region."""
     parts = torch.from_numpy(4 * rng.standard_normal((len(like), 1, 1, 4, 4))).to(like)
     parts = F.interpolate(parts, like.shape[2:], mode="trilinear").sigmoid()
     kind = torch.from_numpy(rng.random(len(like))).to(like).view(-1, 1, 1, 1, 1)
@@ -169,7 +178,7 @@ def _look(output: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_batch(networks: Networks, batch: Batch, unrelated: Sequence[torch.Tensor] = ()) -> Latents:
-    """Encode what the transformer sees."""
+    """Encode the clips, LR clips and references of a batch: all that the transformer sees."""
     clips = (batch.clip, batch.smooth, *batch.references, *unrelated)
     truth, lr, *seen = [networks.vae.encode(clip)[0].float() for clip in clips]
     count = len(batch.references)
@@ -185,7 +194,7 @@ LOSSES: dict[str, Callable] = {
 
 
 def trained_parts(networks: Networks, stage: str) -> list[torch.nn.Module]:
-    """List what a stage trains."""
+    """List the modules that a stage trains."""
     vae = networks.vae
     return {
         "latent": [vae.encoder, vae.decoder.latent],

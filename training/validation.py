@@ -34,13 +34,13 @@ def estimate(networks: torch.nn.Module, batch: Batch, references=()) -> torch.Te
 
 
 def _still(batch: Batch) -> Batch:
-    """The batch with every frame replaced by its last one."""
+    """Replace every frame of a batch by its last one."""
     copies = [x[:, :, -1:].expand_as(x) for x in (batch.clip, batch.base, batch.smooth)]
     return Batch(*copies, batch.flow, batch.visible, [])
 
 
 def _latent_figures(networks: torch.nn.Module, batch: Batch) -> dict[str, float]:
-    """What a plain convolution completes from the true latent and from the LR clip's, over bicubic (dB)."""
+    """PSNR over bicubic (dB) of detail read by one convolution from the true latent and from the LR clip's."""
     figures, base = {}, _psnr(batch.base, batch.clip)
     for name, clip in (("true", batch.clip), ("lr", batch.smooth)):
         detail, guess = read_detail(networks, networks.vae.encode(clip)[0])

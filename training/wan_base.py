@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
 from pathlib import Path
 
 import torch
@@ -17,8 +19,7 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Modu
 
     Written out, because diffusers' own loading asks for a further library (accelerate) for this class.
     """
-    from diffusers import WanTransformer3DModel
-
+    WanTransformer3DModel = diffusers_class("WanTransformer3DModel")
     part = _part(folder, "transformer")
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # a base of many billions of weights is never held in fp32
@@ -37,13 +38,32 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Modu
 
 def load_vae(folder: Path) -> torch.nn.Module:
     """Load an AutoencoderKLWan from a diffusers folder, or from its `vae` sub-folder."""
-    from diffusers import AutoencoderKLWan
+    vae_class = diffusers_class("AutoencoderKLWan")
+    vae = vae_class.from_pretrained(_part(folder, "vae"), low_cpu_mem_usage=False)
+    return vae.eval().requires_grad_(False)
 
-    return (
-        AutoencoderKLWan.from_pretrained(_part(folder, "vae"), low_cpu_mem_usage=False)
-        .eval()
-        .requires_grad_(False)
-    )
+
+def diffusers_class(name: str) -> type:
+    """Return a class of diffusers, which is imported here and nowhere else: only adapter training needs it.
+
+    Raises a ValueError that states what is missing, what was found and the remedy.
+    """
+    try:
+        import diffusers
+
+        return getattr(diffusers, name)
+    except (
+        Exception
+    ) as error:  # a broken installation raises anything: RuntimeError, AttributeError, OSError ...
+        try:
+            found = f"diffusers {importlib.metadata.version('diffusers')}"
+        except importlib.metadata.PackageNotFoundError:
+            found = "no diffusers"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ValueError(
+            f"Training: an adapter needs diffusers 0.33 or newer, with its {name}; got {found} ({reason}). "
+            f"Run: {sys.executable} -m pip install --upgrade diffusers"
+        ) from error
 
 
 def _part(folder: Path, name: str) -> Path:

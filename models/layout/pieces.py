@@ -86,7 +86,10 @@ def blend_weights(window: Window, previous: Window | None = None, next: Window |
     weights = torch.ones(window.length, dtype=torch.float64)
     rise = 0 if previous is None else max(0, previous.stop - window.start)
     fall = 0 if next is None else max(0, window.stop - next.start)
-    for length, part, backwards in ((rise, slice(rise), False), (fall, slice(window.length - fall, None), True)):
+    for length, part, backwards in (
+        (rise, slice(rise), False),
+        (fall, slice(window.length - fall, None), True),
+    ):
         if length:
             steps = torch.arange(length, dtype=torch.float64) + 0.5
             ramp = torch.sin(steps * (math.pi / 2 / length)).square()
@@ -155,7 +158,9 @@ def tile_weight(tile: Tile, plan: Sequence[Tile]) -> torch.Tensor:
     """Give the (h, w) float32 weights of one tile: smooth, positive, summing to one over the plan."""
     axes = []
     for start, length in (("top", "height"), ("left", "width")):
-        edges = sorted({(getattr(each, start), getattr(each, start) + getattr(each, length)) for each in plan})
+        edges = sorted(
+            {(getattr(each, start), getattr(each, start) + getattr(each, length)) for each in plan}
+        )
         windows = [Window(*each) for each in edges]
         weights = dict(zip((window.start for window in windows), plan_weights(windows), strict=True))
         axes.append(weights[getattr(tile, start)])
@@ -378,7 +383,9 @@ def decode_pieces(
         weight = None
         if len(plan) > 1:
             weight = tile_weight(place, plan)[: view.shape[1], : view.shape[2], None].to(view)
-        for frame, into, fade in zip(frames, view, fades[number], strict=False):  # one by one: no second piece
+        for frame, into, fade in zip(
+            frames, view, fades[number], strict=False
+        ):  # one by one: no second piece
             if weight is None and fade == 1:
                 into.copy_(frame)
             else:

@@ -200,7 +200,9 @@ def _padded_matrix(source: int, target: int, padded: int, mode: str) -> torch.Te
         matrix = _lanczos_matrix(source, target, torch.device("cpu"))
     else:
         usual = "bilinear" if mode == "lanczos" else mode
-        matrix = F.interpolate(torch.eye(source)[None, None], (target, source), mode=usual, antialias=True)[0, 0]
+        matrix = F.interpolate(torch.eye(source)[None, None], (target, source), mode=usual, antialias=True)[
+            0, 0
+        ]
     return torch.cat((matrix, matrix[-1:].expand(padded - target, -1)))
 
 

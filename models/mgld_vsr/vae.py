@@ -316,9 +316,7 @@ class EnlargedClip:
             clip = self._frames[window.span, ..., :3].float().cpu().permute(3, 0, 1, 2).unsqueeze(0)
             target = (self._size.height, self._size.width)
             if self._published and self._mode == "bicubic" and clip.shape[-2:] != target:
-                frames = F.interpolate(
-                    clip[0].transpose(0, 1), target, mode="bicubic", align_corners=False
-                )
+                frames = F.interpolate(clip[0].transpose(0, 1), target, mode="bicubic", align_corners=False)
                 clip = frames.transpose(0, 1)[None]
             else:
                 clip = resize_clip(clip, *target, self._mode)

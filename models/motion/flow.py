@@ -278,7 +278,9 @@ def propagate(
     return out
 
 
-def _check_clip(x: torch.Tensor, forward: torch.Tensor, backward: torch.Tensor, mode: str, direction: str) -> None:
+def _check_clip(
+    x: torch.Tensor, forward: torch.Tensor, backward: torch.Tensor, mode: str, direction: str
+) -> None:
     for name, choice, options in (
         ("sampling", mode, ("nearest", "bilinear")),
         ("direction", direction, DIRECTIONS),

@@ -204,7 +204,11 @@ class UniMMVSRDiT(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.patch_size = (1, PATCH, PATCH)  # latent frames, rows, columns of a token, under the host's own name
+        self.patch_size = (
+            1,
+            PATCH,
+            PATCH,
+        )  # latent frames, rows, columns of a token, under the host's own name
         cell = PATCH**2 * config.latent_channels
         self.patch_in = ops.Linear(2 * cell, config.width)
         self.kind = nn.Parameter(torch.zeros(3, config.width))

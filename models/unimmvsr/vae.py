@@ -41,7 +41,9 @@ TIME = 4  # frames per latent frame; the first latent frame stands for one frame
 GRID = 4  # the decoder refines on a grid of 4x4 output pixels: at x4 that is the LR frame itself
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
 COMPLETION_BLOCKS = 3
-Memory = dict[int, torch.Tensor]  # of a clip's past, keyed by the identity of the layer that left it; empty at its start
+Memory = dict[
+    int, torch.Tensor
+]  # of a clip's past, keyed by the identity of the layer that left it; empty at its start
 
 
 @dataclass(frozen=True)
@@ -364,7 +366,9 @@ class CausalVideoVAE(nn.Module):
 class ResizedFrames:
     """LR frames (t, h, w, 3) in 0..1, resized to `size` and padded when asked for, a stretch of time at once."""
 
-    def __init__(self, frames: torch.Tensor, size: ClipSize, mode: str, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, frames: torch.Tensor, size: ClipSize, mode: str, device: torch.device, dtype: torch.dtype
+    ):
         self._frames, self._size, self._mode, self._place = frames, size, mode, (device, dtype)
         self._held: tuple[Window, torch.Tensor] | None = None
 

@@ -107,9 +107,7 @@ def encode_resized(
 
     pieces = _plan(vae, grid, space, time, tile, chunk, memory)
     with watched_layers(vae.first_stage_model) as show:
-        return services.to_output(
-            encode_pieces(piece, grid, pieces, time, show, services.check_cancelled)
-        )
+        return services.to_output(encode_pieces(piece, grid, pieces, time, show, services.check_cancelled))
 
 
 def _plan(

@@ -36,7 +36,10 @@ _UNTOUCHED = 0.01  # a start sigma below this leaves the start latent as it is
 # On ComfyUI 0.30 one step of uni_pc ends 3.4 away from the prediction, of dpm_fast and dpm_adaptive 4.4 (from
 # noise of unit variance). The stochastic ones add noise between steps, and there is no between.
 _ONE_STEP_BREAKS = ("unipc", "dpm_fast", "dpm_adaptive", "sde", "seeds", "sa_solver")
-_STOPS_EARLY = ("dpm_fast", "dpm_adaptive")  # end at the last sigma but one, and leave its noise in the picture
+_STOPS_EARLY = (
+    "dpm_fast",
+    "dpm_adaptive",
+)  # end at the last sigma but one, and leave its noise in the picture
 _licences_logged: set[str] = set()
 
 
@@ -189,9 +192,7 @@ def reference_cells(values: Mapping) -> int:
     return sum(latent[0, 0].numel() for latent in references.latents) if references else 0
 
 
-def reference_conds(
-    model: comfy.model_base.BaseModel, values: Mapping, frames: int, rule: StartRule
-) -> dict:
+def reference_conds(model: comfy.model_base.BaseModel, values: Mapping, frames: int, rule: StartRule) -> dict:
     """Give a BaseModel's conditions "references" and "reference_starts"; none without references.
 
     `values` are those of extra_conds, `frames` latent frames are sampled. With temporal windows the target of every

@@ -107,7 +107,9 @@ class RestorerVAE(comfy.sd.VAE):
         """Give the LATENT entries that stand for LR frames (B, h, w, 3) at `size`; `mode` is the resizing filter."""
         raise NotImplementedError
 
-    def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
+    def piece_encoder(
+        self, frames: torch.Tensor, size: ClipSize, mode: str
+    ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece of frames (B, h, w, 3) resized to `size`: see `encode_pieces`."""
         raise NotImplementedError
 
@@ -155,7 +157,9 @@ class RestorerVAE(comfy.sd.VAE):
             for pieces, running in tries:
                 with running as show:
                     encode = (piece_encoder or self.piece_encoder)(clip, whole, mode)
-                    parts.append(encode_pieces(encode, grid, pieces, law.time, show, services.check_cancelled))
+                    parts.append(
+                        encode_pieces(encode, grid, pieces, law.time, show, services.check_cancelled)
+                    )
                     break
         return services.to_output(torch.cat(parts))
 
@@ -166,8 +170,13 @@ class RestorerVAE(comfy.sd.VAE):
         most), side (cells of a tile, 0: what fits), overlap (cells).
         """
         options, law = {"lr": None, "lr_weight": 1.0, "size": None, **(vae_options or {})}, self.law
-        samples = services.check_latent("VAE Decode", "samples", {"samples": samples_in}, self.latent_channels)
-        size = options["size"] or services.latent_target("VAE Decode", {"samples": samples}, law.space, law.time)[0]
+        samples = services.check_latent(
+            "VAE Decode", "samples", {"samples": samples_in}, self.latent_channels
+        )
+        size = (
+            options["size"]
+            or services.latent_target("VAE Decode", {"samples": samples}, law.space, law.time)[0]
+        )
         output = services.output_tensor((len(samples), size.frames, size.height, size.width, 3))
         cuts = (options.get("chunk"), options.get("side") or None, options.get("overlap"))
         for latent, clip in zip(samples.split(1), output, strict=True):
@@ -293,4 +302,3 @@ def pick_vae_dtype(precision: str, preset: str, device: torch.device) -> torch.d
     if precision == "fp32" or preset == PUBLISHED:
         return torch.float32
     return management.vae_dtype(device, [torch.bfloat16, torch.float32])
-

@@ -109,7 +109,9 @@ class System:
     key: str
     name: str  # for people
     holds: str  # what its file or folder holds, for the error about a wrong file
-    marks: tuple[str, ...]  # a file is looked at by `open_state` where one of its entries contains one of these
+    marks: tuple[
+        str, ...
+    ]  # a file is looked at by `open_state` where one of its entries contains one of these
     open_state: Callable[[State, Mapping[str, str], Path], Any | None]  # None: entries of something else
     open_release: Callable[[Path], Any]  # opens what is known to be of this system again
     load_model: Callable[[Any, Loading, bool], Any]  # (release, settings, disable_dynamic) -> MODEL

@@ -164,7 +164,9 @@ class UniMMVSRVAE(RestorerVAE):
         """Encode LR frames, resized to `size`."""
         return {"samples": self.encode_clips(frames, size, mode)}
 
-    def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
+    def piece_encoder(
+        self, frames: torch.Tensor, size: ClipSize, mode: str
+    ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece."""
         clip = ResizedFrames(frames, size, mode, self.device, self.vae_dtype)
         return piece_encoder(self.first_stage_model, clip)
@@ -179,7 +181,9 @@ class UniMMVSRVAE(RestorerVAE):
             return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place)
 
 
-def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tuple[list[list[float]], list[float]]:
+def preview_factors(
+    config: VAEConfig, state: Mapping[str, torch.Tensor]
+) -> tuple[list[list[float]], list[float]]:
     """Fit latent -> RGB (-1..1), for the sampler's previews, on flat colours that go through the encoder."""
     vae = CausalVideoVAE(config).eval()  # a plain copy on the CPU: the host's one may not be loaded yet
     vae.load_state_dict(state)

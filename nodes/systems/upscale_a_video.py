@@ -83,7 +83,6 @@ _STANDARD = {"<|startoftext|>": 49406, "<|endoftext|>": 49407, "!": 0}  # of CLI
 _PAD = "!"  # with which SD 2 tokenizers pad
 
 
-
 # The UNet
 
 
@@ -170,9 +169,7 @@ def _condition(clip: LRClip) -> Conditioned:
     """Noise LR frames by the model's own schedule; the level counts thousandths of it. Sampling starts empty."""
     lr, most = clip.latent["samples"], MAX_NOISE_LEVEL / NOISE_STEPS
     if clip.references:
-        raise ValueError(
-            f"Upscale-A-Video takes no references; got {clip.references}. Unlink Reference Set."
-        )
+        raise ValueError(f"Upscale-A-Video takes no references; got {clip.references}. Unlink Reference Set.")
     if clip.noise_level > most:
         raise ValueError(
             f"noise_level must be at most {most} for Upscale-A-Video; got {clip.noise_level:g}. Use 0.12, the "
@@ -233,7 +230,9 @@ class UpscaleAVideoVAE(RestorerVAE):
         samples = services.to_output(lr_grid(frames, size, mode))
         return {"samples": samples, SYSTEM_KEY: self.system, ALPHAS_KEY: self._lr_alphas}
 
-    def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
+    def piece_encoder(
+        self, frames: torch.Tensor, size: ClipSize, mode: str
+    ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece."""
         return piece_encoder(self.first_stage_model, frames, self.device, self.vae_dtype)
 
@@ -264,7 +263,9 @@ def _load_clip(release: checkpoint.Release, loading: Loading, disable_dynamic: b
     )
     config = _text_config(state, release.text.config or {})
     special = _special_tokens(release.tokenizer)
-    state.setdefault("text_projection.weight", torch.eye(config["hidden_size"]))  # the pooled text is not used
+    state.setdefault(
+        "text_projection.weight", torch.eye(config["hidden_size"])
+    )  # the pooled text is not used
     target = SimpleNamespace(
         clip=partial(
             comfy.sd1_clip.SD1ClipModel,
@@ -379,13 +380,17 @@ def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: 
     return patcher
 
 
-def _load_vae(release: checkpoint.Release, loading: Loading, disable_dynamic: bool) -> UpscaleAVideoVAE | None:
+def _load_vae(
+    release: checkpoint.Release, loading: Loading, disable_dynamic: bool
+) -> UpscaleAVideoVAE | None:
     part = release.decoder(loading.decoder)
     if part is None:
         return None
     state = checkpoint.normalise_vae_keys(part.read())
     alphas = DiffusionSettings.from_json(release.low_res).alphas_cumprod()
-    return UpscaleAVideoVAE(checkpoint.vae_config(state, part.config), state, loading, alphas, disable_dynamic)
+    return UpscaleAVideoVAE(
+        checkpoint.vae_config(state, part.config), state, loading, alphas, disable_dynamic
+    )
 
 
 SYSTEM = System(

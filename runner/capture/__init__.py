@@ -8,8 +8,10 @@ import json
 import os
 
 import comfy.model_base
+import comfy.model_management
 import folder_paths
 import numpy as np
+import torch
 from comfy_api.latest import ComfyExtension, io
 
 _CALLS = {"network": 0}
@@ -23,6 +25,15 @@ def _count_network_calls() -> None:
         return original(self, *arguments, **keywords)
 
     comfy.model_base.BaseModel._apply_model = counted
+
+
+def _device() -> dict:
+    """Name the device that the host computes on, and the most bytes of it that were in use at once (CUDA only)."""
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cuda":
+        return {"device": f"{device.type}, {torch.get_num_threads()} threads", "peak_device_memory": None}
+    peak = torch.cuda.max_memory_allocated(device)
+    return {"device": torch.cuda.get_device_name(device), "peak_device_memory": peak}
 
 
 class CaptureFrames(io.ComfyNode):
@@ -53,6 +64,7 @@ class CaptureFrames(io.ComfyNode):
             "shape": [*images.shape[:3], 3],
             "frames_not_finite": bad,
             "network_calls": _CALLS["network"],
+            **_device(),
         }
         with open(path + ".json", "w", encoding="utf-8") as file:
             json.dump(facts, file)

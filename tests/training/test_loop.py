@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from cascadevsr.training.chart import draw_bars, draw_curves, smooth
+from cascadevsr.research.ablation_page import draw_bars
 from cascadevsr.training.curriculum import rng_at
 from cascadevsr.training.loop import (
     Average,
@@ -14,6 +14,7 @@ from cascadevsr.training.loop import (
     checkpoint_blocks,
     rate_share,
     read_log,
+    smooth,
     trained_state,
 )
 
@@ -98,7 +99,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     )
     for one, other in (
         (whole.module.state_dict(), resumed.module.state_dict()),
-        (whole.average.state, resumed.average.state),
+        (whole.average.model.state_dict(), resumed.average.model.state_dict()),
     ):
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert resumed.run() == [], "nothing is left to do"
@@ -141,7 +142,8 @@ def test_frozen_parts_are_not_saved_and_do_not_move(tmp_path):
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert not any(name.startswith("frozen") for name in state["module"])
     assert state["module"]["seen"] == 7
-    assert trained_state(loop.module).keys() == state["average"].keys()
+    assert trained_state(loop.module).keys() == state["module"].keys()
+    assert len(state["average"]) == 1 + len(loop.parameters), "the count of updates, and what is trained"
 
 
 def test_precisions(tmp_path):
@@ -209,13 +211,35 @@ def test_gradients_are_clipped_and_infinite_losses_refused(tmp_path):
 def test_the_average_lags_and_is_put_in_for_a_while():
     module = network()
     average = Average(module, 0.5)
+    before = module.out.weight.clone()
     with torch.no_grad():
         module.out.weight += 1
-    average.update(module, 1000)
+    average.update()
     own = module.out.weight.clone()
     with average.applied(module):
-        assert torch.allclose(module.out.weight, own - 0.5, atol=1e-6)
-    assert torch.equal(module.out.weight, own)
+        assert torch.allclose(module.out.weight, own - 0.1, atol=1e-6), "it follows closely at first"
+        module.seen += 5
+    assert torch.equal(module.out.weight, own) and module.seen == 0
+    for _ in range(40):
+        average.update()
+    with average.applied(module):
+        assert torch.allclose(module.out.weight, own, atol=1e-6)
+    assert not torch.equal(before, own)
+
+
+def test_the_average_is_that_of_its_formula():
+    module = network()
+    average, expected = Average(module, 0.9), {k: v.clone() for k, v in trained_state(module).items()}
+    for step in range(30):
+        with torch.no_grad():
+            for parameter in module.blocks.parameters():
+                parameter += 0.01 * torch.randn_like(parameter)
+        average.update()
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, value in trained_state(module).items():
+            expected[name].lerp_(value, 1 - decay)
+    with average.applied(module):
+        assert all(torch.equal(value, expected[name]) for name, value in trained_state(module).items())
 
 
 def test_the_curve_is_a_picture(tmp_path):
@@ -224,7 +248,6 @@ def test_the_curve_is_a_picture(tmp_path):
     start(tmp_path).run(until=8)
     with Image.open(tmp_path / "loss.png") as picture:
         assert picture.size == (960, 540) and len(picture.convert("RGB").getcolors(1 << 20)) > 3
-    draw_curves(tmp_path / "flat.png", {"one": [(1, 2.0)], "bad": [(1, float("nan"))]}, "flat")
     draw_bars(tmp_path / "bars.png", {"a": 3.0, "b": -1.0, "none": float("nan")}, "bars")
-    assert (tmp_path / "flat.png").exists() and (tmp_path / "bars.png").exists()
+    assert (tmp_path / "bars.png").exists()
     assert smooth([(0, 0.0), (1, 2.0), (2, 4.0), (3, 6.0)], 2) == [(0, 0.0), (1, 1.0), (2, 3.0), (3, 5.0)]

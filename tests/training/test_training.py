@@ -297,6 +297,23 @@ def test_a_killed_run_resumes_to_the_same_numbers(folder, tmp_path, small, monke
     assert (whole / stage / CURVE).exists()
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.9 brought its own Muon")
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16), (12, 12)])
+def test_muon_takes_the_steps_of_pytorchs_own(shape):
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    target, start = torch.randn(shape), ours.detach().clone()
+    optimisers = Muon([ours], lr=0.05), torch.optim.Muon([theirs], lr=0.05, weight_decay=0.0)
+    for _ in range(20):
+        for parameter, optimiser in zip((ours, theirs), optimisers, strict=True):
+            parameter.grad = parameter.detach() - target
+            optimiser.step()
+    assert (ours - theirs).norm() < 0.02 * (ours - start).norm(), (
+        "bf16 rounds the momentum's other scale otherwise"
+    )
+
+
 def test_muon_brings_singular_values_near_one_and_descends():
     torch.manual_seed(0)
     for shape in ((24, 40), (40, 24)):

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from . import upscale
-from .encode import write_video
-from .errors import RunnerError
-from .host import Host
-from .pack import load
-from .paths import scratch_folder
-from .video import probe, read_frames
+from ..runner import upscale
+from ..runner.cli import parser
+from ..runner.encode import write_video
+from ..runner.errors import RunnerError
+from ..runner.host import Host
+from ..runner.pack import load
+from ..runner.paths import scratch_folder
+from ..runner.video import probe, read_frames
 
 BACK_PROJECTIONS = 10
 _VIDEOS = {".mp4", ".mkv", ".mov"}
 
 
-def run(options, host: Host) -> dict:
-    """Measure every clip of --clips that has its LR file in --lr.
+def run(options: argparse.Namespace, host: Host) -> dict:
+    """run.py upscale on clips with known truth (--clips, --lr): PSNR-Y, SSIM-Y, warping error (minutes).
 
     Means over clips of: PSNR-Y of bicubic and what ours gains over it and over back-projection (dB), SSIM-Y
     gained, warping error as a ratio to the truth's own, sharpness (mean |Laplacian|) as a ratio to the truth's, and
@@ -53,7 +57,7 @@ def _mean(rows: list[dict]) -> dict:
     return {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
 
 
-def measure(clip: Path, low: Path, options, host: Host) -> dict:
+def measure(clip: Path, low: Path, options: argparse.Namespace, host: Host) -> dict:
     """Upscale one LR file by `run.py upscale` and compare with its truth."""
     truth, small = np.stack(list(read_frames(clip))), np.stack(list(read_frames(low)))
     rate = probe(low).rate
@@ -81,10 +85,15 @@ def measure(clip: Path, low: Path, options, host: Host) -> dict:
     }
 
 
-def upscaled(small: np.ndarray, rate, size: tuple[int, int], options, host: Host, more=()) -> np.ndarray:
+def upscaled(
+    small: np.ndarray,
+    rate: Fraction,
+    size: tuple[int, int],
+    options: argparse.Namespace,
+    host: Host,
+    more: Sequence[str] = (),
+) -> np.ndarray:
     """Run the command `run.py upscale IN OUT --size WxH --lossless` and `more` on frames and read its result."""
-    from .cli import parser
-
     with scratch_folder("quality-") as folder:
         source, result = folder / "in.mp4", folder / "out.mp4"
         write_video(source, small, rate, codec="h264-rgb")

@@ -1,4 +1,4 @@
-"""What ablations are made of: settings, questions with their variants, outcomes; and the questions asked here."""
+"""Settings, questions with their variants, and outcomes of ablations; REGISTRY lists the questions of this project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from .curriculum import DIFFICULT_FIRST, EASY_FIRST, FULL, IMAGES, VIDEO
+from ..training.curriculum import DIFFICULT_FIRST, EASY_FIRST, FULL, IMAGES, VIDEO
 
 TOKENS, CHANNELS = "tokens", "channels"
 SEPARATED, SHARED = "separated", "shared"
@@ -115,8 +115,8 @@ class Ablation:
 
 
 _TRAINED = {"given": False}
-# Questions about references are asked where they are practised most: of 2000 steps of the paper's order 560 have any,
-# and a network that has not learned to use them cannot tell one way of showing them from another.
+# Questions about references use the order with most of them: of 2000 steps of the paper's order only 560 have any, and
+# a network that has not learned to use references shows no difference between ways of conditioning on them.
 _PRACTISED = {"given": False, "order": EASY_FIRST}
 _EIGHT = {"sampling_steps": 8}
 REGISTRY = (

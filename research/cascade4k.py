@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-if __package__ in (None, ""):  # started as the watched process
-    sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
-    from runner.pack import load
-    from runner.server import peak_memory
-else:
-    from .binding import parse_size
-    from .errors import RunnerError
-    from .pack import load
+from ..runner.binding import parse_size
+from ..runner.errors import RunnerError
+from ..runner.host import Host
+from ..runner.pack import load
+from ..runner.paths import ROOT
+from ..runner.server import peak_memory
+from . import tiny_ltx
 
+T = TypeVar("T")
 FRAMES, SIZE = 21, "3840x2160"
 CHUNK = 16  # frames of one chunk, the bar beside the result
-_BASE_ROWS, _BASE_COLUMNS = 5, 8  # latent cells of the base clip, times 32 / the cells of the family
-_FAMILY = "ltxv"
+_BASE_ROWS, _BASE_COLUMNS = 5, 8  # latent cells of the base clip
+# The watched process: (root of the pack, job as json) -> figures as json on the last line.
+_START = """import sys
+sys.path.insert(0, sys.argv[1])
+from runner.pack import load
+load("research.cascade4k").watched_process(sys.argv[2])
+"""
 
 
-def cascade4k(options, host) -> dict:
+def cascade4k(options: argparse.Namespace, host: Host) -> dict:
     """A tiny model of the host's LTX classes at 3840x2160, 21 frames, on the CPU: peak memory (minutes)."""
     width, height = parse_size(options.size or SIZE)
     job = {"host": str(host.path), "frames": options.frames or FRAMES, "width": width, "height": height}
-    done = subprocess.run([sys.executable, __file__, json.dumps(job)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", _START, str(ROOT), json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RunnerError(f"bench cascade4k: the watched process ended with {done.returncode}; see above.")
     return json.loads(done.stdout.splitlines()[-1])
@@ -40,7 +49,7 @@ class Watch:
     def __init__(self):
         self.peaks, self.seconds, self.start = {}, {}, resident()
 
-    def run(self, name: str, work):
+    def run(self, name: str, work: Callable[[], T]) -> T:
         """Do the work of one stage and note its time and its peak above the start."""
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         began, result = time.perf_counter(), work()
@@ -61,29 +70,32 @@ def watched(job: dict) -> dict:
     import torch
 
     custom = load_host(job["host"])
-    cascade, decode, tiling = (load(f"nodes.{name}") for name in ("cascade", "decode", "tiling"))
-    motion, sampling, tie = (load(f"nodes.{name}") for name in ("motion", "sampling", "tie"))
-    base = load("tests.host.base_models")
-    family, model, vae = base.FAMILIES[_FAMILY], base.make_model(_FAMILY), base.make_vae(_FAMILY)
-    prompt = base.make_prompt(_FAMILY)
-    count, share = job["frames"], 32 // family.space
-    latents = 1 + -(-(count - 1) // family.time)
+    frame_nodes, tiling, sampling = (load(f"nodes.{name}") for name in ("frames", "tiling", "sampling"))
+    motion, low_frequency = (load(f"nodes.{name}") for name in ("motion", "low_frequency"))
+    model, vae, prompt = tiny_ltx.make_model(), tiny_ltx.make_vae(), tiny_ltx.make_prompt()
+    count = job["frames"]
+    latents = 1 + -(-(count - 1) // tiny_ltx.TIME)
     generator = torch.Generator().manual_seed(0)
-    shape = (1, family.channels, latents, _BASE_ROWS * share, _BASE_COLUMNS * share)
-    low = torch.randn(shape, generator=generator)
-    size = {"frames": count, "height": _BASE_ROWS * 32, "width": _BASE_COLUMNS * 32}
+    low = torch.randn((1, tiny_ltx.CHANNELS, latents, _BASE_ROWS, _BASE_COLUMNS), generator=generator)
+    size = {
+        "frames": count,
+        "height": _BASE_ROWS * tiny_ltx.SPACE,
+        "width": _BASE_COLUMNS * tiny_ltx.SPACE,
+    }
     target = {"target": "exact size", "height": job["height"], "width": job["width"]}
     watch = Watch()
 
     def enter():
         samples = {"samples": low, "vsr_size": size}
-        return cascade.CascadeInput.execute(vae, target, "bilinear", samples=samples, base_vae=vae).args[:2]
+        return frame_nodes.CascadeInput.execute(vae, target, "bilinear", samples=samples, base_vae=vae).args[
+            :2
+        ]
 
     def refine():
         flow = motion.EstimateMotion.execute(frames, motion.FlowModel("built-in")).args[0]
         steps = {"steps": "percent range", "start_percent": 0.0, "end_percent": 1.0}
         patched = motion.LatentPropagation.execute(model, flow, steps, "both", 0.3, "nearest", 0.001, 0.05)
-        patched = tie.LowFrequencyTie.execute(patched.args[0], lr, 0.5, 8.0, 0.0, 1.0).args[0]
+        patched = low_frequency.LowFrequencyTie.execute(patched.args[0], lr, 0.5, 8.0, 0.0, 1.0).args[0]
         patched = tiling.TemporalWindows.execute(patched, {"windows": "auto"}).args[0]
         patched = tiling.SpatialTiles.execute(patched, {"tiling": "auto"}).args[0]
         guider = custom.CFGGuider.execute(patched, prompt, prompt, 1.0).args[0]
@@ -96,14 +108,14 @@ def watched(job: dict) -> dict:
         lr, frames = watch.run("cascade_input", enter)
         sampled = watch.run("refine", refine)
         result = watch.run(
-            "decode", lambda: decode.TemporalDecode.execute(sampled, vae, 1.0, CHUNK, 0).args[0]
+            "decode", lambda: frame_nodes.TemporalDecode.execute(sampled, vae, 1.0, CHUNK, 0).args[0]
         )
     if tuple(result.shape) != (count, job["height"], job["width"], 3) or not torch.isfinite(result).all():
         raise ValueError(f"bench cascade4k: got frames of {tuple(result.shape)}, or such as are not finite.")
     beside = {**watch.peaks, "decode": watch.peaks["decode"] - result.nbytes}
     return {
         "device": f"cpu, {torch.get_num_threads()} threads",
-        "family": f"{_FAMILY}, random weights, {sum(p.numel() for p in model.model.parameters()) / 1e6:.1f} M",
+        "family": f"ltxv, random weights, {sum(p.numel() for p in model.model.parameters()) / 1e6:.1f} M",
         "frames": count,
         "size": f"{job['width']}x{job['height']}",
         **{f"{name}_seconds": seconds for name, seconds in watch.seconds.items()},
@@ -126,5 +138,6 @@ def load_host(path: str):
     return custom
 
 
-if __name__ == "__main__":
-    print(json.dumps(watched(json.loads(sys.argv[1]))))
+def watched_process(job: str) -> None:
+    """Print the figures of a job as json."""
+    print(json.dumps(watched(json.loads(job))))

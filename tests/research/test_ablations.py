@@ -8,10 +8,10 @@ import torch
 from cascadevsr.models.checkpoints import save_state
 from cascadevsr.models.unimmvsr.dit import DiTConfig, UniMMVSRDiT, patchify
 from cascadevsr.models.unimmvsr.vae import CausalVideoVAE, VAEConfig
-from cascadevsr.training import ablation_world, ablations
-from cascadevsr.training.ablation_page import mean_and_error, report, verdict
-from cascadevsr.training.ablation_settings import REGISTRY, Ablation, Config, Outcome
-from cascadevsr.training.ablation_world import (
+from cascadevsr.research import ablation_world, ablations
+from cascadevsr.research.ablation_page import mean_and_error, report, verdict
+from cascadevsr.research.ablation_settings import REGISTRY, Ablation, Config, Outcome
+from cascadevsr.research.ablation_world import (
     ChannelReferences,
     LatentWorld,
     Scale,
@@ -19,7 +19,7 @@ from cascadevsr.training.ablation_world import (
     fresh_dit,
     restore,
 )
-from cascadevsr.training.ablations import choose, run
+from cascadevsr.research.ablations import choose, run
 from cascadevsr.training.latents import LatentSample
 from cascadevsr.training.loop import read_log
 from cascadevsr.training.photos import find_photos, load_photo

@@ -1,4 +1,4 @@
-"""The benchmarks that need no host, at toy size."""
+"""The benchmarks: those of graphs in a real ComfyUI at toy size, those of clips without it."""
 
 import json
 from argparse import Namespace
@@ -7,17 +7,52 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cascadevsr.runner import bench, bench_references, quality
+import torch
+from cascadevsr.research import graphs, quality, reference_gains, restorers
+from cascadevsr.runner.bench import BENCHMARKS
 from cascadevsr.runner.encode import write_video
 from cascadevsr.runner.errors import RunnerError
+from cascadevsr.runner.pack import load
 from cascadevsr.runner.video import read_frames
 from PIL import Image
 
 
-def test_builtin_measures_the_shipped_networks():
-    result = bench._builtin(5, (64, 48), "cpu")
-    assert (result["frames"], result["size"], result["network_calls"]) == (5, "64x48", 1)
-    assert result["seconds_per_frame"] > 0
+def options(**values):
+    return Namespace(**{"frames": None, "size": None, "device": "cpu", "settings": []} | values)
+
+
+def test_every_benchmark_says_what_it_measures():
+    for module, function, _ in BENCHMARKS.values():
+        assert getattr(load(module), function).__doc__
+
+
+def test_builtin_runs_the_graph_that_users_run(comfyui):
+    result = graphs.builtin(options(frames=5, size="256x128"), comfyui)
+    assert (result["frames"], result["width"], result["height"], result["network_calls"]) == (5, 256, 128, 1)
+    assert result["seconds_per_frame"] > 0 and result["device"].startswith("cpu")
+    assert 0 < result["Temporal Decode_seconds"] < 60
+
+
+@pytest.mark.parametrize("bench", [restorers.upscale_a_video, restorers.mgld_vsr])
+def test_restorers_run_their_graphs_with_random_weights(bench, comfyui):
+    result = bench(options(size="64x64", settings=["Refine Sigmas.steps=3"]), comfyui)
+    assert (result["frames"], result["width"], result["height"], result["steps"]) == (5, 64, 64, 3)
+    assert result["graph"].startswith("Restore-with-") and "random weights" in result["networks"]
+    assert result["network_calls"] >= 3
+    assert result["Sample_seconds"] > 0 and result["Temporal Decode_seconds"] > 0
+
+
+def test_releases_of_published_size_have_the_published_numbers_of_weights(tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(restorers, "save_state", lambda path, state: counted.append(len(state)))
+    monkeypatch.setattr(restorers, "_draw", lambda key, shape, generator: torch.empty(shape, device="meta"))
+    (tmp_path / "text_encoder").mkdir()
+    upscale_a_video, mgld_vsr = (
+        restorers.write_upscale_a_video(tmp_path, True),
+        restorers.write_mgld_vsr(tmp_path, True),
+    )
+    assert 1.0e9 < upscale_a_video < 1.6e9 and 1.2e9 < mgld_vsr < 2.2e9
+    assert len(counted) == 5
 
 
 def clips(folder):
@@ -77,10 +112,10 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
             bicubic[:, :, :32] = truth[:, :, :32]
         return bicubic
 
-    monkeypatch.setattr(bench_references, "upscaled", better_on_the_left)
+    monkeypatch.setattr(reference_gains, "upscaled", better_on_the_left)
     options = Namespace(**vars(options), regions=["b=32,0,32,48"])
-    rows = bench_references.run(options, None)["bicubic"]
-    edited, identity = (["--workflow", name] for name in bench_references.WORKFLOWS.values())
+    rows = reference_gains.run(options, None)["bicubic"]
+    edited, identity = (["--workflow", name] for name in reference_gains.WORKFLOWS.values())
     assert asked[:3] == [
         [],
         [*edited, "--reference-video", "video.mp4"],
@@ -90,4 +125,4 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
     assert rows["a"]["t right"] > 10 and rows["a"]["t wrong b"] == 0
     assert rows["b"]["right"] == 0 and rows["b"]["wrong"] == 0, "the video changes nothing in the region"
     with pytest.raises(RunnerError, match="--region"):
-        bench_references.parse_region("b=1,2")
+        reference_gains.parse_region("b=1,2")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 
-from .errors import RunnerError
-from .host import Host
-from .pack import load
+from ..runner.errors import RunnerError
+from ..runner.host import Host
+from ..runner.pack import load
+from ..runner.video import probe, read_frames
 from .quality import upscaled
-from .video import probe, read_frames
 
 KEPT = 12  # levels of 255 (largest of the colours) by which what an edit kept may differ from the reference video
 WORKFLOWS = {
@@ -21,8 +22,8 @@ WORKFLOWS = {
 _BORDER = 4  # px shaved off before measuring, as in bench quality
 
 
-def run(options, host: Host) -> dict:
-    """Measure every clip of --clips whose entry in its manifest.json names references.
+def run(options: argparse.Namespace, host: Host) -> dict:
+    """run.py upscale with right, wrong and no references on clips whose manifest names some (minutes).
 
     Figures: PSNR-Y in dB of the referenced region without references, and what right and wrong ones gain there;
     `t`: the paired t values of these gains over frames. Wrong ones are every other entry's in turn; `wrong`
@@ -73,7 +74,15 @@ def parse_region(text: str) -> tuple[str, tuple[slice, slice]]:
     return name, (slice(top, top + height), slice(left, left + width))
 
 
-def measure(entry: dict, low: Path, others: list[dict], region, folder: Path, options, host: Host) -> dict:
+def measure(
+    entry: dict,
+    low: Path,
+    others: list[dict],
+    region: tuple[slice, slice] | None,
+    folder: Path,
+    options: argparse.Namespace,
+    host: Host,
+) -> dict:
     """Upscale one LR file without, with its own and with another clip's references, by the templates made for them."""
     truth, small = (np.stack(list(read_frames(file))) for file in (folder / entry["file"], low))
     files, option = references_of(entry, folder)

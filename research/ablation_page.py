@@ -1,4 +1,4 @@
-"""Ablations on paper: verdicts by paired differences, a markdown page, charts and clips."""
+"""The page of the ablations: verdicts by paired differences, tables, charts and pictures in markdown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
+from ..models.pixels.chart import COLOURS, PAPER, place, write
 from .ablation_settings import Ablation, Outcome, Outcomes
-from .chart import draw_bars
 
 ABOUT = (
     "Mean ± standard error over the test clips, and over trainings (seeds) where there are several: the root "
@@ -128,18 +130,35 @@ def _cell(mean: float, error: float) -> str:
     return f"{mean:.3f}" + (f" ± {error:.3f}" if math.isfinite(error) else "")
 
 
+def draw_bars(path: Path, bars: Mapping[str, float], title: str, width: int = 960) -> None:
+    """Draw one horizontal bar for each named value as PNG, from 0 on or from a little below the least of them."""
+    finite = {name: value for name, value in bars.items() if math.isfinite(value)}
+    names, row = max((len(name) for name in bars), default=0), 30
+    image = Image.new("RGB", (width, 48 + row * len(bars)), PAPER)
+    draw = ImageDraw.Draw(image)
+    write(draw, (width // 2, 10), title, "ma")
+    low, high = min(finite.values(), default=0.0), max(finite.values(), default=1.0)
+    start = min(0.0, low) if low <= 0 or low < 0.5 * high else low - 0.5 * max(high - low, 1e-6)
+    first, last = 24 + 8 * names, width - 90
+    for number, (name, value) in enumerate(bars.items()):
+        y = 40 + row * number
+        write(draw, (first - 8, y + 10), name, "rm")
+        if name in finite:
+            end = place(value, start, max(high, start + 1e-9), first, last)
+            draw.rectangle((first, y, max(first + 1, end), y + 20), COLOURS[number % len(COLOURS)])
+            write(draw, (max(first, end) + 6, y + 10), f"{value:.4g}", "lm")
+        else:
+            write(draw, (first, y + 10), "no value", "lm")
+    image.save(path, "PNG", optimize=True)
+
+
 def save_picture(path: Path, picture: torch.Tensor) -> None:
     """Write (3, h, w) in 0..1 as PNG."""
-    from PIL import Image
-
     pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     Image.fromarray(pixels).save(path, "PNG")
 
 
 def load_picture(path: Path) -> torch.Tensor:
     """Read what save_picture wrote."""
-    import numpy as np
-    from PIL import Image
-
     with Image.open(path) as file:
         return torch.from_numpy(np.asarray(file.convert("RGB")).copy()).permute(2, 0, 1) / 255

@@ -21,25 +21,24 @@ import torch.nn.functional as F
 from ..models.checkpoints import load_state, strip_prefix
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import estimate_pairs
-from ..models.motion.flow import warp
+from ..models.motion.flow import propagate, warp
 from ..models.motion.guidance import Flows, guide_clean
-from ..models.motion.flow import propagate
 from ..models.pixels.metrics import detail_ratio, psnr_y
 from ..models.schedules import flow_sigmas
 from ..models.unimmvsr.checkpoint import dit_config, vae_config
 from ..models.unimmvsr.dit import DiTConfig, UniMMVSRDiT, patchify
 from ..models.unimmvsr.sdedit import SDEdit
 from ..models.unimmvsr.vae import TIME, CausalVideoVAE
+from ..training.augment import Dropout, noise_latent, normal
+from ..training.curriculum import VIDEO, rng_at, stage_at, stages, task_at
+from ..training.latents import LatentSample, LatentStore, encode_pair
+from ..training.loop import Loop, LoopSettings
+from ..training.muon import Muon
+from ..training.pairs import Pair, PhotoTakes, Recipe, make_pair, without_augmentation
+from ..training.photos import corpus_hash, find_photos, load_photo
+from ..training.sdedit import BuiltInBase, SDEditTransform
+from ..training.stages import attention
 from .ablation_settings import BOTH, CHANNELS, NONE, SDEDIT, SHARED, SYNTHETIC, WRONG, Config, Outcome
-from .augment import Dropout, noise_latent, normal
-from .curriculum import VIDEO, rng_at, stage_at, stages, task_at
-from .latents import LatentSample, LatentStore, encode_pair
-from .loop import Loop, LoopSettings
-from .muon import Muon
-from .pairs import Pair, PhotoTakes, Recipe, make_pair, without_augmentation
-from .photos import corpus_hash, find_photos, load_photo
-from .sdedit import BuiltInBase, SDEditTransform
-from .stages import attention
 
 WEIGHTS = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
 _MAKE, _STEP, _TEST = 3, 4, 5  # streams of random numbers
@@ -74,7 +73,15 @@ class ChannelReferences(nn.Module):
         self.reference_in = nn.Linear(4 * dit.config.latent_channels, dit.config.width, bias=False)
         nn.init.zeros_(self.reference_in.weight)
 
-    def forward(self, z_t, t, lr, noise_level, references: Sequence[torch.Tensor] = (), **_) -> torch.Tensor:
+    def forward(
+        self,
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        lr: torch.Tensor,
+        noise_level: torch.Tensor,
+        references: Sequence[torch.Tensor] = (),
+        **_,
+    ) -> torch.Tensor:
         if not references:
             return self.dit(z_t, t, lr, noise_level)
         fitted = torch.stack([_on_grid(reference, z_t.shape[2:]) for reference in references]).mean(0)
@@ -105,14 +112,28 @@ def fresh_dit(config: DiTConfig) -> UniMMVSRDiT:
     return dit
 
 
-def velocity(network: nn.Module, config: Config, z_t, t, lr, level, references) -> torch.Tensor:
+def velocity(
+    network: nn.Module,
+    config: Config,
+    z_t: torch.Tensor,
+    t: torch.Tensor,
+    lr: torch.Tensor,
+    level: torch.Tensor,
+    references: Sequence[torch.Tensor],
+) -> torch.Tensor:
     """Predict with references placed as the config says."""
     starts = (0,) * len(references) if config.rope == SHARED else None
     return network(z_t, t, lr, level, references, starts=starts).float()
 
 
 @torch.no_grad()
-def restore(network, config: Config, sample: LatentSample, references, noise: torch.Tensor) -> torch.Tensor:
+def restore(
+    network: nn.Module,
+    config: Config,
+    sample: LatentSample,
+    references: Sequence[torch.Tensor],
+    noise: torch.Tensor,
+) -> torch.Tensor:
     """Sample from noise in straight steps; on every clean estimate guidance by references, then motion tools."""
     lr, level, z = sample.lr, torch.zeros(1), noise
     flows = (sample.extra["forward"], sample.extra["backward"])
@@ -154,7 +175,7 @@ class LatentWorld:
         )
 
     def build(self, config: Config) -> nn.Module:
-        """Give the DiT at hand, or a fresh small one."""
+        """Return the given DiT, or a new small one."""
         if config.given:
             return self.dit
         scale = self.scale
@@ -198,7 +219,7 @@ class LatentWorld:
             networks, draw, loss, folder, settings, optimiser=Muon
         )  # as the built-in model is trained
         loop.run()
-        networks.load_state_dict(loop.average.state)
+        loop.average.apply()
 
     @torch.no_grad()
     def evaluate(self, networks: nn.Module, config: Config) -> Outcome:
@@ -302,7 +323,7 @@ def _column(frames: torch.Tensor, sample: LatentSample) -> torch.Tensor:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what this world asks for on the command line."""
+    """Add the options of this world to a command line."""
     add = parser.add_argument
     add("--photos", type=Path, nargs="+", required=True, help="folders of photographs you may use")
     add(

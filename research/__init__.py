@@ -1,0 +1,1 @@
+"""Measurements of our own: ablations of the method, and the benchmarks behind `run.py bench`."""
