@@ -5,9 +5,7 @@ import os
 import sys
 
 if sys.version_info < (3, 10):
-    sys.exit(
-        "run.py: needs Python 3.10 or newer; this is %d.%d. Start it with a newer one." % sys.version_info[:2]
-    )
+    sys.exit("run.py: needs Python 3.10 or newer; this is %d.%d. Start it with a newer one." % sys.version_info[:2])
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 

@@ -153,14 +153,10 @@ def own_copies(state: Mapping[str, torch.Tensor], prefix: str = "", half: bool =
 def check_target(target: Path) -> None:
     """Refuse a name for a converted file before the work begins."""
     if target.suffix != ".safetensors":
-        raise CheckpointError(
-            f"the result must be named *.safetensors; got {target.name}. Change the last argument."
-        )
+        raise CheckpointError(f"the result must be named *.safetensors; got {target.name}. Change the last argument.")
 
 
-def write_converted(
-    target: Path, tensors: State, metadata: Mapping[str, str], say: Callable[[str], None]
-) -> None:
+def write_converted(target: Path, tensors: State, metadata: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Write a converted release as safetensors, and say how large it is and under which licence."""
     save_state(target, tensors, metadata)
     say(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e9:.2f} GB. {metadata['licence']}")

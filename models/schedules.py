@@ -21,12 +21,7 @@ SAME = 1.0001  # sigmas whose ratio is below this are one step
 _MOST_GAIN = 10.0  # sum of |weights| of a multistep; 6.7 are those of order 4 on an even grid
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Fields of a scheduler json that change the numbers, and the value under which they do not.
-_PLAIN = {
-    "thresholding": False,
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
-    "timestep_spacing": "leading",
-}
+_PLAIN = {"thresholding": False, "trained_betas": None, "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
 
 
 def shift_sigma(sigma, shift: float):
@@ -135,9 +130,7 @@ class DiffusionSettings:
 
     def alphas_cumprod(self) -> torch.Tensor:
         """Give the (num_train_timesteps,) float32 shares of signal power, from clean to noise."""
-        return alphas_cumprod(
-            betas(self.beta_schedule, self.beta_start, self.beta_end, self.num_train_timesteps)
-        )
+        return alphas_cumprod(betas(self.beta_schedule, self.beta_start, self.beta_end, self.num_train_timesteps))
 
 
 def betas(kind: str, start: float, end: float, steps: int) -> torch.Tensor:
@@ -196,9 +189,7 @@ def ddpm_timesteps(steps: int, trained: int = 1000) -> list[int]:
     The stride is summed up in double precision and halves are rounded to even, as published.
     """
     if not 2 <= steps <= trained:
-        raise ValueError(
-            f"Ancestral DDPM times: needs 2 to {trained} steps; got {steps}. 50 is the published number."
-        )
+        raise ValueError(f"Ancestral DDPM times: needs 2 to {trained} steps; got {steps}. 50 is the published number.")
     times, reached = [], 0.0
     for _ in range(steps):
         times.append(round(reached))
@@ -206,9 +197,7 @@ def ddpm_timesteps(steps: int, trained: int = 1000) -> list[int]:
     return times[::-1]
 
 
-def ddpm_posterior(
-    alpha: torch.Tensor, alpha_next: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def ddpm_posterior(alpha: torch.Tensor, alpha_next: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Give (share of the clean sample, share of x, log variance) of a step from alpha to alpha_next.
 
     The variance is that of the posterior, beta~ in Ho et al. 2020; log(1e-20) where it is 0, at alpha_next 1.

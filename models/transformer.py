@@ -65,9 +65,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, ops: ModuleType):
         super().__init__()
         # The middle of the published list is a dropout, which has no weights.
-        self.net = nn.ModuleList(
-            [GatedLinear(width, 4 * width, ops), nn.Identity(), ops.Linear(4 * width, width)]
-        )
+        self.net = nn.ModuleList([GatedLinear(width, 4 * width, ops), nn.Identity(), ops.Linear(4 * width, width)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = [self.net[2](self.net[0](part)) for part in x.flatten(0, -2).split(TOKENS_AT_ONCE)]

@@ -3,8 +3,8 @@
 Reference Tokens patches a clone of the MODEL, so that it takes references (nodes/host/wan.py). Load VSR Adapter:
 
 1. The file is read and checked against the base: channels, width, every changed layer.
-2. A clone of the MODEL gets patches only: a wider patch embedding for the LR clip, changed layers (as a LoRA), reference
-   tokens, and a small network for the noise level, which joins the time embedding by a forward hook.
+2. A clone of the MODEL gets patches only: a wider patch embedding for the LR clip, changed layers (as a LoRA),
+   reference tokens, and a small network for the noise level, which joins the time embedding by a forward hook.
 3. The base's own weights are not written; LoRA loaders stack with it.
 """
 
@@ -44,23 +44,17 @@ class ReferenceTokens(io.ComfyNode):
             node_id="VSRReferenceTokens",
             display_name=_TOKENS,
             category=services.CATEGORY,
-            description="Lets a plain Wan 2.1 or 2.2 model take the references of VSR Conditioning: as tokens "
-            "beside the clip's own, each with a time of its own. Without references it changes nothing. Load VSR "
-            "Adapter does the same by itself; the built-in restorer needs neither.",
-            search_aliases=[
-                "in-context",
-                "identity",
-                "reference latents",
-                "context latents",
-                "multi-id",
-                "wan",
-            ],
+            description=(
+                "Lets a plain Wan 2.1 or 2.2 model take the references of VSR Conditioning, "
+                "as tokens beside the clip's own, each reference with its own time indices. "
+                "Without references it changes nothing. Load VSR Adapter includes this; the "
+                "built-in restorer needs neither."
+            ),
+            search_aliases=["in-context", "identity", "reference latents", "context latents", "multi-id", "wan"],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="A Wan text-to-video or image-to-video model, before the sampler."
-                )
+                io.Model.Input("model", tooltip="A Wan text-to-video or image-to-video model, before the sampler.")
             ],
-            outputs=[io.Model.Output(tooltip="The model, which takes references.")],
+            outputs=[io.Model.Output(tooltip="The model, which now takes references.")],
         )
 
     @classmethod
@@ -82,25 +76,28 @@ class LoadVSRAdapter(io.ComfyNode):
             node_id="VSRLoadAdapter",
             display_name=_TITLE,
             category=services.CATEGORY,
-            description="Makes a Wan text-to-video model a restorer: channels for the low-resolution clip, its noise "
-            "level, changed layers, and reference tokens. Only this MODEL changes; LoRA loaders stack with it.",
+            description=(
+                "Turns a Wan text-to-video model into a restorer: adds channels for the "
+                "low-resolution clip, its noise level, changed layers and reference tokens. "
+                "Only this MODEL changes; LoRA loaders can be added after it."
+            ),
             search_aliases=["unimmvsr adapter", "super resolution lora", "wan upscale", "vsr lora"],
             inputs=[
                 io.Model.Input("model", tooltip="The Wan text-to-video model the adapter was trained for."),
-                io.Combo.Input(
-                    "adapter", options=adapter_names(), tooltip="A file from models/vsr_adapters."
-                ),
+                io.Combo.Input("adapter", options=adapter_names(), tooltip="A file from models/vsr_adapters."),
                 io.Float.Input(
                     "strength",
                     default=1.0,
                     min=0.0,
                     max=2.0,
                     step=0.01,
-                    tooltip="How much of the adapter acts: 1 as trained, 0 the base model alone.",
+                    tooltip="Strength of the adapter: 1 as trained, 0 the base model alone.",
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The restorer, for any sampler; condition it with VSR Conditioning.")
+                io.Model.Output(
+                    tooltip=("The restorer, for any sampler. Take positive and negative from VSR Conditioning.")
+                )
             ],
         )
 
@@ -139,9 +136,7 @@ def adapter_path(name: str) -> Path:
     return services.listed_path(_TITLE, "adapter", {services.ADAPTER_FOLDER: adapter_names()}, name, "")
 
 
-def apply_adapter(
-    patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float
-) -> None:
+def apply_adapter(patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float) -> None:
     """Patch a cloned MODEL; raises ValueError where the adapter was made for another base.
 
     Everything is a patch, an additional model or a wrapper of the patcher: the base's own weights are not written.
@@ -185,14 +180,14 @@ def _check_base(patcher: comfy.model_patcher.ModelPatcher, adapter: Adapter) -> 
     channels = patcher.model.latent_format.latent_channels
     if channels != info.latent_channels:
         raise ValueError(
-            f"{_TITLE}: the model must have latents of {info.latent_channels} channels, as {info.base} has; got "
-            f"{channels}. Load {info.base} in front of the adapter."
+            f"{_TITLE}: the model must have latents of {info.latent_channels} channels, as "
+            f"{info.base} has; got {channels}. Load {info.base} before the adapter."
         )
     if network.in_dim != channels:
         raise ValueError(
             f"{_TITLE}: the model must be a text-to-video base with {channels} input channels; got "
-            f"{network.in_dim}. Load the base without channels for images or a clip in front of the adapter; a whole "
-            "restorer checkpoint needs Reference Tokens only."
+            f"{network.in_dim}. Load a base without channels for images or a clip before the adapter; "
+            "a whole restorer checkpoint needs Reference Tokens only."
         )
     if network.dim != adapter.width:
         raise ValueError(
@@ -221,9 +216,7 @@ def _layer_patches(patcher: comfy.model_patcher.ModelPatcher, adapter: Adapter) 
 # Noise level
 
 
-def _add_level(
-    patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float
-) -> None:
+def _add_level(patcher: comfy.model_patcher.ModelPatcher, path: Path, adapter: Adapter, strength: float) -> None:
     """Let the noise level of VSR Conditioning join the time step, through the adapter's own small network."""
     network = _level_network(adapter)
     network.cached_patcher_init = (_reload_level, (path,))

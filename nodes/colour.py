@@ -19,14 +19,15 @@ class ColourMatch(io.ComfyNode):
             node_id="VSRColourMatch",
             display_name=_TITLE,
             category=services.CATEGORY,
-            description="Gives an upscaled clip the colours of the clip it was made from, frame by frame; its detail "
-            "stays.",
+            description=(
+                "Gives an upscaled clip the colours of the clip it was made from, frame by frame; detail is kept."
+            ),
             search_aliases=["color match", "colour fix", "color correction", "wavelet", "adain", "lab"],
             inputs=[
-                io.Image.Input("images", tooltip="The clip whose colours are to be set."),
+                io.Image.Input("images", tooltip="The clip to correct."),
                 io.Image.Input(
                     "reference",
-                    tooltip="The clip with the right colours, any size; one picture serves all frames.",
+                    tooltip=("The clip with the right colours, of any size; a single picture is used for all frames."),
                 ),
                 io.Combo.Input(
                     "method",
@@ -41,7 +42,7 @@ class ColourMatch(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="0 leaves the clip as it is, 1 matches fully.",
+                    tooltip="0 leaves the clip unchanged, 1 matches it fully.",
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The matched clip.")],

@@ -22,27 +22,9 @@ from comfy_api.latest import io
 
 from ..models.layout.noise import LR_STREAM
 from ..models.layout.sizes import ClipSize, latent_frames, pad_clip, padded_size, resize_clip, target_size
-from ..models.unimmvsr.references import (
-    AFTER,
-    IMAGE,
-    MANUAL,
-    MODEL,
-    PAPER,
-    POLICIES,
-    VIDEO,
-    Reference,
-    References,
-)
+from ..models.unimmvsr.references import AFTER, IMAGE, MANUAL, MODEL, PAPER, POLICIES, VIDEO, Reference, References
 from .host import services
-from .host.keys import (
-    ALPHAS_KEY,
-    DEVIATION_KEY,
-    LEVEL_KEY,
-    LR_KEY,
-    LR_NOISE_KEY,
-    REFERENCES_KEY,
-    SYSTEM_KEY,
-)
+from .host.keys import ALPHAS_KEY, DEVIATION_KEY, LEVEL_KEY, LR_KEY, LR_NOISE_KEY, REFERENCES_KEY, SYSTEM_KEY
 from .host.model import unanswered_level, unanswered_references
 from .sampling import AddressedNoise
 from .systems.base import LRClip
@@ -66,12 +48,7 @@ class VSRConditioning(io.ComfyNode):
             category=services.CATEGORY,
             description="Gives the sampler the low-resolution clip, how far to trust it, and references. Prompts are "
             "optional; the built-in restorer was trained without text and ignores them.",
-            search_aliases=[
-                "super resolution conditioning",
-                "upscale conditioning",
-                "lr conditioning",
-                "unimmvsr",
-            ],
+            search_aliases=["super resolution conditioning", "upscale conditioning", "lr conditioning", "unimmvsr"],
             inputs=[
                 io.Latent.Input("lr_latent", tooltip="The upscaled and encoded clip from Cascade Input."),
                 io.Float.Input(
@@ -80,9 +57,11 @@ class VSRConditioning(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
-                    tooltip="Noise mixed into the low-resolution clip: 0 stays faithful, 0.2 to 0.6 invents more "
-                    "detail. Upscale-A-Video: 0.12 is the published choice, 0 to 0.2 usual, 0.35 the most. "
-                    "MGLD-VSR: 0.",
+                    tooltip=(
+                        "Noise mixed into the low-resolution clip: 0 is the most faithful, 0.2 "
+                        "to 0.6 lets the model invent more detail. Upscale-A-Video: 0.12 as "
+                        "published, usually 0 to 0.2, at most 0.35. MGLD-VSR: 0."
+                    ),
                 ),
                 io.Int.Input(
                     "seed",
@@ -90,22 +69,21 @@ class VSRConditioning(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of that noise; without effect at noise level 0, except for MGLD-VSR's reference "
-                    "preset, which draws the latent from what the encoder finds.",
+                    tooltip=(
+                        "Seed of this noise. No effect at noise level 0, except with MGLD-VSR's "
+                        "reference preset, which draws the latent at random from the encoder's "
+                        "distribution."
+                    ),
                 ),
-                io.Conditioning.Input("positive", optional=True, tooltip="Prompt; leave open for none."),
+                io.Conditioning.Input("positive", optional=True, tooltip="Prompt; leave unlinked for none."),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Negative prompt; used only when cfg is not 1."
                 ),
                 ReferencesType.Input(
-                    "references",
-                    optional=True,
-                    tooltip="Pictures and videos from Reference Set to take detail from.",
+                    "references", optional=True, tooltip="Pictures and videos from Reference Set to take detail from."
                 ),
                 io.Noise.Input(
-                    "noise",
-                    optional=True,
-                    tooltip="Noise for the low-resolution clip instead of that of the seed.",
+                    "noise", optional=True, tooltip="Noise for the low-resolution clip, instead of noise from the seed."
                 ),
             ],
             outputs=[
@@ -113,8 +91,10 @@ class VSRConditioning(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
                 io.Latent.Output(
                     display_name="samples",
-                    tooltip="Latent of the right size for the sampler: empty, or for MGLD-VSR the clip's, which it "
-                    "starts from.",
+                    tooltip=(
+                        "Latent of the right size for the sampler: empty; for MGLD-VSR the "
+                        "encoded clip, which sampling starts from."
+                    ),
                 ),
             ],
         )
@@ -184,34 +164,33 @@ class ReferenceSet(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         """Describe the node."""
-        image = io.Autogrow.TemplatePrefix(
-            io.Image.Input("image", optional=True), prefix="image_", min=0, max=16
-        )
-        video = io.Autogrow.TemplatePrefix(
-            io.Image.Input("video", optional=True), prefix="video_", min=0, max=4
-        )
+        image = io.Autogrow.TemplatePrefix(io.Image.Input("image", optional=True), prefix="image_", min=0, max=16)
+        video = io.Autogrow.TemplatePrefix(io.Image.Input("video", optional=True), prefix="video_", min=0, max=4)
         starts = io.String.Input(
             "starts",
             default="",
-            tooltip="First time index of every reference in latent frames, separated by commas, as 20, 22, 40.",
+            tooltip=(
+                "First time index of every reference, in latent frames, separated by commas, for example 20, 22, 40."
+            ),
         )
         return io.Schema(
             node_id="VSRReferenceSet",
             display_name=_SET,
             category=services.CATEGORY,
-            description="Encodes pictures and videos the restorer may take detail from: identity images of a person or "
-            "thing, or the unedited high-resolution video of an edit.",
+            description=(
+                "Encodes pictures and videos that the restorer may take detail from: "
+                "identity pictures of a person or thing, or the unedited high-resolution "
+                "video of an edit."
+            ),
             search_aliases=["reference image", "identity", "id image", "reference video", "multi-modal"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of the restorer that will see the references."),
                 io.Autogrow.Input(
                     "images",
                     template=image,
-                    tooltip="Identity images; every picture of a batch counts as one.",
+                    tooltip="Identity pictures; every picture of a batch is a reference of its own.",
                 ),
-                io.Autogrow.Input(
-                    "videos", template=video, tooltip="Reference videos; each input is one clip."
-                ),
+                io.Autogrow.Input("videos", template=video, tooltip="Reference videos; each input is one clip."),
                 io.Int.Input(
                     "long_edge",
                     default=512,
@@ -230,8 +209,11 @@ class ReferenceSet(io.ComfyNode):
                         io.DynamicCombo.Option(MANUAL, [starts]),
                     ],
                     optional=True,
-                    tooltip="Where the time of references begins: model: as the weights were trained; paper: from "
-                    "latent frame 20 on; after video: as if they followed the clip; manual: your numbers.",
+                    tooltip=(
+                        "First time index of the references. model: as the weights were trained; "
+                        "paper: from latent frame 20 on; after video: directly after the clip; "
+                        "manual: the numbers in starts."
+                    ),
                 ),
             ],
             outputs=[ReferencesType.Output(display_name="references", tooltip="For VSR Conditioning.")],
@@ -284,9 +266,7 @@ def _read_policy(start_policy: dict | None, count: int) -> tuple[str, tuple[int,
 def _check_video_vae(vae: comfy.sd.VAE | None) -> None:
     if getattr(vae, "latent_dim", None) != 3 or getattr(vae, "not_video", False):
         got = "none" if vae is None else f"one of pictures ({type(vae.first_stage_model).__name__})"
-        raise ValueError(
-            f"{_SET}: the VAE must be a video VAE; got {got}. Use the VAE of the sampled video model."
-        )
+        raise ValueError(f"{_SET}: the VAE must be a video VAE; got {got}. Use the VAE of the sampled video model.")
 
 
 def _reference_size(frames: torch.Tensor, long_edge: int) -> ClipSize:

@@ -23,24 +23,25 @@ class DegradeVideo(io.ComfyNode):
             display_name=_TITLE,
             category=services.CATEGORY,
             description="Makes a low-resolution, damaged copy of a good clip, to test a restorer against the truth.",
-            search_aliases=[
-                "degradation",
-                "downscale",
-                "low resolution",
-                "compress",
-                "real-esrgan degradation",
-            ],
+            search_aliases=["degradation", "downscale", "low resolution", "compress", "real-esrgan degradation"],
             inputs=[
                 io.Image.Input("images", tooltip="The good clip."),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
                     default="bicubic",
-                    tooltip="bicubic: reduction only; real: blur, noise, JPEG and H.264; generated: soft; "
-                    "old film: grain; second order: the whole, harsh chain of RealBasicVSR.",
+                    tooltip=(
+                        "bicubic: reduction only; real: blur, noise, JPEG and H.264; generated: "
+                        "soft; old film: grain; second order: the complete, stronger chain of "
+                        "RealBasicVSR."
+                    ),
                 ),
                 io.Int.Input(
-                    "scale", default=4, min=1, max=16, tooltip="How many times smaller the result is."
+                    "scale",
+                    default=4,
+                    min=1,
+                    max=16,
+                    tooltip=("Reduction factor: the result is this many times smaller."),
                 ),
                 io.Int.Input(
                     "seed",
@@ -48,7 +49,7 @@ class DegradeVideo(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of blur, noise and quality; one draw holds for the whole clip.",
+                    tooltip=("Seed of blur, noise and quality; the same values are used for the whole clip."),
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The degraded clip.")],
@@ -59,9 +60,7 @@ class DegradeVideo(io.ComfyNode):
         """Draw the parameters once and degrade the clip in chunks."""
         images = services.check_frames(_TITLE, "images", images)
         if preset not in PRESETS:
-            raise ValueError(
-                f"{_TITLE}: preset must be one of {', '.join(PRESETS)}; got {preset!r}. Choose bicubic."
-            )
+            raise ValueError(f"{_TITLE}: preset must be one of {', '.join(PRESETS)}; got {preset!r}. Choose bicubic.")
         count, (height, width) = images.shape[0], target_size(*images.shape[1:3], scale=1 / scale)
         rng = np.random.default_rng(seed)
         parameters = PRESETS[preset](rng)

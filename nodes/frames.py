@@ -27,19 +27,14 @@ class CascadeInput(io.ComfyNode):
     def define_schema(cls):
         """Describe the node."""
         scale = io.Float.Input(
-            "scale",
-            default=4.0,
-            min=0.1,
-            max=16.0,
-            step=0.1,
-            tooltip="Output size as a multiple of the input's.",
+            "scale", default=4.0, min=0.1, max=16.0, step=0.1, tooltip="Output size as a multiple of the input's."
         )
         short = io.Int.Input(
             "short_side",
             default=1080,
             min=2,
             max=16384,
-            tooltip="Output px of the shorter side; the shape is kept.",
+            tooltip="Shorter side of the output in px; the aspect ratio is kept.",
         )
         exact = [
             io.Int.Input("width", default=1920, min=2, max=16384, tooltip="Exact output width in px."),
@@ -50,15 +45,12 @@ class CascadeInput(io.ComfyNode):
             node_id="VSRCascadeInput",
             display_name=_CASCADE,
             category=services.CATEGORY,
-            description="Takes a low-resolution clip - frames, or the latent of a base video model with its VAE - to the "
-            "target size and encodes it for the restorer. Frame count and size come out exactly as asked.",
-            search_aliases=[
-                "upscale video",
-                "cascade",
-                "lr latent",
-                "super resolution input",
-                "refine input",
-            ],
+            description=(
+                "Resizes a low-resolution clip (frames, or the latent of a base video model "
+                "with its VAE) to the target size and encodes it for the restorer. The "
+                "result has exactly this size and the frame count of the clip."
+            ),
+            search_aliases=["upscale video", "cascade", "lr latent", "super resolution input", "refine input"],
             inputs=[
                 io.Vae.Input(
                     "target_vae",
@@ -66,37 +58,29 @@ class CascadeInput(io.ComfyNode):
                 ),
                 io.DynamicCombo.Input(
                     "target",
-                    options=[
-                        option("scale", [scale]),
-                        option("short side", [short]),
-                        option("exact size", exact),
-                    ],
-                    tooltip="How large the result shall be.",
+                    options=[option("scale", [scale]), option("short side", [short]), option("exact size", exact)],
+                    tooltip="How the size of the result is given.",
                 ),
                 io.Combo.Input(
                     "filter",
                     options=list(_FILTERS),
                     default="bilinear",
-                    tooltip="Filter of the upscale that the restorer sees; bilinear is what it was "
-                    "trained with.",
+                    tooltip=(
+                        "Filter that resizes the clip before it is encoded. The built-in "
+                        "restorer was trained with bilinear, MGLD-VSR with bicubic."
+                    ),
                 ),
-                io.Image.Input(
-                    "frames", optional=True, tooltip="The low-resolution clip; link this or samples."
-                ),
+                io.Image.Input("frames", optional=True, tooltip="The low-resolution clip; link this or samples."),
                 io.Latent.Input(
                     "samples", optional=True, tooltip="The latent of a base video model; link this or frames."
                 ),
-                io.Vae.Input(
-                    "base_vae", optional=True, tooltip="The VAE of the base model; needed with samples."
-                ),
+                io.Vae.Input("base_vae", optional=True, tooltip="The VAE of the base model; needed with samples."),
             ],
             outputs=[
                 io.Latent.Output(
                     display_name="lr_latent", tooltip="The upscaled and encoded clip, for VSR Conditioning."
                 ),
-                io.Image.Output(
-                    display_name="lr_frames", tooltip="The clip at its own size, for Temporal Decode."
-                ),
+                io.Image.Output(display_name="lr_frames", tooltip="The clip at its own size, for Temporal Decode."),
                 io.Int.Output(display_name="width", tooltip="Exact output width."),
                 io.Int.Output(display_name="height", tooltip="Exact output height."),
                 io.Int.Output(display_name="length", tooltip="Number of frames."),
@@ -118,8 +102,8 @@ class CascadeInput(io.ComfyNode):
         size = ClipSize(low.shape[0], *asked_size(_CASCADE, "target", target, *low.shape[1:3]))
         if min(size.height, size.width) < 2:
             raise ValueError(
-                f"{_CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for a larger "
-                "size."
+                f"{_CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for "
+                "a larger size."
             )
         if isinstance(target_vae, RestorerVAE):
             latent = target_vae.lr_latent(low, size, filter)
@@ -131,9 +115,7 @@ class CascadeInput(io.ComfyNode):
                 f"got {type(target_vae.first_stage_model).__name__}, which counts otherwise. Use the VAE of another "
                 "model."
             )
-        return io.NodeOutput(
-            {**latent, SIZE_KEY: services.size_dict(size)}, low, size.width, size.height, size.frames
-        )
+        return io.NodeOutput({**latent, SIZE_KEY: services.size_dict(size)}, low, size.width, size.height, size.frames)
 
 
 def asked_size(title: str, name: str, asked: dict, height: int, width: int) -> tuple[int, int]:
@@ -163,11 +145,7 @@ def _decode_base(samples: dict, vae: comfy.sd.VAE | None) -> torch.Tensor:
             f"{_CASCADE}: samples need the VAE of their model; got no base_vae. Link the base model's VAE."
         )
     latent = services.unpacked(_CASCADE, "samples", samples)
-    if (
-        not isinstance(latent, torch.Tensor)
-        or latent.ndim not in (4, 5)
-        or latent.shape[1] != vae.latent_channels
-    ):
+    if not isinstance(latent, torch.Tensor) or latent.ndim not in (4, 5) or latent.shape[1] != vae.latent_channels:
         raise ValueError(
             f"{_CASCADE}: base_vae must fit samples ({vae.latent_channels} channels expected); got a latent of "
             f"{tuple(latent.shape)}. Link the VAE of the model that made the latent."
@@ -192,29 +170,33 @@ class TemporalDecode(io.ComfyNode):
             node_id="VSRTemporalDecode",
             display_name=_DECODE,
             category=services.CATEGORY,
-            description="Decodes a video latent in chunks that know their past, with the low-resolution frames as a "
-            "guide. The result has exactly the size and frame count that Cascade Input was asked for.",
+            description=("Decodes a video latent in chunks that continue each other, guided by the "
+                        "low-resolution frames. The result has exactly the size and frame count set "
+                        "in Cascade Input."),
             search_aliases=["vae decode", "video decode", "temporal vae", "decode video"],
             inputs=[
                 io.Latent.Input("samples", tooltip="The sampled latent."),
                 io.Vae.Input("vae", tooltip="The restorer's VAE; any video VAE works without lr_frames."),
                 io.Image.Input(
-                    "lr_frames", optional=True, tooltip="The low-resolution frames from Cascade Input; "
-                    "sharper and more faithful."
+                    "lr_frames", optional=True, tooltip=("The low-resolution frames from Cascade "
+                                                        "Input; with them the result is sharper and "
+                                                        "more faithful.")
                 ),
                 io.Float.Input(
                     "lr_weight", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="How much the low-resolution frames guide: 1 fully, 0 only the decoder's own "
-                    "guess; the dec_w of MGLD-VSR.",
+                    tooltip=("Influence of the low-resolution frames on the decoder: 1 full, 0 none "
+                            "(the built-in decoder then uses its own estimate of them); it is dec_w "
+                            "of MGLD-VSR."),
                 ),
                 io.Int.Input(
                     "chunk", default=host_vae.CHUNK, min=4, max=1024, step=4, advanced=True,
-                    tooltip="Frames decoded together; fewer need less memory. Upscale-A-Video takes 8 at most, "
-                    "MGLD-VSR 5, and blends them.",
+                    tooltip=("Frames decoded together; fewer need less memory. Upscale-A-Video "
+                            "decodes at most 8 together, MGLD-VSR 5, and blends the chunks."),
                 ),
                 io.Int.Input(
                     "tile", default=0, min=0, max=8192, step=64, advanced=True,
-                    tooltip="Tile side in output px; 0 decodes whole frames where they fit.",
+                    tooltip=("Side of a tile in output px; 0 decodes whole frames if they fit into "
+                            "memory."),
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The clip at its exact size.")],
@@ -247,13 +229,7 @@ def decode_exact(
         lr_frames = services.check_frames(title, "lr_frames", lr_frames)
         services.check_count(title, "lr_frames", lr_frames.shape[0], size.frames)
     if own:
-        options = {
-            "lr": lr_frames,
-            "lr_weight": lr_weight,
-            "size": work,
-            "chunk": chunk,
-            "side": tile // space,
-        }
+        options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk, "side": tile // space}
         frames = services.mark_finite(vae.decode(latent, options).flatten(0, 1))
     elif lr_frames is not None:
         raise ValueError(

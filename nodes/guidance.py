@@ -29,13 +29,13 @@ _POST = "sampler_post_cfg_function"
 
 _S_REF = io.Float.Input(
     "s_ref", default=1.0, min=0.0, max=20.0, step=0.05,
-    tooltip="How far to go from a prediction without references: 0 takes them as a condition only, 1 is the "
-    "published choice, more sharpens too much.",
+    tooltip=("Strength of guidance by references: 0 uses them as a condition only, 1 is the published "
+            "value, larger values over-sharpen."),
 )  # fmt: skip
 _REF_STEPS = io.Int.Input(
     "ref_steps", default=15, min=0, max=1000,
-    tooltip="Steps from the start of this sampler's run in which s_ref acts, 15 of 50 as published; later steps "
-    "cost one prediction less.",
+    tooltip=("Number of first steps of this sampler's run in which s_ref acts, 15 of 50 as published; "
+            "later steps cost one prediction less."),
 )  # fmt: skip
 
 
@@ -49,20 +49,22 @@ class ReferenceCFGGuider(io.ComfyNode):
             node_id="VSRReferenceGuider",
             display_name=_GUIDER,
             category=services.CATEGORY,
-            description="Guides sampling by text and by references, each with a strength of its own, as the UniMMVSR "
-            "paper does: references are pushed in the first steps only, where structure is decided.",
+            description=("Guides sampling by text and by references, with separate strengths, as in "
+                        "the UniMMVSR paper. Guidance by references acts in the first steps only, "
+                        "where structure is decided."),
             search_aliases=["cfg", "guider", "three-way cfg", "dual cfg", "reference guidance", "s_ref", "unimmvsr"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample, with its tiles, windows and other patches."),
                 io.Conditioning.Input("positive", tooltip="Prompt, clip and references, from VSR Conditioning."),
                 io.Conditioning.Input(
                     "negative", optional=True,
-                    tooltip="The same with the negative prompt; needed unless s_txt is 0.",
+                    tooltip=("The same with the negative prompt, from the same VSR Conditioning; "
+                            "needed unless s_txt is 0."),
                 ),
                 io.Float.Input(
                     "s_txt", default=3.0, min=0.0, max=30.0, step=0.1,
-                    tooltip="How far to go from the negative prompt: the usual cfg less 1, so 3 is cfg 4; 0 drops the "
-                    "negative and its cost.",
+                    tooltip=("Strength of guidance by text: the usual cfg minus 1, so 3 is cfg 4; 0 "
+                            "omits the negative and its cost."),
                 ),
                 _S_REF,
                 _REF_STEPS,
@@ -77,8 +79,8 @@ class ReferenceCFGGuider(io.ComfyNode):
             guidance = ReferenceGuidance(s_txt, s_ref, ref_steps)
         if any(isinstance(function, ReferencePatch) for function in model.model_options.get(_POST, ())):
             raise ValueError(
-                f"{_GUIDER}: the model must come without {_PATCH}, or references would be guided twice; got one "
-                "with it. Link the model from before that node."
+                f"{_GUIDER}: the model must come without {_PATCH}, because references would be guided "
+                "twice; got one with it. Link the model from before that node."
             )
         if negative is None and s_txt > 0:
             raise ValueError(
@@ -98,17 +100,19 @@ class ReferenceCFG(io.ComfyNode):
             node_id="VSRReferenceCFG",
             display_name=_PATCH,
             category=services.CATEGORY,
-            description="Adds guidance by references to a model for KSampler and the host's guiders. The strength of "
-            "the text is KSampler's cfg, which is 1 + s_txt: set it to 4 for the published 3.",
+            description=("Adds guidance by references to a model, for KSampler and the host's "
+                        "guiders. The strength of the text is KSampler's cfg, which is 1 + s_txt: 4 "
+                        "for the published s_txt of 3."),
             search_aliases=["cfg", "three-way cfg", "reference guidance", "s_ref", "ksampler", "unimmvsr"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to sample; in KSampler cfg = 1 + s_txt, so set 4 for the published 3.",
+                    "model", tooltip=("The model to sample. In KSampler cfg = 1 + s_txt: 4 for the "
+                                     "published s_txt of 3."),
                 ),
                 _S_REF,
                 _REF_STEPS,
             ],
-            outputs=[io.Model.Output(tooltip="The model, guided by references.")],
+            outputs=[io.Model.Output(tooltip="The model with guidance by references.")],
         )  # fmt: skip
 
     @classmethod
@@ -117,9 +121,7 @@ class ReferenceCFG(io.ComfyNode):
         with services.titled(_PATCH):
             patch = ReferencePatch(ReferenceGuidance(0.0, s_ref, ref_steps))
         patched = take_references(model)
-        others = [
-            each for each in patched.model_options.get(_POST, ()) if not isinstance(each, ReferencePatch)
-        ]
+        others = [each for each in patched.model_options.get(_POST, ()) if not isinstance(each, ReferencePatch)]
         patched.model_options[_POST] = [*others, patch]
         return io.NodeOutput(patched)
 
@@ -208,8 +210,8 @@ def null_reference(
     if not any(map(_holds_references, positive)):
         if ignored:
             raise ValueError(
-                f"{who}: the model must take references; got references that it ignores. Sample the built-in "
-                "restorer or a Wan model, or unlink Reference Set."
+                f"{who}: the model must take references; got a model that ignores them. Sample the "
+                "built-in restorer or a Wan model, or unlink Reference Set."
             )
         return None
     if negative and not any(map(_holds_references, negative)):

@@ -71,9 +71,12 @@ class LoadVideoRestorer(io.ComfyNode):
                     options=list(DECODERS),
                     default=DECODERS[0],
                     optional=True,
-                    tooltip="Which VAE of Upscale-A-Video: plain (vae_3d) or lr-conditioned (vae_video), which is "
-                    "steadier and suits animation; auto: plain, if it is there. MGLD-VSR: lr-conditioned is its "
-                    "sequence decoder, plain that of Stable Diffusion; auto: the sequence decoder.",
+                    tooltip=(
+                        "Upscale-A-Video: plain is vae_3d; lr-conditioned is vae_video, which is "
+                        "steadier and suits animation; auto takes plain if it is present. "
+                        "MGLD-VSR: lr-conditioned is its sequence decoder, plain the decoder of "
+                        "Stable Diffusion; auto takes the sequence decoder."
+                    ),
                 ),
                 io.Combo.Input(
                     "preset",
@@ -88,7 +91,7 @@ class LoadVideoRestorer(io.ComfyNode):
             outputs=[
                 io.Model.Output(tooltip="The network, for any sampler."),
                 io.Vae.Output(tooltip="Its video VAE, for Cascade Input and Temporal Decode."),
-                io.Clip.Output(tooltip="Its text encoder, for CLIP Text Encode; nothing where it has none."),
+                io.Clip.Output(tooltip="Its text encoder, for CLIP Text Encode; empty if it has none."),
             ],
         )
 
@@ -119,9 +122,7 @@ def restorer_names() -> list[str]:
     folders, hidden = set(), set()
     for layout in [system.folder for system in all_systems() if system.folder is not None]:
 
-        def matching(
-            pattern: str,
-        ) -> dict[PurePath, PurePath]:  # {file: the folder that the pattern begins at}
+        def matching(pattern: str) -> dict[PurePath, PurePath]:  # {file: the folder that the pattern begins at}
             return {file: file.parents[pattern.count("/")] for file in files if file.match(pattern)}
 
         complete = set.intersection(*(set(matching(pattern).values()) for pattern in layout.needs))
@@ -130,11 +131,7 @@ def restorer_names() -> list[str]:
         folders |= complete
         for pattern in layout.hides:
             hidden |= {file for file, folder in matching(pattern).items() if folder in complete}
-    return [
-        services.BUILT_IN,
-        *sorted(map(str, folders)),
-        *(str(file) for file in files if file not in hidden),
-    ]
+    return [services.BUILT_IN, *sorted(map(str, folders)), *(str(file) for file in files if file not in hidden)]
 
 
 def restorer_path(name: str) -> Path:
@@ -145,9 +142,7 @@ def restorer_path(name: str) -> Path:
     return services.listed_path(_TITLE, "restorer", folders, name, f", or choose {services.BUILT_IN!r}")
 
 
-def load_restorer(
-    path: str | Path, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT
-) -> tuple:
+def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT) -> tuple:
     """Read a weight file or a released folder and build (MODEL, VAE, CLIP).
 
     VAE and CLIP are None where the file has none. Everything unusable is a CheckpointError.
@@ -210,9 +205,7 @@ def _mark(model: ModelPatcher, system: System, loading: Loading) -> None:
     model.model_options[PRESET_KEY] = loading.preset
 
 
-def _load_again(
-    part: str, system: System, path: Path, loading: Loading, disable_dynamic: bool = False
-) -> ModelPatcher:
+def _load_again(part: str, system: System, path: Path, loading: Loading, disable_dynamic: bool = False) -> ModelPatcher:
     """Build a fresh patcher of one part: the host asks for it on several GPUs and for hooks."""
     loaded = getattr(system, part)(system.open_release(path), loading, disable_dynamic)
     if part != "load_model":

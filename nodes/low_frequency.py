@@ -25,15 +25,16 @@ class LowFrequencyTie(io.ComfyNode):
             node_id="VSRLowFrequencyTie",
             display_name=_TITLE,
             category=services.CATEGORY,
-            description="Keeps colours and coarse structure of the low-resolution clip while a text-to-video model "
-            "makes the detail: the low frequencies of every prediction are moved to those of the clip. For any video "
-            "model; no training needed.",
+            description=(
+                "Keeps the colours and coarse structure of the low-resolution clip while a "
+                "text-to-video model makes the detail: moves the low frequencies of every "
+                "prediction to those of the clip. For any video model; no training needed."
+            ),
             search_aliases=["ilvr", "low frequency", "sdedit", "training-free", "structure", "colour drift"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with the tie."),
                 io.Latent.Input(
-                    "lr_latent",
-                    tooltip="The upscaled and encoded clip from Cascade Input, with the VAE of this model.",
+                    "lr_latent", tooltip="The upscaled and encoded clip from Cascade Input, with the VAE of this model."
                 ),
                 io.Float.Input(
                     "strength",
@@ -41,7 +42,9 @@ class LowFrequencyTie(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the low frequencies are moved: 0 changes nothing, 1 makes them those of the clip.",
+                    tooltip=(
+                        "Strength of the tie: 0 changes nothing, 1 replaces the low frequencies by those of the clip."
+                    ),
                 ),
                 io.Float.Input(
                     "cutoff",
@@ -54,7 +57,7 @@ class LowFrequencyTie(io.ComfyNode):
                 ),
                 *percent_inputs("the tie"),
             ],
-            outputs=[io.Model.Output(tooltip="The model, tied to the clip.")],
+            outputs=[io.Model.Output(tooltip="The model with the tie to the clip.")],
         )
 
     @classmethod
@@ -69,9 +72,7 @@ class LowFrequencyTie(io.ComfyNode):
     ):
         """Bring the clip to the model's space once, and edit every prediction in the range."""
         if not 0 <= strength <= 1:
-            raise ValueError(
-                f"{_TITLE}: strength must be between 0 and 1; got {strength}. 0.5 is the default."
-            )
+            raise ValueError(f"{_TITLE}: strength must be between 0 and 1; got {strength}. 0.5 is the default.")
         with services.titled(_TITLE):
             axis_filter(1, cutoff)  # refuses a wrong cutoff before the run
         wanted = percent_range(_TITLE, model, start_percent, end_percent)
@@ -87,8 +88,8 @@ def _model_space(model: ModelPatcher, lr_latent: dict) -> torch.Tensor:
     system = lr_latent.get(SYSTEM_KEY) if isinstance(lr_latent, dict) else None
     if system is not None and not system.lr_is_latent:
         raise ValueError(
-            f"{_TITLE}: lr_latent must be a latent; got frames, which {system.name} takes. It follows the clip by itself: "
-            "leave this node out."
+            f"{_TITLE}: lr_latent must be a latent; got frames, which {system.name} takes. It follows the clip by "
+            "itself: leave this node out."
         )
     latent_format = model.get_model_object("latent_format")
     clip = services.check_latent(_TITLE, "lr_latent", lr_latent, latent_format.latent_channels)

@@ -41,24 +41,27 @@ class CompareMeasure(io.ComfyNode):
             node_id="VSRCompareMeasure",
             display_name=_TITLE,
             category=services.CATEGORY,
-            description="Compares two clips of one size: PSNR, SSIM, sharpness, warping error, flicker and colour "
-            "drift, and a picture of both. With the low-resolution frames a plain bicubic upscale is measured too.",
+            description=(
+                "Compares two clips of the same size: PSNR, SSIM, sharpness, warping error, "
+                "flicker, colour drift, and a picture of both. With the low-resolution "
+                "frames a plain bicubic upscale is measured too."
+            ),
             search_aliases=["psnr", "ssim", "compare", "metrics", "quality", "flicker", "warping error"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("result", tooltip="The clip to judge."),
-                io.Image.Input(
-                    "other", tooltip="The truth, or a second result, of the same size and length."
-                ),
+                io.Image.Input("other", tooltip="The truth, or a second result, of the same size and length."),
                 io.Image.Input(
                     "lr_frames",
                     optional=True,
-                    tooltip="The low-resolution frames, to measure a bicubic upscale beside.",
+                    tooltip="The low-resolution frames; a bicubic upscale of them is measured too.",
                 ),
             ],
             outputs=[
                 io.String.Output(display_name="table", tooltip="The measures as text."),
-                io.Image.Output(display_name="flicker_plot", tooltip="Change from frame to frame."),
+                io.Image.Output(
+                    display_name="flicker_plot", tooltip=("Plot of the change of brightness from frame to frame.")
+                ),
                 io.Image.Output(display_name="side_by_side", tooltip="The middle frame of every clip."),
             ],
         )
@@ -101,9 +104,7 @@ def _nearest(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
 # Numbers
 
 
-def measure(
-    clips: dict[str, torch.Tensor], progress: Callable[[int, int], None]
-) -> dict[str, dict[str, float]]:
+def measure(clips: dict[str, torch.Tensor], progress: Callable[[int, int], None]) -> dict[str, dict[str, float]]:
     """Measure every clip (B, H, W, 3) against the one named "other"; rows by clip, columns by measure.
 
     `progress(done, total)` is called before every piece of work: a frame compared, or a pair's motion estimated.

@@ -53,18 +53,22 @@ class LoadFlowModel(io.ComfyNode):
             node_id="VSRLoadFlowModel",
             display_name=_LOAD,
             category=services.CATEGORY,
-            description="Loads what estimates the motion between frames: the built-in estimator, which needs no "
-            "download and works at any size, or RAFT or SpyNet from models/optical_flow.",
+            description=(
+                "Loads a motion estimator: the built-in one, which needs no download and "
+                "works at any size, or RAFT or SpyNet from models/optical_flow."
+            ),
             search_aliases=["optical flow", "raft", "spynet", "motion", "flow loader", "propagator"],
             inputs=[
                 io.Combo.Input(
                     "flow_model",
                     options=flow_names(),
                     default=services.BUILT_IN,
-                    tooltip="built-in: no weights; otherwise RAFT (raft-things.pth, raft_large) or SpyNet from the "
-                    "folder models/optical_flow or of a released Upscale-A-Video folder, or the RAFT inside "
-                    "mgldvsr_unet.ckpt.",
-                ),
+                    tooltip=(
+                        "built-in: needs no weights. Otherwise RAFT (raft-things.pth, "
+                        "raft_large) or SpyNet from the folder models/optical_flow or from a "
+                        "released Upscale-A-Video folder, or the RAFT inside mgldvsr_unet.ckpt."
+                    ),
+                )
             ],
             outputs=[
                 FlowModelType.Output(
@@ -84,9 +88,7 @@ class LoadFlowModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, flow_model: str):
         """Load again when the file changed."""
-        return (
-            flow_model if flow_model == services.BUILT_IN else services.newest_change(flow_path(flow_model))
-        )
+        return flow_model if flow_model == services.BUILT_IN else services.newest_change(flow_path(flow_model))
 
 
 def flow_names() -> list[str]:
@@ -106,9 +108,7 @@ def _listed() -> dict[str, list[str]]:
     released = folder_paths.get_filename_list(services.RESTORER_FOLDER)
     return {
         services.FLOW_FOLDER: folder_paths.get_filename_list(services.FLOW_FOLDER),
-        services.RESTORER_FOLDER: [
-            n for n in released if any(PurePath(n).match(flow.pattern) for flow in flows)
-        ],
+        services.RESTORER_FOLDER: [n for n in released if any(PurePath(n).match(flow.pattern) for flow in flows)],
     }
 
 
@@ -149,9 +149,9 @@ def _what(state: dict[str, torch.Tensor]) -> str:
     """Say what else a file is."""
     keys = {key.removeprefix("module.") for key in state}
     if keys & {"fnet.conv1.weight", "feature_encoder.convnormrelu.0.weight"}:
-        return "which is the small RAFT or a relative of it"
+        return "which is the small RAFT or a variant of it"
     if any(key.startswith("basic_module.") for key in keys):
-        return "which is a part or a relative of the optical flow network SpyNet"
+        return "which is a part or a variant of the optical flow network SpyNet"
     if found := recognise(state):
         return f"which is {found[0]}"
     return f"with {len(keys)} entries such as {', '.join(sorted(keys)[:2])}"
@@ -167,8 +167,11 @@ class EstimateMotion(io.ComfyNode):
             node_id="VSREstimateMotion",
             display_name=_ESTIMATE,
             category=services.CATEGORY,
-            description="Estimates where every pixel moves from frame to frame, both ways, and where scenes are "
-            "cut. Motion is estimated on the low-resolution frames, pair by pair, so that it is quick and small.",
+            description=(
+                "Estimates the motion of every pixel from frame to frame, in both "
+                "directions, and finds scene cuts. It works on the low-resolution frames, "
+                "pair by pair, which is fast and needs little memory."
+            ),
             search_aliases=["optical flow", "motion", "flow", "scene cut", "raft"],
             inputs=[
                 io.Image.Input("frames", tooltip="The lr_frames of Cascade Input: all frames of the clip."),
@@ -178,9 +181,7 @@ class EstimateMotion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MotionType.Output(
-                    display_name="motion", tooltip="For Latent Propagation and Motion Guidance."
-                ),
+                MotionType.Output(display_name="motion", tooltip="For Latent Propagation and Motion Guidance."),
                 io.Image.Output(
                     display_name="flow_picture",
                     tooltip="The motion to the next frame. The hue is the direction: red moves right, yellow down, "
@@ -249,8 +250,11 @@ class LatentPropagation(io.ComfyNode):
             node_id="VSRLatentPropagation",
             display_name=_PROPAGATE,
             category=services.CATEGORY,
-            description="Carries what the network predicts from frame to frame along the motion, where the motion "
-            "is certain, so that texture stays on its object. For any video model; it restarts at scene cuts.",
+            description=(
+                "Carries predictions from frame to frame along the motion, where the motion "
+                "is certain, so that texture stays on its object. For any video model; it "
+                "restarts at scene cuts."
+            ),
             search_aliases=["temporal consistency", "flicker", "flow propagation", "upscale-a-video"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with propagation."),
@@ -261,15 +265,19 @@ class LatentPropagation(io.ComfyNode):
                         io.DynamicCombo.Option("percent range", percent_inputs("propagation")),
                         io.DynamicCombo.Option("step list", [listed]),
                     ],
-                    tooltip="percent range: every step of a part of the denoising; step list: the steps you name, "
-                    "as the published program does.",
+                    tooltip=(
+                        "percent range: every step in a part of the sampling; step list: the "
+                        "steps you list, as in the published program."
+                    ),
                 ),
                 io.Combo.Input(
                     "direction",
                     options=list(DIRECTIONS),
                     default="both",
-                    tooltip="both: from the last frame to the first, then back, as published; backward or forward: "
-                    "one of the two.",
+                    tooltip=(
+                        "both: from the last frame to the first, then from the first to the "
+                        "last, as published; backward or forward: only one of the two."
+                    ),
                 ),
                 io.Float.Input(
                     "weight",
@@ -277,7 +285,7 @@ class LatentPropagation(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the neighbour in every mix: 0 changes nothing, 1 copies the neighbour.",
+                    tooltip=("Share of the neighbouring frame in the mix: 0 changes nothing, 1 copies the neighbour."),
                 ),
                 io.Combo.Input(
                     "sampling",
@@ -301,7 +309,7 @@ class LatentPropagation(io.ComfyNode):
                     **threshold,
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, with propagation.")],
+            outputs=[io.Model.Output(tooltip="The model with propagation.")],
         )
 
     @classmethod
@@ -320,9 +328,7 @@ class LatentPropagation(io.ComfyNode):
         check_motion(_PROPAGATE, motion)
         wanted = _choose_steps(model, steps)
         patched = model.clone()
-        carry = partial(
-            propagate, direction=direction, weight=weight, mode=sampling, alpha1=alpha1, alpha2=alpha2
-        )
+        carry = partial(propagate, direction=direction, weight=weight, mode=sampling, alpha1=alpha1, alpha2=alpha2)
         _Propagation(motion, frames_a_latent(model), wanted, carry).attach(patched, _KEY)
         return io.NodeOutput(patched)
 

@@ -40,9 +40,11 @@ class MotionGuidance(io.ComfyNode):
             node_id="VSRMotionGuidance",
             display_name=_TITLE,
             category=services.CATEGORY,
-            description="Moves what the network predicts down the gradient of its disagreement along the motion, "
-            "where things are seen in both frames, so that frames hold together without a hard copy. For any video "
-            "model; it restarts at scene cuts.",
+            description=(
+                "Reduces flicker: moves the predictions of neighbouring frames towards each "
+                "other along the motion, where both frames show the same point. For any "
+                "video model; it restarts at scene cuts."
+            ),
             search_aliases=["temporal consistency", "flicker", "optical flow", "warping loss", "mgld-vsr"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with guidance."),
@@ -61,8 +63,10 @@ class MotionGuidance(io.ComfyNode):
                     "direction",
                     options=list(DIRECTIONS),
                     default="both",
-                    tooltip="Which neighbour a frame is compared with. both; backward: the next frame; forward: the "
-                    "one before.",
+                    tooltip=(
+                        "The neighbour that a frame is compared with. backward: the next frame; "
+                        "forward: the previous one; both: each of them."
+                    ),
                 ),
                 io.Combo.Input(
                     "form",
@@ -73,7 +77,7 @@ class MotionGuidance(io.ComfyNode):
                     "published program, which are one off, in segments of five frames.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, with guidance.")],
+            outputs=[io.Model.Output(tooltip="The model with guidance.")],
         )
 
     @classmethod
@@ -135,9 +139,7 @@ class _Guidance(PredictionEdit):
         """Guide a prediction."""
         return guide_clean(clip, self._flows, self._strength, **self._pairs())
 
-    def after_step(
-        self, x: torch.Tensor, log_variance: float, sigma: float, sigmas: torch.Tensor
-    ) -> torch.Tensor:
+    def after_step(self, x: torch.Tensor, log_variance: float, sigma: float, sigmas: torch.Tensor) -> torch.Tensor:
         """Move a freshly sampled latent as published; `sigma` is the one the step began at."""
         if not self._wanted(sigma, sigmas):
             return x

@@ -1,7 +1,7 @@
 """VSR Plan: what a run will ask for, read from the model with all its patches, before anything is sampled.
 
 1. The size comes from a latent or from width, height and length; the conditionings from a guider or cfg.
-2. `_rehearse` runs what nodes put before the loading of a model, but loads nothing: tiles are settled, memory estimated.
+2. `_rehearse` runs what nodes put before the loading of a model, but loads nothing: it settles tiles, counts memory.
 3. Windows, branches, references and patch size make a `RunPlan`, which counts and warns in words.
 """
 
@@ -40,9 +40,9 @@ class VSRPlan(io.ComfyNode):
         sides = [
             io.Int.Input(
                 name, default=0, min=0, max=16384,
-                tooltip=f"Output {what}, where samples are not linked; 0 takes it from them.",
+                tooltip=f"Output {what}, if samples are not linked; 0 takes it from samples.",
             )
-            for name, what in (("width", "px a row"), ("height", "px a column"), ("length", "frames"))
+            for name, what in (("width", "width in px"), ("height", "height in px"), ("length", "frames"))
         ]  # fmt: skip
         return io.Schema(
             node_id="VSRPlan",
@@ -59,7 +59,8 @@ class VSRPlan(io.ComfyNode):
                 ),
                 io.Guider.Input(
                     "guider", optional=True,
-                    tooltip="The guider of SamplerCustomAdvanced: its own model, branches and references are planned.",
+                    tooltip=("The guider of SamplerCustomAdvanced; its model, branches and references "
+                            "are planned."),
                 ),
                 io.Latent.Input(
                     "samples", optional=True,
@@ -67,16 +68,19 @@ class VSRPlan(io.ComfyNode):
                     "length.",
                 ),
                 io.Custom("VSR_REFERENCES").Input(
-                    "references", optional=True, tooltip="From Reference Set; a guider brings its own."
+                    "references", optional=True, tooltip=("References from Reference Set; a guider "
+                                                         "has its own.")
                 ),
                 io.Sigmas.Input("sigmas", optional=True, tooltip="The sigmas of the run, instead of steps."),
                 io.Int.Input(
                     "steps", default=20, min=1, max=1000,
-                    tooltip="Steps of the run where sigmas are not linked, with one network evaluation each.",
+                    tooltip=("Steps of the run if sigmas are not linked, with one network evaluation "
+                            "each."),
                 ),
                 io.Float.Input(
                     "cfg", default=1.0, min=0.0, max=100.0, step=0.1,
-                    tooltip="KSampler's cfg, which adds a branch unless it is 1; a guider brings its own.",
+                    tooltip=("KSampler's cfg, which adds a branch unless it is 1; a guider has its "
+                            "own."),
                 ),
                 *sides,
             ],
@@ -88,12 +92,10 @@ class VSRPlan(io.ComfyNode):
                 sigmas=None):  # fmt: skip
         """Count, and show the text."""
         if model is None and guider is None:
-            raise ValueError(f"{_WHO}: needs a model or a guider; got neither. Link what the sampler gets.")
+            raise ValueError(f"{_WHO}: needs a model or a guider; got neither. Link the one that the sampler gets.")
         patcher = model if guider is None else guider.model_patcher
         conds = _conditions(guider, cfg, references)
-        size, shape = _measure(
-            patcher, samples, ClipSize(length, height, width) if width * height * length else None
-        )
+        size, shape = _measure(patcher, samples, ClipSize(length, height, width) if width * height * length else None)
         steps = steps if sigmas is None else max(0, len(sigmas) - 1)
         plan = make_plan(patcher, guider, conds, size, shape, steps)
         for warning in plan.warnings():
@@ -109,16 +111,14 @@ def _conditions(guider: CFGGuider | None, cfg: float, references: References | N
     return {name: [dict(cond)] for name in ("positive", "negative")[: 1 if math.isclose(cfg, 1) else 2]}
 
 
-def _measure(
-    patcher: ModelPatcher, samples: dict | None, size: ClipSize | None
-) -> tuple[ClipSize, tuple[int, ...]]:
+def _measure(patcher: ModelPatcher, samples: dict | None, size: ClipSize | None) -> tuple[ClipSize, tuple[int, ...]]:
     """Give (the size in px and frames, the (b, c, T, h, w) that will be sampled)."""
     latent_format = services.video_format(_WHO, patcher)
     space, time = latent_format.spacial_downscale_ratio, latent_format.temporal_downscale_ratio
     if (samples is None) == (size is None):
         got = "neither" if size is None else "both"
         raise ValueError(
-            f"{_WHO}: needs samples, or width, height and length above 0; got {got}. Link a latent, or write the size."
+            f"{_WHO}: needs samples, or width, height and length above 0; got {got}. Link a latent, or enter the size."
         )
     if size is not None:
         cells = latent_size(size, space, time)
@@ -173,13 +173,10 @@ def _rehearse(patcher: ModelPatcher, conds: dict, shape: tuple[int, ...]) -> tup
 
     wrappers = get_all_wrappers(WrappersMP.PREPARE_SAMPLING, options, is_model_options=True)
     executor = WrapperExecutor.new_executor(estimate, wrappers)
-    executor.execute(
-        patcher, list(shape), conds, model_options=options, force_full_load=False, force_offload=False
-    )
+    executor.execute(patcher, list(shape), conds, model_options=options, force_full_load=False, force_offload=False)
     device = patcher.load_device
     memory = Memory(
-        weights=patcher.model_size()
-        + sum(each.model_size() for each in patcher.get_nested_additional_models()),
+        weights=patcher.model_size() + sum(each.model_size() for each in patcher.get_nested_additional_models()),
         loaded=patcher.loaded_size(),
         one=int(found[1]),
         two=int(found[0]),

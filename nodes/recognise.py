@@ -23,11 +23,7 @@ _KNOWN = (  # (what an entry contains or begins with, what the file is, what to 
         "choose the released folder that it belongs to",
     ),
     (("lora_down.", "lora_up.", "lora_A.", "lora_B."), "a LoRA", "open it with the host's Load LoRA"),
-    (
-        ("encoder.block.0.layer.0.SelfAttention",),
-        "a T5 text encoder",
-        "open it with the host's Load CLIP",
-    ),
+    (("encoder.block.0.layer.0.SelfAttention",), "a T5 text encoder", "open it with the host's Load CLIP"),
     (("RRDB_trunk.", "conv_body.", "model.1.sub."), "a picture upscaler", "open it with Load Upscale Model"),
     (
         ("encoder.down_blocks.", "decoder.up_blocks."),
@@ -39,11 +35,7 @@ _KNOWN = (  # (what an entry contains or begins with, what the file is, what to 
         "a diffusers UNet without the temporal layers of Upscale-A-Video",
         "download the video UNet",
     ),
-    (
-        ("transformer.resblocks.",),
-        "an OpenCLIP text encoder",
-        "MGLD-VSR's is inside mgldvsr_unet.ckpt",
-    ),
+    (("transformer.resblocks.",), "an OpenCLIP text encoder", "MGLD-VSR's is inside mgldvsr_unet.ckpt"),
     (("basic_module.",), "the optical flow network SpyNet", "choose it in Load Flow Model"),
     (("patch_embedding.", "blocks.0.self_attn"), "a video diffusion transformer", "use Load Diffusion Model"),
 )

@@ -55,9 +55,7 @@ def noise_like(samples: torch.Tensor, seed: int) -> torch.Tensor:
     clips = samples if samples.ndim == 5 else samples.transpose(0, 1).unsqueeze(0)
     size = ClipSize(*clips.shape[2:])
     services.check_cancelled()
-    noise = torch.stack(
-        [addressed_noise((seed + i) % 2**64, (clips.shape[1], size)) for i in range(clips.shape[0])]
-    )
+    noise = torch.stack([addressed_noise((seed + i) % 2**64, (clips.shape[1], size)) for i in range(clips.shape[0])])
     noise = noise if samples.ndim == 5 else noise.squeeze(0).transpose(0, 1)
     return noise.to(samples)
 
@@ -72,8 +70,10 @@ class SeededNoise(io.ComfyNode):
             node_id="VSRSeededNoise",
             display_name=_NOISE,
             category=services.CATEGORY,
-            description="Noise whose every value depends on the seed and its own place (frame, row, column) only, so clip "
-            "length, tiles, windows and resuming do not change it.",
+            description=(
+                "Noise whose values depend only on the seed and their position (frame, row, "
+                "column), so that clip length, tiles, windows and resuming do not change it."
+            ),
             search_aliases=["random noise", "noise", "seed", "vsr noise"],
             inputs=[
                 io.Int.Input(
@@ -82,9 +82,11 @@ class SeededNoise(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Same seed, same noise at the same place of the clip, whatever its size and "
-                    "length.",
-                ),
+                    tooltip=(
+                        "The same seed gives the same noise at the same position of a clip, "
+                        "whatever its size and length."
+                    ),
+                )
             ],
             outputs=[io.Noise.Output(tooltip="Noise for SamplerCustomAdvanced.")],
         )
@@ -249,23 +251,25 @@ class RestorerSampler(io.ComfyNode):
             node_id="VSRRestorerSampler",
             display_name=_SAMPLER,
             category=services.CATEGORY,
-            description="Samplers for restorers. euler suits one step (fidelity); plms reuses past predictions "
-            "and suits many steps; pndm does so with one network call a step, as in the UniMMVSR paper; ddim is that "
-            "of Upscale-A-Video, ddpm that of MGLD-VSR.",
+            description=("Samplers for restorers. euler suits one step (fidelity mode); plms reuses "
+                        "past predictions and suits many steps; pndm does so with one network call a "
+                        "step, as in the UniMMVSR paper; ddim is the sampler of Upscale-A-Video, "
+                        "ddpm that of MGLD-VSR."),
             search_aliases=["sampler", "plms", "pndm", "euler", "ddim", "ddpm", "ancestral", "vsr sampler"],
             inputs=[
                 io.Combo.Input(
                     "sampler",
                     options=list(_SAMPLERS),
                     default="euler",
-                    tooltip="euler: straight steps, exact at one step; plms: multistep, for 8 steps and "
-                    "more; ddim: for Upscale-A-Video, exact together with Latent Propagation; ddpm: ancestral, "
-                    "for MGLD-VSR, exact together with Motion Guidance; pndm: multistep with exactly one network call "
-                    "a step and any shift, the paper's 50 steps.",
+                    tooltip=("euler: straight steps, suits one step; plms: multistep, for 8 steps and "
+                            "more; ddim: for Upscale-A-Video, as published also with Latent "
+                            "Propagation; ddpm: ancestral, for MGLD-VSR, as published also with "
+                            "Motion Guidance; pndm: multistep with exactly one network call a step, "
+                            "at any shift, for the paper's 50 steps."),
                 ),
                 io.Float.Input(
                     "eta", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
-                    tooltip="Fresh noise between the steps of ddim: 0 none, 1 as much as DDPM.",
+                    tooltip="Noise added between the steps of ddim: 0 none, 1 as much as DDPM.",
                 ),
             ],
             outputs=[io.Sampler.Output(tooltip="Sampler for SamplerCustomAdvanced.")],
@@ -290,30 +294,35 @@ class RefineSigmas(io.ComfyNode):
             node_id="VSRRefineSigmas",
             display_name=_SIGMAS,
             category=services.CATEGORY,
-            description="Sigmas from a start sigma you choose. On flow models with a large shift KSampler's "
-            "denoise 0.3 starts near sigma 0.8; here 0.3 means 0.3. For Upscale-A-Video and MGLD-VSR it gives "
-            "the steps of the published programs.",
+            description=(
+                "Makes sigmas from a start sigma that you choose. On flow models with a "
+                "large shift KSampler's denoise 0.3 starts near sigma 0.8; here 0.3 means "
+                "0.3. For Upscale-A-Video and MGLD-VSR it gives the steps of the published "
+                "programs."
+            ),
             search_aliases=["sigmas", "scheduler", "denoise", "sdedit", "start sigma", "ddim", "ddpm"],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model that will be sampled; it gives the kind of sigmas."
-                ),
+                io.Model.Input("model", tooltip=("The model that will be sampled; it determines the kind of sigmas.")),
                 io.Float.Input(
                     "start_sigma",
                     default=1.0,
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of noise at the start: 1 makes the clip anew from its conditions, 0.3 "
-                    "keeps most of a start latent.",
+                    tooltip=(
+                        "Share of noise at the start: 1 generates the clip from its conditioning "
+                        "alone, 0.3 keeps most of the latent it starts from."
+                    ),
                 ),
                 io.Int.Input(
                     "steps",
                     default=1,
                     min=1,
                     max=1000,
-                    tooltip="Number of steps; 1 is the faithful mode of the built-in model, 30 the published "
-                    "choice of Upscale-A-Video, 50 that of MGLD-VSR.",
+                    tooltip=(
+                        "Number of steps: 1 is the fidelity mode of the built-in model; as "
+                        "published, 30 for Upscale-A-Video and 50 for MGLD-VSR."
+                    ),
                 ),
                 io.Float.Input(
                     "shift",
@@ -321,15 +330,14 @@ class RefineSigmas(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.01,
-                    tooltip="Moves steps towards the noisy end; 1 spaces them evenly, as UniMMVSR does. Flow "
-                    "models only.",
+                    tooltip=(
+                        "Moves steps towards the noisy end; 1 spaces them evenly, as in UniMMVSR. Flow models only."
+                    ),
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(tooltip="Sigmas for SamplerCustomAdvanced."),
-                io.Float.Output(
-                    display_name="denoise", tooltip="The KSampler denoise that starts at the same sigma."
-                ),
+                io.Float.Output(display_name="denoise", tooltip="The KSampler denoise that starts at the same sigma."),
             ],
         )
 
@@ -350,9 +358,7 @@ class RefineSigmas(io.ComfyNode):
                 "BasicScheduler for it."
             )
         if shift != 1:
-            raise ValueError(
-                f"{_SIGMAS}: only flow models have a shift; got {shift} for {name}. Set it to 1."
-            )
+            raise ValueError(f"{_SIGMAS}: only flow models have a shift; got {shift} for {name}. Set it to 1.")
         with services.titled(_SIGMAS):
             return io.NodeOutput(*_published_sigmas(sampling, spacing, start_sigma, steps))
 
@@ -366,9 +372,7 @@ def _flow_denoise(sampling: Any, start_sigma: float) -> float:
     return high
 
 
-def _published_sigmas(
-    sampling: Any, spacing: Spacing, start_sigma: float, steps: int
-) -> tuple[torch.Tensor, float]:
+def _published_sigmas(sampling: Any, spacing: Spacing, start_sigma: float, steps: int) -> tuple[torch.Tensor, float]:
     """Give (steps + 1 sigmas with the published spacing, the KSampler denoise of their start).
 
     A start below 1 spaces the steps over the times at which sigma / (1 + sigma), the share of noise, is lower.

@@ -37,19 +37,14 @@ class SDEditDegradation(io.ComfyNode):
     def define_schema(cls):
         """Describe the node."""
         scale = io.Float.Input(
-            "scale",
-            default=0.25,
-            min=0.01,
-            max=4.0,
-            step=0.01,
-            tooltip="Base resolution as a multiple of the clip's.",
+            "scale", default=0.25, min=0.01, max=4.0, step=0.01, tooltip="Base resolution as a multiple of the clip's."
         )
         short = io.Int.Input(
             "short_side",
             default=480,
             min=2,
             max=8192,
-            tooltip="Px of the shorter side that the base model was trained on; the shape is kept.",
+            tooltip="Shorter side in px that the base model was trained on; the aspect ratio is kept.",
         )
         exact = [
             io.Int.Input("width", default=832, min=2, max=8192, tooltip="Exact width in px."),
@@ -60,31 +55,21 @@ class SDEditDegradation(io.ComfyNode):
             node_id="VSRSDEditDegradation",
             display_name=_TITLE,
             category=services.CATEGORY,
-            description="Makes a low-resolution clip as a base model would have made it: reduces a good clip, "
-            "noises its latent to a drawn step and lets the model draw it again. Structure drifts; put Degrade "
-            "Video behind it for the whole degradation of the UniMMVSR paper.",
-            search_aliases=[
-                "sdedit",
-                "degradation",
-                "training pairs",
-                "base model",
-                "low resolution",
-                "drift",
-            ],
+            description=(
+                "Makes a low-resolution clip as a base model would have made it: reduces a "
+                "good clip, noises its latent to a random step and denoises it with the "
+                "model. Structure drifts. Add Degrade Video after it for the complete "
+                "degradation of the UniMMVSR paper."
+            ),
+            search_aliases=["sdedit", "degradation", "training pairs", "base model", "low resolution", "drift"],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The base video model, or the built-in one of Load Video Restorer."
-                ),
+                io.Model.Input("model", tooltip="The base video model, or the built-in one of Load Video Restorer."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
                 io.Image.Input("images", tooltip="The good clip."),
                 io.DynamicCombo.Input(
                     "size",
-                    options=[
-                        option("short side", [short]),
-                        option("exact size", exact),
-                        option("scale", [scale]),
-                    ],
-                    tooltip="The base model's resolution, which is that of the result.",
+                    options=[option("short side", [short]), option("exact size", exact), option("scale", [scale])],
+                    tooltip=("How the base model's resolution is given; the result has this resolution."),
                 ),
                 io.Float.Input(
                     "min_strength",
@@ -92,7 +77,7 @@ class SDEditDegradation(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Least share of the schedule that is undone and drawn again; 0 is the VAE alone.",
+                    tooltip=("Smallest share of the schedule that is noised and denoised again; 0 is the VAE alone."),
                 ),
                 io.Float.Input(
                     "max_strength",
@@ -100,14 +85,14 @@ class SDEditDegradation(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Largest share; the strength of a run is drawn between both, evenly.",
+                    tooltip="Largest share; the strength of a run is drawn uniformly between both.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=50,
                     min=1,
                     max=1000,
-                    tooltip="Steps of the whole schedule; the drawn share of them is done.",
+                    tooltip="Steps of the whole schedule; the drawn share of them is run.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -115,7 +100,7 @@ class SDEditDegradation(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How strongly the prompt is followed; other than 1 needs negative.",
+                    tooltip=("How strongly the prompt is followed; a value other than 1 needs negative."),
                 ),
                 io.Int.Input(
                     "seed",
@@ -128,32 +113,21 @@ class SDEditDegradation(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="What the clip shows; only the built-in model does without.",
+                    tooltip=("Prompt that says what the clip shows; only the built-in model works without it."),
                 ),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Negative prompt; used only when cfg is not 1."
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="The redrawn clip, at the base resolution."),
-                io.Int.Output(display_name="steps_done", tooltip="How many steps were drawn for this seed."),
+                io.Image.Output(display_name="images", tooltip=("The degraded clip, at the base resolution.")),
+                io.Int.Output(display_name="steps_done", tooltip=("Number of steps that were run for this seed.")),
             ],
         )
 
     @classmethod
     def execute(
-        cls,
-        model,
-        vae,
-        images,
-        size,
-        min_strength,
-        max_strength,
-        steps,
-        cfg,
-        seed,
-        positive=None,
-        negative=None,
+        cls, model, vae, images, size, min_strength, max_strength, steps, cfg, seed, positive=None, negative=None
     ):
         """Encode at the base resolution, sample from the drawn step, decode."""
         frames = services.check_frames(_TITLE, "images", images)
@@ -186,9 +160,7 @@ def _check_pair(model: ModelPatcher, vae: VAE | None) -> None:
 
 def _schedule(low: float, high: float, steps: int) -> SDEdit:
     if low > high:
-        raise ValueError(
-            f"{_TITLE}: min_strength must not lie above max_strength; got {low:g} and {high:g}. Swap them."
-        )
+        raise ValueError(f"{_TITLE}: min_strength must not be above max_strength; got {low:g} and {high:g}. Swap them.")
     return SDEdit(round(low * steps), round(high * steps), steps)
 
 

@@ -48,27 +48,27 @@ class SpatialTiles(io.ComfyNode):
         manual = [
             io.Int.Input("tile_width", default=960, min=64, tooltip="Width of a tile in output px.", **px),
             io.Int.Input("tile_height", default=544, min=64, tooltip="Height of a tile in output px.", **px),
-            io.Int.Input(
-                "overlap", default=96, min=0, max=4096, step=8, tooltip="Output px that tiles share."
-            ),
+            io.Int.Input("overlap", default=96, min=0, max=4096, step=8, tooltip="Output px that tiles share."),
         ]
         return io.Schema(
             node_id="VSRSpatialTiles",
             display_name=_TILES,
             category=services.CATEGORY,
             description="Samples a large frame tile by tile and fuses the predictions smoothly at every step, so that "
-            "4K fits. A tile as large as the frame changes nothing. References are seen whole by every tile.",
+            "4K fits into memory. A tile as large as the frame changes nothing. Every tile sees all references whole.",
             search_aliases=["tiled diffusion", "tiling", "tile", "4k", "multidiffusion", "vram"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample in tiles."),
                 io.DynamicCombo.Input(
                     "tiling",
                     options=[option("auto", []), option("manual", manual), option("off", [])],
-                    tooltip="auto: tiles of the size the model works best at, smaller where memory is "
-                    "short; manual: your sizes; off: whole frames.",
+                    tooltip=(
+                        "auto: tiles of the size at which the model works best, smaller if "
+                        "memory is short; manual: the sizes below; off: whole frames."
+                    ),
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, tiled.")],
+            outputs=[io.Model.Output(tooltip="The model, sampled in tiles.")],
         )
 
     @classmethod
@@ -86,9 +86,7 @@ class SpatialTiles(io.ComfyNode):
             names = ("tile_height", "tile_width", "overlap")
             size = tuple(max(1, round(tiling[name] / space)) for name in names)
             with services.titled(_TILES):
-                plan_tiles(
-                    2 * size[0], 2 * size[1], *size
-                )  # refuses an overlap that does not fit, before the run
+                plan_tiles(2 * size[0], 2 * size[1], *size)  # refuses an overlap that does not fit, before the run
         for place, wrapper in (
             (WrappersMP.PREPARE_SAMPLING, _TilePreparation(size, sizes, space, published.tiles)),
             (WrappersMP.CALC_COND_BATCH, _tiled_batch),
@@ -106,12 +104,8 @@ class TemporalWindows(io.ComfyNode):
         """Describe the node."""
         option, frames, size = io.DynamicCombo.Option, {"max": 4096}, WindowSize()
         manual = [
-            io.Int.Input(
-                "window", default=size.length, min=1, tooltip="Output frames of a window.", **frames
-            ),
-            io.Int.Input(
-                "overlap", default=size.overlap, min=0, tooltip="Output frames windows share.", **frames
-            ),
+            io.Int.Input("window", default=size.length, min=1, tooltip="Output frames of a window.", **frames),
+            io.Int.Input("overlap", default=size.overlap, min=0, tooltip="Output frames windows share.", **frames),
         ]
         return io.Schema(
             node_id="VSRTemporalWindows",
@@ -125,11 +119,14 @@ class TemporalWindows(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "windows",
                     options=[option("auto", []), option("manual", manual), option("off", [])],
-                    tooltip="auto: what the model was made for, else 33 frames, 8 shared with the next; "
-                    "manual: your lengths; off: the whole clip at once.",
+                    tooltip=(
+                        "auto: the length that the model was trained with, otherwise 33 frames "
+                        "with an overlap of 8; manual: the lengths below; off: the whole clip at "
+                        "once."
+                    ),
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, windowed.")],
+            outputs=[io.Model.Output(tooltip="The model, sampled in windows.")],
         )
 
     @classmethod
@@ -290,18 +287,13 @@ def _count_together(
 
 
 def _refuse_regions(conds: list) -> None:
+    rule = f"{_TILES}: conditioning in tiles must not depend on places of the whole frame; got"
     if services.has_guides(conds):
-        raise ValueError(
-            f"{_TILES}: conditioning in tiles must not depend on places of the whole frame; got guide frames. "
-            "Take them out (LTXVCropGuides), or set tiling to off."
-        )
+        raise ValueError(f"{rule} guide frames. Take them out (LTXVCropGuides), or set tiling to off.")
     for cond in (cond for group in conds for cond in group or ()):
         for key in ("area", "control", "gligen"):
             if cond.get(key) is not None:
-                raise ValueError(
-                    f"{_TILES}: conditioning in tiles must not depend on places of the whole frame; got {key!r}. "
-                    "Remove it, or set tiling to off."
-                )
+                raise ValueError(f"{rule} {key!r}. Remove it, or set tiling to off.")
 
 
 def _crop_conds(group: list | None, tiles: tuple[Tile, ...], shape: torch.Size) -> list | None:
@@ -385,17 +377,7 @@ class WindowHandler(context_windows.IndexListContextHandler):
         )
 
     def combine_context_window_results(
-        self,
-        x_in,
-        sub_conds_out,
-        sub_conds,
-        window,
-        window_idx,
-        total_windows,
-        timestep,
-        final,
-        counts,
-        biases,
+        self, x_in, sub_conds_out, sub_conds, window, window_idx, total_windows, timestep, final, counts, biases
     ):
         """Add a window's predictions with weights that sum to one; the host then divides by ones."""
         weights = self._plan(x_in.shape[self.dim])[1][window_idx]

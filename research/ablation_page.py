@@ -81,36 +81,18 @@ def report(ablations: Sequence[Ablation], outcomes: Mapping[str, Outcomes], path
 
 def _chapter(ablation: Ablation, outcomes: Outcomes, pictures: Path) -> list[str]:
     stem = ablation.name.replace(" ", "-")
-    lines = [
-        f"## {ablation.name[0].upper()}{ablation.name[1:]}",
-        "",
-        ablation.question,
-        "",
-        *_table(outcomes),
-    ]
+    lines = [f"## {ablation.name[0].upper()}{ablation.name[1:]}", "", ablation.question, "", *_table(outcomes)]
     if ablation.finding:
-        lines += [
-            f"The paper: {ablation.finding}",
-            "",
-            f"Here ({ablation.figure}): {verdict(ablation, outcomes)}",
-            "",
-        ]
+        lines += [f"The paper: {ablation.finding}", "", f"Here ({ablation.figure}): {verdict(ablation, outcomes)}", ""]
     means = {label: mean_and_error(_runs(runs, ablation.figure))[0] for label, runs in outcomes.items()}
     draw_bars(pictures / f"{stem}.png", means, f"{ablation.name}: {ablation.figure}")
     lines += [f"![{ablation.name}]({pictures.name}/{stem}.png)", ""]
     shown = {label: runs[0].picture for label, runs in outcomes.items() if runs[0].picture is not None}
     if shown:
         height = max(picture.shape[1] for picture in shown.values())
-        rows = [
-            torch.nn.functional.pad(p, (2, 2, 2, 2 + height - p.shape[1]), value=1.0) for p in shown.values()
-        ]
+        rows = [torch.nn.functional.pad(p, (2, 2, 2, 2 + height - p.shape[1]), value=1.0) for p in shown.values()]
         save_picture(pictures / f"{stem}-clips.png", torch.cat(rows, 2))
-        lines += [
-            f"*{', '.join(shown)}, from left to right:*",
-            "",
-            f"![clips]({pictures.name}/{stem}-clips.png)",
-            "",
-        ]
+        lines += [f"*{', '.join(shown)}, from left to right:*", "", f"![clips]({pictures.name}/{stem}-clips.png)", ""]
     return lines
 
 

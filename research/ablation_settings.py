@@ -17,15 +17,7 @@ TOKENS, CHANNELS = "tokens", "channels"
 SEPARATED, SHARED = "separated", "shared"
 BOTH, SYNTHETIC, SDEDIT = "both", "synthetic", "sdedit"
 RIGHT, NONE, WRONG = "right", "none", "wrong"
-_SAMPLING = (
-    "shown",
-    "sampling_steps",
-    "reference_scale",
-    "reference_steps",
-    "motion",
-    "propagation",
-    "tasks",
-)
+_SAMPLING = ("shown", "sampling_steps", "reference_scale", "reference_steps", "motion", "propagation", "tasks")
 
 
 @dataclass(frozen=True)
@@ -109,9 +101,7 @@ class Ablation:
 
     def configs(self, base: Config) -> dict[str, Config]:
         """Give the config of every variant."""
-        return {
-            label: replace(base, **{**self.common, **changes}) for label, changes in self.variants.items()
-        }
+        return {label: replace(base, **{**self.common, **changes}) for label, changes in self.variants.items()}
 
 
 _TRAINED = {"given": False}
@@ -173,10 +163,7 @@ REGISTRY = (
     Ablation(
         "reference scale",
         "How strong should guidance by references be (all of 8 steps)?",
-        {
-            f"s_ref {scale:g}": {"reference_scale": scale, "reference_steps": 8}
-            for scale in (1.0, 0.0, 0.5, 2.0, 4.0)
-        },
+        {f"s_ref {scale:g}": {"reference_scale": scale, "reference_steps": 8} for scale in (1.0, 0.0, 0.5, 2.0, 4.0)},
         "A scale of 1; larger ones over-sharpen and bring artefacts.",
         common=_EIGHT,
     ),

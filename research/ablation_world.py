@@ -128,11 +128,7 @@ def velocity(
 
 @torch.no_grad()
 def restore(
-    network: nn.Module,
-    config: Config,
-    sample: LatentSample,
-    references: Sequence[torch.Tensor],
-    noise: torch.Tensor,
+    network: nn.Module, config: Config, sample: LatentSample, references: Sequence[torch.Tensor], noise: torch.Tensor
 ) -> torch.Tensor:
     """Sample from noise in straight steps; on every clean estimate guidance by references, then motion tools."""
     lr, level, z = sample.lr, torch.zeros(1), noise
@@ -156,13 +152,7 @@ class LatentWorld:
     """Builds, trains and measures on the latents of a VAE, with a DiT that is given, or made anew for each training."""
 
     def __init__(
-        self,
-        vae: CausalVideoVAE,
-        dit: UniMMVSRDiT,
-        photos: Sequence,
-        held_out: Sequence,
-        scale: Scale,
-        folder: Path,
+        self, vae: CausalVideoVAE, dit: UniMMVSRDiT, photos: Sequence, held_out: Sequence, scale: Scale, folder: Path
     ):
         self.vae, self.dit, self.scale, self.folder = vae.eval(), dit.eval(), scale, Path(folder)
         self.takes = {True: PhotoTakes(photos, scale.side), False: PhotoTakes(held_out, scale.side)}
@@ -208,16 +198,9 @@ class LatentWorld:
             return (share * (made - (z - eps))).square().mean()
 
         settings = LoopSettings(
-            config.steps,
-            self.scale.rate,
-            largest_gradient=0.5,
-            average=0.99,
-            precision="bf16",
-            seed=config.seed,
+            config.steps, self.scale.rate, largest_gradient=0.5, average=0.99, precision="bf16", seed=config.seed
         )
-        loop = Loop(
-            networks, draw, loss, folder, settings, optimiser=Muon
-        )  # as the built-in model is trained
+        loop = Loop(networks, draw, loss, folder, settings, optimiser=Muon)  # as the built-in model is trained
         loop.run()
         loop.average.apply()
 
@@ -304,9 +287,7 @@ def _figures(frames: torch.Tensor, latent: torch.Tensor, sample: LatentSample, t
     inside = (error.square() * region).sum() / (3 * region.sum()).clamp_min(1)
     return {
         "psnr": psnr_y(ours, real),
-        "referenced psnr": float(-10 * torch.log10(inside.clamp_min(1e-10)))
-        if region.any()
-        else float("nan"),
+        "referenced psnr": float(-10 * torch.log10(inside.clamp_min(1e-10))) if region.any() else float("nan"),
         "latent psnr": float(-10 * torch.log10((latent - sample.z).square().mean().clamp_min(1e-10))),
         "detail": detail_ratio(ours, real),
         "steadiness": float(-20 * torch.log10(change.clamp_min(1e-10))),
@@ -316,9 +297,7 @@ def _figures(frames: torch.Tensor, latent: torch.Tensor, sample: LatentSample, t
 def _column(frames: torch.Tensor, sample: LatentSample) -> torch.Tensor:
     """Stack the middle frames of the LR clip, the result and the truth, top to bottom."""
     middle, size = len(frames) // 2, frames.shape[-2:]
-    low = F.interpolate(sample.extra["low"][middle : middle + 1], size, mode="bicubic", antialias=True).clamp(
-        0, 1
-    )
+    low = F.interpolate(sample.extra["low"][middle : middle + 1], size, mode="bicubic", antialias=True).clamp(0, 1)
     return torch.cat((low[0], frames[middle], sample.extra["frames"][middle]), 1)
 
 
@@ -326,12 +305,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this world to a command line."""
     add = parser.add_argument
     add("--photos", type=Path, nargs="+", required=True, help="folders of photographs you may use")
-    add(
-        "--hold-out",
-        nargs="*",
-        default=[],
-        help="file stems kept for the test (default: every fifth photograph)",
-    )
+    add("--hold-out", nargs="*", default=[], help="file stems kept for the test (default: every fifth photograph)")
     add("--weights", type=Path, default=WEIGHTS, help="the given VAE and DiT (default: the built-in model)")
     add("--side", type=int, default=Scale.side, help="px of a square clip, a multiple of 16")
     add("--kept", type=int, default=Scale.kept, help="training samples of each task and length")
@@ -341,10 +315,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def load_networks(path: Path) -> tuple[CausalVideoVAE, UniMMVSRDiT]:
     """Read a UniMMVSR file: (VAE, DiT) in fp32."""
     state = load_state(path)[0]
-    parts = [
-        {key: value.float() for key, value in strip_prefix(state, prefix).items()}
-        for prefix in ("vae.", "dit.")
-    ]
+    parts = [{key: value.float() for key, value in strip_prefix(state, prefix).items()} for prefix in ("vae.", "dit.")]
     vae, dit = CausalVideoVAE(vae_config(parts[0])), UniMMVSRDiT(dit_config(parts[1]))
     vae.load_state_dict(parts[0])
     dit.load_state_dict(parts[1])

@@ -84,9 +84,7 @@ def choose(names: Sequence[str] | None) -> list[Ablation]:
     known = {ablation.name: ablation for ablation in REGISTRY}
     for name in names or ():
         if name not in known:
-            raise ValueError(
-                f"Training: --only takes {', '.join(known)}; got {name!r}. Quote names with spaces."
-            )
+            raise ValueError(f"Training: --only takes {', '.join(known)}; got {name!r}. Quote names with spaces.")
     return [known[name] for name in names] if names else list(REGISTRY)
 
 
@@ -97,21 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--only", nargs="+", metavar="NAME", help=f"of: {', '.join(ablation.name for ablation in REGISTRY)}")
     add("--steps", type=int, default=Config.steps, help="of each training")
-    add(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="each setting is trained once with every seed"
-    )
-    add(
-        "--work",
-        type=Path,
-        default=Path("output/ablations"),
-        help="trainings and outcomes; resumes from here",
-    )
-    add(
-        "--out",
-        type=Path,
-        default=Path("docs/ablations.md"),
-        help="the page; pictures go into a folder beside it",
-    )
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="each setting is trained once with every seed")
+    add("--work", type=Path, default=Path("output/ablations"), help="trainings and outcomes; resumes from here")
+    add("--out", type=Path, default=Path("docs/ablations.md"), help="the page; pictures go into a folder beside it")
     ablation_world.add_arguments(parser)
     args = parser.parse_args(argv)
     chosen = choose(args.only)

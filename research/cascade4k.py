@@ -77,19 +77,13 @@ def watched(job: dict) -> dict:
     latents = 1 + -(-(count - 1) // tiny_ltx.TIME)
     generator = torch.Generator().manual_seed(0)
     low = torch.randn((1, tiny_ltx.CHANNELS, latents, _BASE_ROWS, _BASE_COLUMNS), generator=generator)
-    size = {
-        "frames": count,
-        "height": _BASE_ROWS * tiny_ltx.SPACE,
-        "width": _BASE_COLUMNS * tiny_ltx.SPACE,
-    }
+    size = {"frames": count, "height": _BASE_ROWS * tiny_ltx.SPACE, "width": _BASE_COLUMNS * tiny_ltx.SPACE}
     target = {"target": "exact size", "height": job["height"], "width": job["width"]}
     watch = Watch()
 
     def enter():
         samples = {"samples": low, "vsr_size": size}
-        return frame_nodes.CascadeInput.execute(vae, target, "bilinear", samples=samples, base_vae=vae).args[
-            :2
-        ]
+        return frame_nodes.CascadeInput.execute(vae, target, "bilinear", samples=samples, base_vae=vae).args[:2]
 
     def refine():
         flow = motion.EstimateMotion.execute(frames, motion.FlowModel("built-in")).args[0]
@@ -107,9 +101,7 @@ def watched(job: dict) -> dict:
     with torch.inference_mode():
         lr, frames = watch.run("cascade_input", enter)
         sampled = watch.run("refine", refine)
-        result = watch.run(
-            "decode", lambda: frame_nodes.TemporalDecode.execute(sampled, vae, 1.0, CHUNK, 0).args[0]
-        )
+        result = watch.run("decode", lambda: frame_nodes.TemporalDecode.execute(sampled, vae, 1.0, CHUNK, 0).args[0])
     if tuple(result.shape) != (count, job["height"], job["width"], 3) or not torch.isfinite(result).all():
         raise ValueError(f"bench cascade4k: got frames of {tuple(result.shape)}, or such as are not finite.")
     beside = {**watch.peaks, "decode": watch.peaks["decode"] - result.nbytes}

@@ -35,12 +35,7 @@ def builtin(options: argparse.Namespace, host: Host) -> dict:
             workflow.set(setting)
 
     outcome = run_graph(
-        host,
-        "Upscale-a-Video",
-        options.frames or 17,
-        size,
-        cpu=runs_on_cpu(options.device),
-        prepare=prepare,
+        host, "Upscale-a-Video", options.frames or 17, size, cpu=runs_on_cpu(options.device), prepare=prepare
     )
     return {"device": outcome.device, **outcome.costs(), **stages(outcome)}
 
@@ -71,9 +66,7 @@ def run_graph(
     low = rng.integers(0, 256, (8, max(2, height // SCALE), max(2, width // SCALE), 3), np.uint8)
     workflow = Workflow.load(name)
     with open_job(host, cpu=cpu) as job:
-        write_video(
-            job.input_dir / "input.mov", (low[i % 8] for i in range(frames)), Fraction(24), codec="png"
-        )
+        write_video(job.input_dir / "input.mov", (low[i % 8] for i in range(frames)), Fraction(24), codec="png")
         bind_input(workflow, "input.mov")
         bind_target(workflow, Target(scale=SCALE))
         prepare(workflow, job.server.models_dir)
@@ -83,9 +76,7 @@ def run_graph(
 def stages(outcome: Outcome) -> dict[str, float]:
     """List the seconds of every node that took a noticeable time, under its title in the graph."""
     return {
-        f"{title}_seconds": round(seconds, 2)
-        for title, seconds in outcome.stages.items()
-        if seconds >= _LEAST_SECONDS
+        f"{title}_seconds": round(seconds, 2) for title, seconds in outcome.stages.items() if seconds >= _LEAST_SECONDS
     }
 
 

@@ -34,19 +34,14 @@ def run(options: argparse.Namespace, host: Host) -> dict:
         raise RunnerError("bench quality: needs --clips FOLDER (truth) and --lr FOLDER (NAME_MODE.mp4 each).")
     rows = {}
     for mode in options.modes:
-        pairs = [
-            (clip, Path(options.lr) / f"{clip.stem}_{mode}.mp4")
-            for clip in sorted(Path(options.clips).iterdir())
-        ]
+        pairs = [(clip, Path(options.lr) / f"{clip.stem}_{mode}.mp4") for clip in sorted(Path(options.clips).iterdir())]
         pairs = [(clip, low) for clip, low in pairs if clip.suffix in _VIDEOS and low.is_file()]
         for clip, low in pairs:
             if clip.stem in options.exclude or (options.only and clip.stem not in options.only):
                 continue
             row = measure(clip, low, options, host)
             rows.setdefault(mode, {})[clip.stem] = row
-            print(
-                f"  {mode:8} {clip.stem:20} " + " ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True
-            )
+            print(f"  {mode:8} {clip.stem:20} " + " ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
     if not rows:
         raise RunnerError(f"bench quality: no clip of {options.clips} has its NAME_MODE.mp4 in {options.lr}.")
     means = {mode: _mean(list(clips.values())) for mode, clips in rows.items()}
@@ -65,9 +60,7 @@ def measure(clip: Path, low: Path, options: argparse.Namespace, host: Host) -> d
     bicubic = np.stack([_bicubic(frame, truth.shape[1:3]) for frame in small])
     reference = np.stack([_back_projected(frame, truth.shape[1:3]) for frame in small])
     flows, middle = _flows(truth), len(small) // 2
-    still = upscaled(
-        np.repeat(small[middle : middle + 1], len(small), 0), rate, truth.shape[1:3], options, host
-    )
+    still = upscaled(np.repeat(small[middle : middle + 1], len(small), 0), rate, truth.shape[1:3], options, host)
     base = _score(bicubic, truth, flows)
     score = _score(ours, truth, flows)
     own = _score(truth, truth, flows)["warp"]
@@ -80,8 +73,7 @@ def measure(clip: Path, low: Path, options: argparse.Namespace, host: Host) -> d
         "warp_ratio": score["warp"] / own,
         "bicubic_warp_ratio": base["warp"] / own,
         "sharpness": score["sharpness"],
-        "neighbours": _score(ours[here], truth[here], None)["psnr"]
-        - _score(still[here], truth[here], None)["psnr"],
+        "neighbours": _score(ours[here], truth[here], None)["psnr"] - _score(still[here], truth[here], None)["psnr"],
     }
 
 

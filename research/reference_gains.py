@@ -15,10 +15,7 @@ from ..runner.video import probe, read_frames
 from .quality import upscaled
 
 KEPT = 12  # levels of 255 (largest of the colours) by which what an edit kept may differ from the reference video
-WORKFLOWS = {
-    "--reference-video": "Upscale-an-Edited-Video",
-    "--reference": "Upscale-with-Identity-Images",
-}
+WORKFLOWS = {"--reference-video": "Upscale-an-Edited-Video", "--reference": "Upscale-with-Identity-Images"}
 _BORDER = 4  # px shaved off before measuring, as in bench quality
 
 
@@ -31,9 +28,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     the rectangle given with --region, else the whole frame.
     """
     if not options.clips or not options.lr:
-        raise RunnerError(
-            "bench references: needs --clips FOLDER (truth) and --lr FOLDER (NAME_MODE.mp4 each)."
-        )
+        raise RunnerError("bench references: needs --clips FOLDER (truth) and --lr FOLDER (NAME_MODE.mp4 each).")
     folder, rows = Path(options.clips), {}
     entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["clips"]
     entries = [entry for entry in entries if references_of(entry, folder)[0]]
@@ -46,14 +41,9 @@ def run(options: argparse.Namespace, host: Host) -> dict:
             others = [other for other in entries if other is not entry]
             row = measure(entry, low, others, regions.get(entry["name"]), folder, options, host)
             rows.setdefault(mode, {})[entry["name"]] = row
-            print(
-                f"  {mode:8} {entry['name']:16} " + " ".join(f"{k} {v:.4f}" for k, v in row.items()),
-                flush=True,
-            )
+            print(f"  {mode:8} {entry['name']:16} " + " ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
     if not rows:
-        raise RunnerError(
-            f"bench references: no clip with references in {folder} has its LR file in {options.lr}."
-        )
+        raise RunnerError(f"bench references: no clip with references in {folder} has its LR file in {options.lr}.")
     return rows
 
 

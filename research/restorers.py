@@ -58,11 +58,7 @@ def _measure(options: argparse.Namespace, host: Host, name: str, write: Callable
     size = parse_size(options.size or size)
     outcome = run_graph(host, name, options.frames or frames, size, cpu=cpu, prepare=prepare)
     networks = "random weights, tiny" if cpu else "random weights, published size"
-    facts = {
-        "graph": f"{name}.json in ComfyUI {host.version}",
-        "device": outcome.device,
-        "networks": networks,
-    } | facts
+    facts = {"graph": f"{name}.json in ComfyUI {host.version}", "device": outcome.device, "networks": networks} | facts
     return {**facts, **outcome.costs(), **stages(outcome)}
 
 
@@ -104,16 +100,9 @@ def _clip_text(config: dict) -> nn.Module:
 
 def write_mgld_vsr(folder: Path, full: bool) -> int:
     """Write random weights as the two published files of MGLD-VSR; return the number of parameters."""
-    unets, structures, vaes, texts = (
-        load(f"models.mgld_vsr.{name}") for name in ("unet", "structure", "vae", "text")
-    )
+    unets, structures, vaes, texts = (load(f"models.mgld_vsr.{name}") for name in ("unet", "structure", "vae", "text"))
     sequence = load("models.mgld_vsr.decoder").SequenceVAE
-    levels = {
-        "model_channels": 64,
-        "channel_mult": (1, 2),
-        "num_res_blocks": 1,
-        "attention_resolutions": (1,),
-    }
+    levels = {"model_channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (1,)}
     unet = unets.UNetConfig(**{} if full else {**levels, "context_dim": 32, "semb_channels": 32})
     structure = structures.StructureConfig(**{} if full else {**levels, "out_channels": 32})
     vae = {} if full else {"ch": 32, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1}

@@ -19,12 +19,7 @@ from .workflow import Workflow
 CAPTURE_NODE = "CascadeVSRRunnerCapture"
 _SAVERS = ("SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
 _LOADERS = {"LoadVideo": "file", "LoadImage": "image"}
-_FINAL = (
-    ("CreateVideo", "images"),
-    ("SaveImage", "images"),
-    ("PreviewImage", "images"),
-    ("SaveWEBM", "images"),
-)
+_FINAL = (("CreateVideo", "images"), ("SaveImage", "images"), ("PreviewImage", "images"), ("SaveWEBM", "images"))
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,7 @@ def bind_target(workflow: Workflow, target: Target) -> None:
         return
     if target.scale is not None and not 0 < target.scale <= 64:
         raise RunnerError(f"--scale: must be above 0 and at most 64; got {target.scale:g}.")
-    node_id = _only(
-        workflow, workflow.of_type("VSRCascadeInput"), "--scale/--size (Cascade Input)", "Cascade Input"
-    )
+    node_id = _only(workflow, workflow.of_type("VSRCascadeInput"), "--scale/--size (Cascade Input)", "Cascade Input")
     inputs = workflow.prompt[node_id]["inputs"]
     for name in [name for name in inputs if name.startswith("target.")]:
         if isinstance(inputs[name], list):
@@ -101,17 +94,12 @@ def bind_references(workflow: Workflow, images: list[str], videos: list[str]) ->
     """Connect reference files to Reference Set, replacing what the workflow has there."""
     if not images and not videos:
         return
-    node_id = _only(
-        workflow, workflow.of_type("VSRReferenceSet"), "--reference (Reference Set)", "Reference Set"
-    )
+    node_id = _only(workflow, workflow.of_type("VSRReferenceSet"), "--reference (Reference Set)", "Reference Set")
     inputs = workflow.prompt[node_id]["inputs"]
     for name in [name for name in inputs if name.startswith(("images.", "videos."))]:
         del inputs[name]
     for index, file in enumerate(images):
-        inputs[f"images.image_{index}"] = [
-            workflow.add("LoadImage", f"Reference image {index + 1}", image=file),
-            0,
-        ]
+        inputs[f"images.image_{index}"] = [workflow.add("LoadImage", f"Reference image {index + 1}", image=file), 0]
     for index, file in enumerate(videos):
         loader = workflow.add("LoadVideo", f"Reference video {index + 1}", file=file)
         frames = workflow.add("GetVideoComponents", f"Reference frames {index + 1}", video=[loader, 0])

@@ -35,9 +35,7 @@ def in_ci() -> bool:
 
 def find_chromium() -> str | None:
     """Return an installed Chromium: $CHROMIUM, else one on the PATH."""
-    return os.environ.get("CHROMIUM") or next(
-        (path for name in _CHROMIUM if (path := shutil.which(name))), None
-    )
+    return os.environ.get("CHROMIUM") or next((path for name in _CHROMIUM if (path := shutil.which(name))), None)
 
 
 def ensure_browser(say: Say = print) -> BrowserTools:
@@ -56,47 +54,28 @@ def ensure_browser(say: Say = print) -> BrowserTools:
             _apt(packages, say)
         chromium, node = find_chromium(), shutil.which("node")
         if not chromium or not node or not shutil.which("npm"):
-            raise RunnerError(
-                f"Browser tests: {', '.join(packages)} could not be installed. Install them by hand."
-            )
+            raise RunnerError(f"Browser tests: {', '.join(packages)} could not be installed. Install them by hand.")
         folder = cache_root() / "browser"
         if not (folder / "node_modules" / "playwright-core" / "package.json").exists():
             say(f"Installing {PLAYWRIGHT} ...")
             folder.mkdir(parents=True, exist_ok=True)
-            _run(
-                [
-                    "npm",
-                    "install",
-                    "--prefix",
-                    str(folder),
-                    "--no-audit",
-                    "--no-fund",
-                    "--ignore-scripts",
-                    PLAYWRIGHT,
-                ]
-            )
+            _run(["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--ignore-scripts", PLAYWRIGHT])
     return BrowserTools(node, chromium, folder / "node_modules")
 
 
 def _apt(packages: list[str], say: Say) -> None:
     missing = ", ".join(packages)
     if not shutil.which("apt-get") or not hasattr(os, "geteuid") or os.geteuid() != 0:
-        raise RunnerError(
-            f"Browser tests: need {missing}; install by hand (Debian: sudo apt-get install {missing})."
-        )
+        raise RunnerError(f"Browser tests: need {missing}; install by hand (Debian: sudo apt-get install {missing}).")
     say(f"Installing {missing} by apt-get ...")
     environ = {"DEBIAN_FRONTEND": "noninteractive"}
     _run(["apt-get", "update", "-q"], environ)
-    _run(
-        ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages, "fonts-dejavu-core"], environ
-    )
+    _run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages, "fonts-dejavu-core"], environ)
 
 
 def _run(command: list[str], extra: dict[str, str] | None = None) -> None:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, **(extra or {})}, timeout=600
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(extra or {})}, timeout=600)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunnerError(f"Browser tests: {' '.join(command[:3])} failed: {error}") from error
     if done.returncode:

@@ -49,17 +49,11 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
     demo = add("demo", "upscale a sample clip in a real ComfyUI and measure it; results in output/")
-    demo.add_argument(
-        "--output", default="output", metavar="DIR", help="where the results go (default: output)"
-    )
+    demo.add_argument("--output", default="output", metavar="DIR", help="where the results go (default: output)")
     demo.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
 
     # No argument begins with this prefix: pytest and the training programs read their own options, --help included
@@ -75,22 +69,14 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--cpu", action="store_true", help="do not use the GPU")
 
     _add_upscale(
-        add(
-            "upscale",
-            "upscale a video with a shipped workflow or your own, without the editor",
-            _UPSCALE_EPILOG,
-        )
+        add("upscale", "upscale a video with a shipped workflow or your own, without the editor", _UPSCALE_EPILOG)
     )
 
     bench = add("bench", "measure speed, memory, quality and start-up")
     bench.add_argument("name", nargs="?", help="a benchmark (default: list them and run the short ones)")
     bench.add_argument("--frames", type=int, help="number of frames (default: depends on the benchmark)")
-    bench.add_argument(
-        "--size", metavar="WxH", help="output size in pixels (default: depends on the benchmark)"
-    )
-    bench.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)"
-    )
+    bench.add_argument("--size", metavar="WxH", help="output size in pixels (default: depends on the benchmark)")
+    bench.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
 
     bench.add_argument(
         "--set",
@@ -104,12 +90,7 @@ def parser() -> argparse.ArgumentParser:
     quality = bench.add_argument_group("bench quality, bench references")
     quality.add_argument("--clips", metavar="DIR", help="folder of clips in full resolution, the truth")
     quality.add_argument("--lr", metavar="DIR", help="folder of their low-resolution files, NAME_MODE.mp4")
-    quality.add_argument(
-        "--modes",
-        nargs="+",
-        default=["bicubic", "real"],
-        help="every MODE (default: bicubic real)",
-    )
+    quality.add_argument("--modes", nargs="+", default=["bicubic", "real"], help="every MODE (default: bicubic real)")
     quality.add_argument("--only", nargs="+", metavar="NAME", help="measure these clips only")
     region = {
         "metavar": "NAME=L,T,W,H",
@@ -126,11 +107,7 @@ def parser() -> argparse.ArgumentParser:
         "input", metavar="IN", help="the released folder, or its UNet file (for MGLD-VSR mgldvsr_unet.ckpt)"
     )
     convert.add_argument("output", metavar="OUT.safetensors", help="the file to write")
-    convert.add_argument(
-        "--half",
-        action="store_true",
-        help="store all but the autoencoders in half precision",
-    )
+    convert.add_argument("--half", action="store_true", help="store all but the autoencoders in half precision")
 
     setup = add("setup", "set up the environment and ComfyUI, and print where they are")
     setup.add_argument("--tests", action="store_true", help="include the packages that tests need")
@@ -139,9 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_upscale(upscale: argparse.ArgumentParser) -> None:
     upscale.add_argument("input", metavar="IN", help="a video, a folder of images, or one image")
-    upscale.add_argument(
-        "output", metavar="OUT", help="a video (.mp4 .mkv .mov), or a folder for lossless PNG frames"
-    )
+    upscale.add_argument("output", metavar="OUT", help="a video (.mp4 .mkv .mov), or a folder for lossless PNG frames")
     upscale.add_argument(
         "--workflow",
         default="Upscale-a-Video",
@@ -157,11 +132,7 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
         help="reference images for a workflow with a Reference Set",
     )
     upscale.add_argument(
-        "--reference-video",
-        action="append",
-        default=[],
-        metavar="VIDEO",
-        help="reference video (may be repeated)",
+        "--reference-video", action="append", default=[], metavar="VIDEO", help="reference video (may be repeated)"
     )
     upscale.add_argument("--prompt", help="text for a workflow with a text encoder")
     size = upscale.add_mutually_exclusive_group()
@@ -175,17 +146,11 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
         dest="settings",
         help="set any input of the workflow (may be repeated)",
     )
-    upscale.add_argument(
-        "--crf", type=float, default=12.0, help="H.264 quality of OUT, lower is better (default: 12)"
-    )
-    upscale.add_argument(
-        "--lossless", action="store_true", help="write OUT as bit-exact H.264 RGB (large files)"
-    )
+    upscale.add_argument("--crf", type=float, default=12.0, help="H.264 quality of OUT, lower is better (default: 12)")
+    upscale.add_argument("--lossless", action="store_true", help="write OUT as bit-exact H.264 RGB (large files)")
     upscale.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
     upscale.add_argument("--cpu", action="store_true", help="do not use the GPU")
-    upscale.add_argument(
-        "--json", metavar="FILE", help="also write seconds, peak memory and network calls as json"
-    )
+    upscale.add_argument("--json", metavar="FILE", help="also write seconds, peak memory and network calls as json")
 
 
 def _stop(*_) -> None:
@@ -227,7 +192,6 @@ def main(arguments: list[str]) -> int:
         if error.errno != 28:  # ENOSPC
             raise
         print(
-            f"run.py {options.command}: no space left on the disk ({error.filename or cache_root()}).",
-            file=sys.stderr,
+            f"run.py {options.command}: no space left on the disk ({error.filename or cache_root()}).", file=sys.stderr
         )
         return 1

@@ -80,8 +80,7 @@ class HostClient:
         """POST json and return the json answer (None for an empty one)."""
         body = json.dumps(data if data is not None else {}).encode()
         return self._request(
-            urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"}),
-            timeout,
+            urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"}), timeout
         )
 
     def _request(self, request: urllib.request.Request, timeout: float) -> Any:
@@ -126,10 +125,7 @@ class HostClient:
         return (self.get(f"/history/{prompt_id}") or {}).get(prompt_id)
 
     def run(
-        self,
-        prompt: dict,
-        on_progress: Callable[[Progress], None] | None = None,
-        timeout: float | None = None,
+        self, prompt: dict, on_progress: Callable[[Progress], None] | None = None, timeout: float | None = None
     ) -> Result:
         """Queue a prompt, follow it to its end and return the result; on Ctrl-C interrupt it first."""
         try:
@@ -154,10 +150,7 @@ class HostClient:
                     message = await socket.receive(timeout=2.0)
                 except asyncio.TimeoutError:
                     message = None
-                if message is not None and message.type in (
-                    aiohttp.WSMsgType.CLOSED,
-                    aiohttp.WSMsgType.ERROR,
-                ):
+                if message is not None and message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
                     raise RunnerError(f"ComfyUI ended in the middle of the work.{self._tail()}")
                 finished = message is None or _handle(prompt, prompt_id, message, on_progress)
                 if finished and (entry := self.history(prompt_id)):

@@ -46,8 +46,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
     write_atomic(out / "measures.txt", table)
     write_atomic(out / "measures.json", json.dumps(report, indent=1) + "\n")
     print(
-        f"\n{table}\nIn {out.absolute()}: "
-        f"upscaled.mp4, comparison.png, measures.txt, measures.json, low_resolution.mp4"
+        f"\n{table}\nIn {out.absolute()}: upscaled.mp4, comparison.png, measures.txt, measures.json, low_resolution.mp4"
     )
     print("Next: python3 run.py upscale YOUR_VIDEO out.mp4   or   python3 run.py serve")
     return 0
@@ -123,9 +122,7 @@ def comparison(sample: Sample, ours: np.ndarray) -> Image.Image:
         crop = np.ascontiguousarray(panel[top : top + _CROP[1], left : left + _CROP[0]])
         draw.text((x + 4, 3), name, fill="black", font=font)
         sheet.paste(Image.fromarray(panel), (x, 28))
-        sheet.paste(
-            Image.fromarray(_resized(crop, (width, height), Image.Resampling.NEAREST)), (x, 28 + height + 8)
-        )
+        sheet.paste(Image.fromarray(_resized(crop, (width, height), Image.Resampling.NEAREST)), (x, 28 + height + 8))
     return sheet
 
 
@@ -134,14 +131,8 @@ def _busiest(frame: np.ndarray) -> tuple[int, int]:
     grey = frame.astype(np.float32).mean(-1)
     detail = np.abs(np.diff(grey, axis=1, append=0)) + np.abs(np.diff(grey, axis=0, append=0))
     width, height = _CROP
-    places = [
-        (x, y)
-        for y in range(0, grey.shape[0] - height + 1, 12)
-        for x in range(0, grey.shape[1] - width + 1, 16)
-    ]
-    return max(
-        places, key=lambda place: detail[place[1] : place[1] + height, place[0] : place[0] + width].mean()
-    )
+    places = [(x, y) for y in range(0, grey.shape[0] - height + 1, 12) for x in range(0, grey.shape[1] - width + 1, 16)]
+    return max(places, key=lambda place: detail[place[1] : place[1] + height, place[0] : place[0] + width].mean())
 
 
 def save_png(path: Path, image: Image.Image) -> None:

@@ -67,9 +67,7 @@ def write_video(
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}.", suffix=f".partial{out.suffix}")
     os.close(handle)
     try:
-        count = _encode(
-            Path(name), iter(frames), Fraction(rate).limit_denominator(60000), codec, crf, audio_from
-        )
+        count = _encode(Path(name), iter(frames), Fraction(rate).limit_denominator(60000), codec, crf, audio_from)
         os.chmod(name, 0o644)
         os.replace(name, out)
     except av.FFmpegError as error:
@@ -80,9 +78,7 @@ def write_video(
     return count
 
 
-def _encode(
-    out: Path, frames: Iterator[np.ndarray], rate: Fraction, codec: str, crf: float, audio_from
-) -> int:
+def _encode(out: Path, frames: Iterator[np.ndarray], rate: Fraction, codec: str, crf: float, audio_from) -> int:
     first = next(frames, None)
     if first is None:
         raise RunnerError("OUT: a video needs at least one frame; got none.")
@@ -107,9 +103,7 @@ def _encode(
         waiting = next(audio, None)
         for index, frame in enumerate(_chain(first, frames)):
             if frame.shape != first.shape:
-                raise RunnerError(
-                    f"OUT: all frames must have one size; got {frame.shape} after {first.shape}."
-                )
+                raise RunnerError(f"OUT: all frames must have one size; got {frame.shape} after {first.shape}.")
             while waiting is not None and waiting[0] <= index / rate:
                 container.mux(waiting[1])
                 waiting = next(audio, None)

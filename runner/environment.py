@@ -115,9 +115,7 @@ def _ensure(host: Host | None, layers: tuple[str, ...], say: Say) -> Path:
     if host and not missing_layers(environment, layers, host):
         return python
     _check_python()
-    with locked(
-        cache_root() / "env.lock", "Another run.py is setting up the environment; waiting for it ..."
-    ):
+    with locked(cache_root() / "env.lock", "Another run.py is setting up the environment; waiting for it ..."):
         missing = missing_layers(environment, layers, host)
         if not missing and host:
             return python
@@ -163,9 +161,7 @@ def _make_venv(environment: Path, say: Say) -> None:
     if environment.exists():
         say("  removing the rest of a broken set-up ...")
         shutil.rmtree(environment)
-    _run(
-        [sys.executable, "-m", "venv", "--without-pip", str(environment)], "Creating the virtual environment"
-    )
+    _run([sys.executable, "-m", "venv", "--without-pip", str(environment)], "Creating the virtual environment")
     if importlib.util.find_spec("ensurepip"):
         _run([str(python), "-m", "ensurepip", "--upgrade", "--default-pip"], "Installing pip")
     else:  # Debian without python3-venv has no ensurepip; pip can install itself into another interpreter
@@ -223,19 +219,14 @@ def _works(python: Path, code: str) -> bool:
     if not python.exists():
         return False
     try:
-        return (
-            subprocess.run([str(python), "-c", code], capture_output=True, env=_clean_environ()).returncode
-            == 0
-        )
+        return subprocess.run([str(python), "-c", code], capture_output=True, env=_clean_environ()).returncode == 0
     except OSError:
         return False
 
 
 def _clean_environ() -> dict[str, str]:
     """Return os.environ without what would leak the outer Python's packages into the environment."""
-    return {
-        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")
-    }
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")}
 
 
 def enter(environment: Environment, arguments: list[str]) -> int:

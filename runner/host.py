@@ -49,9 +49,7 @@ def read_version(path: Path) -> str | None:
 
 def is_host(path: Path) -> bool:
     """Return whether `path` looks like a complete ComfyUI tree."""
-    return all(
-        (path / name).exists() for name in ("main.py", "nodes.py", "comfy", "comfy_api", "requirements.txt")
-    )
+    return all((path / name).exists() for name in ("main.py", "nodes.py", "comfy", "comfy_api", "requirements.txt"))
 
 
 def find_host(root: Path = ROOT) -> Host | None:
@@ -64,9 +62,7 @@ def find_host(root: Path = ROOT) -> Host | None:
                 "Correct it, or unset it to let run.py fetch its own copy."
             )
         return _checked(Host(path, "COMFYUI_PATH", external=True))
-    shell = Path(
-        os.environ.get("PWD") or root
-    )  # keeps a linked clone's place in custom_nodes/ that getcwd() resolves
+    shell = Path(os.environ.get("PWD") or root)  # keeps a linked clone's place in custom_nodes/ that getcwd() resolves
     for place in dict.fromkeys((root, shell if shell.resolve() == root.resolve() else root, root.resolve())):
         if place.parent.name == "custom_nodes" and is_host(place.parent.parent):
             return _checked(Host(place.parent.parent, "the ComfyUI this pack is installed in", external=True))
@@ -78,9 +74,7 @@ def _checked(host: Host) -> Host:
     numbers = tuple(int(part) for part in re.findall(r"\d+", host.version)[:3])
     if numbers and numbers < MINIMUM_VERSION:
         wanted = ".".join(map(str, MINIMUM_VERSION))
-        raise RunnerError(
-            f"ComfyUI at {host.path}: must be {wanted} or newer; got {host.version}. Update it."
-        )
+        raise RunnerError(f"ComfyUI at {host.path}: must be {wanted} or newer; got {host.version}. Update it.")
     return host
 
 

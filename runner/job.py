@@ -78,10 +78,7 @@ class Job:
     def run(self, workflow: Workflow, keep_savers: bool = False) -> Outcome:
         """Run a filled-in workflow and return what came out of its last frames socket."""
         bind_output(workflow, _NAME, keep_savers)
-        print(
-            f"Starting ComfyUI {self.server.host.version} ({'CPU' if self.server.cpu else 'GPU'}) ...",
-            flush=True,
-        )
+        print(f"Starting ComfyUI {self.server.host.version} ({'CPU' if self.server.cpu else 'GPU'}) ...", flush=True)
         self.server.start()
         client, display = HostClient(self.server.url, self.server), Display()
         try:

@@ -52,13 +52,7 @@ def _camera(time: float, photo: tuple[int, int], frame: tuple[int, int]) -> np.n
     centre_y = photo[1] / 2 + 26 * (0.5 - time) + 2 * math.sin(2 * math.pi * 1.5 * time)
     cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
     x, y = frame[0] / 2, frame[1] / 2
-    return np.array(
-        [
-            [cos, -sin, centre_x - cos * x + sin * y],
-            [sin, cos, centre_y - sin * x - cos * y],
-            [0, 0, 1],
-        ]
-    )
+    return np.array([[cos, -sin, centre_x - cos * x + sin * y], [sin, cos, centre_y - sin * x - cos * y], [0, 0, 1]])
 
 
 def _render(photo: Image.Image, camera: np.ndarray, width: int, height: int) -> np.ndarray:

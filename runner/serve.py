@@ -16,11 +16,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
     """Start ComfyUI, say where it is, and keep it until Ctrl-C."""
     base = cache_root() / "serve"
     server = HostServer(
-        host,
-        base,
-        port=choose_port(options.port, preferred=8188),
-        cpu=True if options.cpu else None,
-        echo=True,
+        host, base, port=choose_port(options.port, preferred=8188), cpu=True if options.cpu else None, echo=True
     )
     with server:
         print(

@@ -45,9 +45,7 @@ def choose_port(required: int | None, preferred: int | None = None) -> int:
         if not 0 < required < 65536:
             raise RunnerError(f"--port: must be 1 to 65535; got {required}.")
         if not port_is_free(required):
-            raise RunnerError(
-                f"--port: {required} is taken by another program. Choose another, or leave --port away."
-            )
+            raise RunnerError(f"--port: {required} is taken by another program. Choose another, or leave --port away.")
         return required
     if preferred is not None and port_is_free(preferred):
         return preferred
@@ -138,9 +136,7 @@ class HostServer:
             _link(ROOT, self.base / "custom_nodes" / PACK_NAME)
         if self.capture:
             _link(ROOT / "runner" / "capture", self.base / "custom_nodes" / CAPTURE_NAME)
-        own_group = (
-            {"start_new_session": True} if os.name == "posix" else {}
-        )  # Ctrl-C reaches us; we stop the host
+        own_group = {"start_new_session": True} if os.name == "posix" else {}  # Ctrl-C reaches us; we stop the host
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 self.command(),
@@ -162,9 +158,7 @@ class HostServer:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if not self.alive():
-                raise RunnerError(
-                    f"ComfyUI stopped while starting (exit {self.process.returncode}).\n{self.tail()}"
-                )
+                raise RunnerError(f"ComfyUI stopped while starting (exit {self.process.returncode}).\n{self.tail()}")
             with contextlib.suppress(urllib.error.URLError, OSError, ValueError):
                 with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5) as answer:
                     json.load(answer)
@@ -245,9 +239,7 @@ def _yaml_section(index: int, root: Path) -> str:
     folders = sorted(item.name for item in root.iterdir() if item.is_dir()) if root.is_dir() else []
     if not folders:
         return ""
-    return "\n".join(
-        [f"place{index}:", f"  base_path: {json.dumps(str(root))}", *(f"  {n}: {n}" for n in folders)]
-    )
+    return "\n".join([f"place{index}:", f"  base_path: {json.dumps(str(root))}", *(f"  {n}: {n}" for n in folders)])
 
 
 def _link(source: Path, place: Path) -> None:

@@ -19,8 +19,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
     probe = subprocess.run([sys.executable, "-c", "import pytest, hypothesis"], capture_output=True)
     if probe.returncode:
         raise RunnerError(
-            f"{sys.executable} has no pytest and hypothesis. "
-            f"Run: {sys.executable} -m pip install pytest hypothesis"
+            f"{sys.executable} has no pytest and hypothesis. Run: {sys.executable} -m pip install pytest hypothesis"
         )
     arguments = options.pytest[1:] if options.pytest[:1] == ["--"] else options.pytest
     environ = {**os.environ, INSIDE: str(host.path)}

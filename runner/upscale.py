@@ -13,16 +13,7 @@ from .host import Host
 from .job import Outcome, open_job
 from .pack import load
 from .paths import cache_root, require_space, write_atomic
-from .video import (
-    CONTAINERS,
-    ClipInfo,
-    check_output,
-    is_image,
-    place,
-    probe,
-    stage,
-    staged_name,
-)
+from .video import CONTAINERS, ClipInfo, check_output, is_image, place, probe, stage, staged_name
 from .workflow import Workflow, is_shipped
 
 _TARGETS = {"scale": ("scale",), "short side": ("short_side",), "exact size": ("height", "width")}
@@ -43,9 +34,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
     if expected:
         _check_scratch(expected)
     arrow = f"  ->  {expected.width}x{expected.height}" if expected else ""
-    print(
-        f"IN: {info.frames} frames {info.width}x{info.height} at {float(info.rate):g} fps{arrow}", flush=True
-    )
+    print(f"IN: {info.frames} frames {info.width}x{info.height} at {float(info.rate):g} fps{arrow}", flush=True)
     with open_job(host, options.port, True if options.cpu else None) as job:
         for name, file in files.items():
             (place if name.startswith("reference_image") else stage)(file, job.input_dir, name)
@@ -121,9 +110,7 @@ def expected_size(workflow: Workflow, info: ClipInfo) -> ClipInfo | None:
 def _check_scratch(expected: ClipInfo) -> None:
     """The host writes the frames once, uncompressed, before they are encoded."""
     needed = expected.frames * expected.height * expected.width * 3
-    require_space(
-        cache_root(), needed, "Scratch space", "Free some, or set CASCADEVSR_CACHE to another disk."
-    )
+    require_space(cache_root(), needed, "Scratch space", "Free some, or set CASCADEVSR_CACHE to another disk.")
 
 
 def verify(outcome: Outcome, info: ClipInfo, expected: ClipInfo | None, strict: bool) -> None:

@@ -40,9 +40,7 @@ class ClipInfo:
 def image_files(folder: Path) -> list[Path]:
     """Return the images of a folder in natural order (2 before 10)."""
     files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGES and not f.name.startswith(".")]
-    return sorted(
-        files, key=lambda f: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", f.name.lower())]
-    )
+    return sorted(files, key=lambda f: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", f.name.lower())])
 
 
 def is_image(path: Path) -> bool:
@@ -74,9 +72,7 @@ def probe(source: Path) -> ClipInfo:
         except av.FFmpegError as error:
             raise RunnerError(_broken(source, count, declared, error.strerror)) from error
     if count == 0:
-        raise RunnerError(
-            f"IN: must have at least one frame; {source} has none. It is empty, damaged or truncated."
-        )
+        raise RunnerError(f"IN: must have at least one frame; {source} has none. It is empty, damaged or truncated.")
     if packets < declared or (declared == 0 and end + 3 / float(rate) < promised):
         raise RunnerError(_broken(source, count, declared, "the file ends early"))
     return ClipInfo(count, height, width, Fraction(rate), has_audio)
@@ -146,9 +142,7 @@ class _Aligned:
         if self.ends is None:
             self.ends = self._graph(frame)
         self.ends[0].push(frame)
-        return np.ascontiguousarray(
-            self.ends[1].pull().to_ndarray(format="rgb24")[: frame.height, : frame.width]
-        )
+        return np.ascontiguousarray(self.ends[1].pull().to_ndarray(format="rgb24")[: frame.height, : frame.width])
 
     def _graph(self, frame: av.VideoFrame) -> tuple:
         graph = av.filter.Graph()
@@ -218,9 +212,7 @@ def check_output(out: Path, info: ClipInfo | None = None, lossless: bool = False
     """Raise unless OUT can be written: its kind, its folder, and the free space for a clip such as `info`."""
     if out.suffix.lower() in CONTAINERS:
         if out.is_dir():
-            raise RunnerError(
-                f"OUT: {out} is a folder; name a video file in it, or a folder without such an ending."
-            )
+            raise RunnerError(f"OUT: {out} is a folder; name a video file in it, or a folder without such an ending.")
         kind = "lossless" if lossless else "lossy"
     elif out.suffix and not out.is_dir() and not str(out).endswith(("/", os.sep)):
         raise RunnerError(
@@ -232,9 +224,7 @@ def check_output(out: Path, info: ClipInfo | None = None, lossless: bool = False
         strangers = [name for name in names if not re.fullmatch(r"frame_\d+\.png", name)]
         if strangers or out.is_file():
             found = f"holds {strangers[0]}" if strangers else "is a file"
-            raise RunnerError(
-                f"OUT: the folder for PNG frames must be new or hold such frames only; {out} {found}."
-            )
+            raise RunnerError(f"OUT: the folder for PNG frames must be new or hold such frames only; {out} {found}.")
     parent = out.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -87,12 +87,9 @@ class Workflow:
         content = _read_json(file)
         nodes = list(content.values()) if isinstance(content, dict) else []
         if not nodes or not all(
-            isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
-            for node in nodes
+            isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict) for node in nodes
         ):
-            raise RunnerError(
-                f"--workflow: {file} is no API-format workflow (nodes with class_type and inputs)."
-            )
+            raise RunnerError(f"--workflow: {file} is no API-format workflow (nodes with class_type and inputs).")
         return cls(copy.deepcopy(content), file.stem)
 
     def title(self, node_id: str) -> str:
@@ -128,9 +125,7 @@ class Workflow:
         if wanted.startswith("#") and wanted[1:] in self.prompt:
             return [wanted[1:]]
         titled = [node_id for node_id in self.prompt if self.title(node_id).lower() == wanted]
-        return titled or [
-            node_id for node_id, node in self.prompt.items() if node["class_type"].lower() == wanted
-        ]
+        return titled or [node_id for node_id, node in self.prompt.items() if node["class_type"].lower() == wanted]
 
     def set(self, setting: str) -> None:
         """Apply one "Title.input=value"; the value takes the type of the one it replaces."""
@@ -143,9 +138,7 @@ class Workflow:
         where = f"{self.title(node_id)}.{actual}"
         if actual in inputs:
             if isinstance(inputs[actual], list):
-                source = (
-                    self.title(str(inputs[actual][0])) if str(inputs[actual][0]) in self.prompt else "a node"
-                )
+                source = self.title(str(inputs[actual][0])) if str(inputs[actual][0]) in self.prompt else "a node"
                 raise RunnerError(
                     f"--set: {where} is connected to {source}, so it takes no value. Set that node instead."
                 )

@@ -79,9 +79,7 @@ def test_blueprint_is_what_its_workflow_makes(blueprint):
     assert blueprint_text(blueprint, graph) == stored, "run python3 tools/derive_api.py"
     file = json.loads(stored)
     (outer,), (inner,) = file["nodes"], file["definitions"]["subgraphs"]
-    assert outer["type"] == inner["id"] and [i["name"] for i in outer["inputs"]] == [
-        i["name"] for i in inner["inputs"]
-    ]
+    assert outer["type"] == inner["id"] and [i["name"] for i in outer["inputs"]] == [i["name"] for i in inner["inputs"]]
     nodes = {node["id"]: node for node in inner["nodes"]}
     assert not {"LoadVideo", "SaveVideo", "MarkdownNote"} & {node["type"] for node in nodes.values()}
     for link in inner["links"]:
@@ -94,9 +92,7 @@ def test_blueprint_is_what_its_workflow_makes(blueprint):
         else:
             assert link["id"] in inner["outputs"][link["target_slot"]]["linkIds"]
     known = {link["id"] for link in inner["links"]}
-    assert all(
-        i["link"] in known for node in nodes.values() for i in node["inputs"] if i.get("link") is not None
-    )
+    assert all(i["link"] in known for node in nodes.values() for i in node["inputs"] if i.get("link") is not None)
     for node, widget in outer["properties"]["proxyWidgets"]:
         assert widget in [i["name"] for i in nodes[int(node)]["inputs"] if i.get("widget")]
 
@@ -105,9 +101,7 @@ def test_blueprint_is_what_its_workflow_makes(blueprint):
 def test_api_form_has_the_nodes_of_the_template(file):
     graph = json.loads(file.read_text(encoding="utf-8"))
     prompt = json.loads((file.parent / "api" / file.name).read_text(encoding="utf-8"))
-    active = {
-        str(n["id"]): n["type"] for n in graph["nodes"] if n["mode"] == 0 and n["type"] != "MarkdownNote"
-    }
+    active = {str(n["id"]): n["type"] for n in graph["nodes"] if n["mode"] == 0 and n["type"] != "MarkdownNote"}
     assert {key: node["class_type"] for key, node in prompt.items()} == active
     for node in prompt.values():
         for value in node["inputs"].values():

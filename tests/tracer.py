@@ -137,16 +137,12 @@ class Session:
 
     @staticmethod
     async def _load(nodes, extras: Path) -> None:
-        wanted = [
-            (extras / f"nodes_{name}.py", "comfy_extras") for name in ("custom_sampler", "video", "images")
-        ]
+        wanted = [(extras / f"nodes_{name}.py", "comfy_extras") for name in ("custom_sampler", "video", "images")]
         for path, parent in [*wanted, (ROOT, "custom_nodes")]:
             if not await nodes.load_custom_node(str(path), module_parent=parent):
                 raise RuntimeError(f"{path} must load in the host; see the log above.")
 
-    def run(
-        self, graph: dict, trace: Trace, before: tuple[str, ...] = (), until: tuple[str, ...] = ()
-    ) -> None:
+    def run(self, graph: dict, trace: Trace, before: tuple[str, ...] = (), until: tuple[str, ...] = ()) -> None:
         """Run a graph in API form: untraced up to the class types `before`, then traced to `until`, or the ends."""
         limits = {"lru": 0, "ram": 0, "ram_inactive": 0}
         cache = self.execution.CacheType.CLASSIC  # keeps every output for the second run
@@ -165,9 +161,7 @@ class Session:
 def _check(executor) -> None:
     if not executor.success:
         failure = dict(executor.status_messages)["execution_error"]
-        raise RuntimeError(
-            f"{failure['node_type']}: {failure['exception_message']}{''.join(failure['traceback'])}"
-        )
+        raise RuntimeError(f"{failure['node_type']}: {failure['exception_message']}{''.join(failure['traceback'])}")
 
 
 def _find(graph: dict, kind: str) -> str:
@@ -226,9 +220,7 @@ def trace_paths(names: list[str]) -> dict[str, dict]:
 
     found = environment.host_inside() or host.find_host()
     if found is None:
-        raise RuntimeError(
-            "the tracer needs a ComfyUI; got none. Run python3 run.py test once, or set COMFYUI_PATH."
-        )
+        raise RuntimeError("the tracer needs a ComfyUI; got none. Run python3 run.py test once, or set COMFYUI_PATH.")
     with tempfile.TemporaryDirectory() as base:
         session, summaries = Session(found.path, Path(base)), {}
         clip = np.random.default_rng(0).integers(0, 256, (9, 24, 32, 3), dtype=np.uint8)
@@ -244,9 +236,7 @@ def main() -> None:
     """Print the traces of the paths named on the command line."""
     parser = argparse.ArgumentParser(description="Trace the own functions that a path runs through.")
     parser.add_argument("paths", nargs="*", help=f"{', '.join(PATHS)}; all by default")
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the summaries to a file instead of printing them"
-    )
+    parser.add_argument("--json", metavar="FILE", help="write the summaries to a file instead of printing them")
     options = parser.parse_args()
     if unknown := set(options.paths) - set(PATHS):
         parser.error(f"paths must be among {', '.join(PATHS)}; got {', '.join(sorted(unknown))}")

@@ -74,18 +74,13 @@ def derive(blueprint: Blueprint, graph: dict) -> dict:
         nodes[target]["inputs"][slot]["link"] = number
     _tidy(nodes.values(), links)
     widgets = [[str(by_type[kind]["id"]), name] for kind, name in blueprint.widgets]
-    return _file(
-        blueprint, list(nodes.values()), links, list(sockets.values()), list(results.values()), widgets
-    )
+    return _file(blueprint, list(nodes.values()), links, list(sockets.values()), list(results.values()), widgets)
 
 
 def _renumbered(graph: dict, shift: int) -> dict:
     """Copy a graph with other ids: the editor was seen to mix up widgets of inner nodes with the same id."""
     nodes = [{**node, "id": node["id"] + shift} for node in graph["nodes"]]
-    links = [
-        [n, origin + shift, output, target + shift, *rest]
-        for n, origin, output, target, *rest in graph["links"]
-    ]
+    links = [[n, origin + shift, output, target + shift, *rest] for n, origin, output, target, *rest in graph["links"]]
     return {"nodes": nodes, "links": links}
 
 
@@ -110,9 +105,7 @@ def _links(blueprint: Blueprint, graph: dict, nodes: dict, ids: set[int]):
         elif origin in ids and _wanted(graph, target):
             known = results.setdefault((origin, output), {"name": kind, "type": kind, "linkIds": [number]})
             if known["linkIds"] == [number]:
-                links.append(
-                    _link(number, origin, output, _OUTPUT, list(results).index((origin, output)), kind)
-                )
+                links.append(_link(number, origin, output, _OUTPUT, list(results).index((origin, output)), kind))
     return links, sockets, results
 
 
@@ -131,17 +124,12 @@ def _tidy(nodes, links: list[dict]) -> None:
     """Let every output of the inner nodes name the links that are left."""
     for node in nodes:
         for slot, output in enumerate(node.get("outputs", ())):
-            own = [
-                link["id"] for link in links if (link["origin_id"], link["origin_slot"]) == (node["id"], slot)
-            ]
+            own = [link["id"] for link in links if (link["origin_id"], link["origin_slot"]) == (node["id"], slot)]
             output["links"] = own or None
 
 
 def _file(blueprint: Blueprint, nodes, links, sockets, results, widgets) -> dict:
-    key = {
-        part: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{blueprint.workflow}/{part}"))
-        for part in ("graph", "outer")
-    }
+    key = {part: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{blueprint.workflow}/{part}")) for part in ("graph", "outer")}
     left, right = (
         min(n["pos"][0] for n in nodes) - 250,
         max(n["pos"][0] + n["size"][0] for n in nodes) + 100,

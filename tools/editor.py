@@ -29,9 +29,7 @@ def drive(tools: BrowserTools, url: str, steps: list[dict], screenshots: Path | 
         timeout=max(600, 90 * len(steps)),  # machines busy with other work take a minute for a step
     )
     if done.returncode:
-        raise RunnerError(
-            f"Editor: the browser script failed (exit {done.returncode}).\n{done.stderr[-3000:]}"
-        )
+        raise RunnerError(f"Editor: the browser script failed (exit {done.returncode}).\n{done.stderr[-3000:]}")
     return json.loads(done.stdout)
 
 

@@ -108,9 +108,7 @@ def inset(sample: Sample, frames: np.ndarray, name: str) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     draw.rectangle((left - 3, top - 3, left + size[0] + 2, top + size[1] + 2), "white")
     picture.paste(base, (left, top))
-    source, result = (
-        ("edited clip", "with the unedited video") if "Edited" in name else ("base model", "cascade")
-    )
+    source, result = ("edited clip", "with the unedited video") if "Edited" in name else ("base model", "cascade")
     label(draw, (left, top - 36), source)
     label(draw, (SIDE - 10, SIDE - 34), result, right=True)
     return picture

@@ -70,9 +70,7 @@ class SampleMaker:
 class AdapterData:
     """Draws the batch of a number: task by the curriculum, sample from the store, fresh noise."""
 
-    def __init__(
-        self, store: LatentStore, texts: Texts, order: str, lengths: tuple[int, int], draws: int, seed: int
-    ):
+    def __init__(self, store: LatentStore, texts: Texts, order: str, lengths: tuple[int, int], draws: int, seed: int):
         self.store, self.texts, self.draws, self.seed = store, texts, draws, seed
         self.plan = stages(order, *lengths)
         self.kept = 0  # different samples of each task; 0: every sample is new
@@ -97,9 +95,7 @@ class AdapterData:
 
 def adapter_loss(adapter: WanAdapter, batch: Batch) -> torch.Tensor:
     """Flow matching in the base's own sign."""
-    return flow_matching_loss(
-        adapter, batch.z, batch.eps, batch.t, batch.lr, batch.level, batch.text, batch.references
-    )
+    return flow_matching_loss(adapter, batch.z, batch.eps, batch.t, batch.lr, batch.level, batch.text, batch.references)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -108,29 +104,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--base", type=Path, required=True, help="diffusers folder of a Wan text-to-video model")
     add("--vae", type=Path, help="diffusers folder of its VAE (default: that of --base)")
     add("--videos", type=Path, nargs="*", default=[], help="folders of video clips you may use")
-    add(
-        "--photos", type=Path, nargs="*", default=[], help="folders of photographs you may use, set in motion"
-    )
+    add("--photos", type=Path, nargs="*", default=[], help="folders of photographs you may use, set in motion")
     add("--text", type=Path, help="folder of text embeddings, NAME.safetensors each, and null.safetensors")
-    add(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(480, 832),
-        metavar=("HEIGHT", "WIDTH"),
-        help="of a training clip, px",
-    )
+    add("--size", type=int, nargs=2, default=(480, 832), metavar=("HEIGHT", "WIDTH"), help="of a training clip, px")
     add("--frames", type=int, nargs=2, default=(21, 77), metavar=("SHORT", "LONG"), help="4n+1 each")
     add("--scale", type=int, default=4, help="how many times smaller the low-resolution clips are")
     add("--sdedit", type=float, default=0.5, help="share of samples that the base draws again first")
     add("--order", choices=ORDERS, default=DIFFICULT_FIRST, help="of the tasks")
-    add(
-        "--keep",
-        type=int,
-        default=0,
-        metavar="N",
-        help="make N samples of each task and length once, on disk",
-    )
+    add("--keep", type=int, default=0, metavar="N", help="make N samples of each task and length once, on disk")
     add("--rank", type=int, default=32, help="of the deltas on the blocks; 0: none")
     add("--steps", type=int, default=10000)
     add("--rate", type=float, default=1e-4)
@@ -154,9 +135,7 @@ def _sources(args: argparse.Namespace) -> list:
         photos = [photo for path in find_photos(args.photos) if (photo := load_photo(path))]
         sources.append(PhotoTakes(photos, min(args.size)))
     if not sources:
-        raise ValueError(
-            "Training: needs --videos or --photos; got neither. Name a folder of clips you may use."
-        )
+        raise ValueError("Training: needs --videos or --photos; got neither. Name a folder of clips you may use.")
     return sources
 
 
@@ -187,12 +166,7 @@ def make_loop(args: argparse.Namespace) -> tuple[Loop, WanAdapter]:
     data = AdapterData(store, texts, args.order, tuple(args.frames), args.steps * args.batch, args.seed)
     data.kept, data.device = args.keep, device
     settings = LoopSettings(
-        args.steps,
-        args.rate,
-        precision=args.precision,
-        parts=args.batch,
-        seed=args.seed,
-        save_every=args.every,
+        args.steps, args.rate, precision=args.precision, parts=args.batch, seed=args.seed, save_every=args.every
     )
     return Loop(adapter, data.draw, adapter_loss, args.work, settings), adapter
 
@@ -204,11 +178,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     loop, adapter = make_loop(args)
     loop.run()
     with loop.average.applied(adapter):
-        export(
-            adapter,
-            args.out,
-            loop.step,
-            args.licence,
-            f"{args.base.name}; {len(loop.parameters)} tensors trained",
-        )
+        export(adapter, args.out, loop.step, args.licence, f"{args.base.name}; {len(loop.parameters)} tensors trained")
     log.info("wrote %s after step %d; curve in %s", args.out, loop.step, args.work / "loss.png")

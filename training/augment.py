@@ -42,9 +42,7 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def augment_image(
-    picture: torch.Tensor, rng: np.random.Generator, most: Augmentation | None = None
-) -> torch.Tensor:
+def augment_image(picture: torch.Tensor, rng: np.random.Generator, most: Augmentation | None = None) -> torch.Tensor:
     """Imitate another pose, place and light of what a picture (t, 3, h, w) shows; all frames change alike."""
     most = most or Augmentation()
     return relight(move(picture, _homography(rng, most)), rng, most)
@@ -67,9 +65,7 @@ def move(picture: torch.Tensor, homography: np.ndarray) -> torch.Tensor:
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     places = torch.stack((x, y, torch.ones_like(x)), -1) @ torch.from_numpy(homography).T
     grid = (places[..., :2] / places[..., 2:].clamp_min(0.1)).to(picture)
-    moved = F.grid_sample(
-        picture, grid.expand(len(picture), -1, -1, -1), "bicubic", "reflection", align_corners=True
-    )
+    moved = F.grid_sample(picture, grid.expand(len(picture), -1, -1, -1), "bicubic", "reflection", align_corners=True)
     return moved.clamp(0, 1)
 
 

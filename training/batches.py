@@ -112,10 +112,7 @@ class BatchMaker:
 
     def _clip(self, count: int, side: int) -> Clip:
         source = self.textures if self.textures and self.rng.random() < PROCEDURAL_SHARE else self.photos
-        pair = [
-            source[int(self.rng.integers(len(source)))],
-            self.photos[int(self.rng.integers(len(self.photos)))],
-        ]
+        pair = [source[int(self.rng.integers(len(source)))], self.photos[int(self.rng.integers(len(self.photos)))]]
         layers = int(self.rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15]))
         clip = in_other_light(self.rng, make_clip(self.rng, pair, count, side, layers))
         return soften(self.rng, clip) if self.rng.random() < self.soft else clip

@@ -159,12 +159,7 @@ class Stage:
     def run(self, every: int) -> list[dict]:
         """Train to the end, with a checkpoint and a validation every `every` steps; return the validations."""
         settings = LoopSettings(
-            self.plan.steps,
-            self.plan.rate,
-            largest_gradient=0.5,
-            precision="bf16",
-            seed=self.seed,
-            save_every=every,
+            self.plan.steps, self.plan.rate, largest_gradient=0.5, precision="bf16", seed=self.seed, save_every=every
         )
         loss = LOSSES[self.name]
         loop = Loop(
@@ -178,18 +173,12 @@ class Stage:
         figures = []
         while loop.step < self.plan.steps:
             done = loop.run(until=(loop.step // every + 1) * every)
-            log.info(
-                "%s %d/%d loss %.4f", self.name, loop.step, self.plan.steps, np.mean(done[-100:] or [np.nan])
-            )
+            log.info("%s %d/%d loss %.4f", self.name, loop.step, self.plan.steps, np.mean(done[-100:] or [np.nan]))
             with loop.average.applied(self.networks):
                 if self.name == "latent" and loop.step == self.plan.steps:
                     normalise_latent(self.networks, self.maker)
                 figures.append(
-                    {
-                        "stage": self.name,
-                        "step": loop.step,
-                        **validate(self.networks, self.held_out, self.name),
-                    }
+                    {"stage": self.name, "step": loop.step, **validate(self.networks, self.held_out, self.name)}
                 )
                 log.info("%s", json.dumps(figures[-1]))
                 self._keep()
@@ -197,11 +186,7 @@ class Stage:
 
     def _keep(self) -> None:
         """Write the entries that later stages need."""
-        kept = {
-            key: value
-            for key, value in self.networks.state_dict().items()
-            if key.startswith(RESULTS[self.name])
-        }
+        kept = {key: value for key, value in self.networks.state_dict().items() if key.startswith(RESULTS[self.name])}
         torch.save(kept, self.folder / self.name / "result.tmp")
         (self.folder / self.name / "result.tmp").replace(self.folder / self.name / "result.pt")
 
@@ -220,13 +205,9 @@ def _name(plan: Plan) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.py train", description=__doc__.split("\n\n")[0])
     folder, file = Path("output/training"), Path("output/unimmvsr-tiny.safetensors")
-    parser.add_argument(
-        "--photos", type=Path, nargs="+", required=True, help="folders of photographs you may use"
-    )
+    parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of photographs you may use")
     parser.add_argument("--exclude", nargs="*", default=list(UNLICENSED), help="file stems never to train on")
-    parser.add_argument(
-        "--hold-out", nargs="*", default=list(HELD_OUT), help="file stems kept for validation"
-    )
+    parser.add_argument("--hold-out", nargs="*", default=list(HELD_OUT), help="file stems kept for validation")
     parser.add_argument("--work", type=Path, default=folder, help="checkpoints and logs; resumes from here")
     parser.add_argument("--out", type=Path, default=file, help="the file of the final weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -241,9 +222,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("NONE", "IMAGES", "VIDEO"),
         help="shares of samples by their references in a continued dit stage; they add up to 1",
     )
-    parser.add_argument(
-        "--wrong", type=float, default=WRONG_SHARE, help="share of references that show something else"
-    )
+    parser.add_argument("--wrong", type=float, default=WRONG_SHARE, help="share of references that show something else")
     parser.add_argument("--only", choices=list(STAGES), help="run this stage alone")
     for name, plan in PLANS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=plan.steps)

@@ -118,19 +118,13 @@ def _source(maps: Sequence[np.ndarray], side: int, device: torch.device) -> torc
 
 def _sample(image: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     height, width = image.shape[-2:]
-    scale = torch.tensor(
-        [2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=image.device, dtype=torch.float64
-    )
+    scale = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=image.device, dtype=torch.float64)
     grid = (source * scale - 1).float()
     batch = image.expand(grid.shape[0], -1, -1, -1)
-    return F.grid_sample(batch, grid, mode="bicubic", padding_mode="reflection", align_corners=True).clamp(
-        0, 1
-    )
+    return F.grid_sample(batch, grid, mode="bicubic", padding_mode="reflection", align_corners=True).clamp(0, 1)
 
 
-def _blob(
-    rng: np.random.Generator, source: torch.Tensor, centre: tuple[float, float], radius: float
-) -> torch.Tensor:
+def _blob(rng: np.random.Generator, source: torch.Tensor, centre: tuple[float, float], radius: float) -> torch.Tensor:
     """Soft alpha (t,1,h,w) of a rounded shape fixed to the layer's own plane."""
     offset = source - torch.tensor(centre, device=source.device, dtype=source.dtype)
     angle = torch.atan2(offset[..., 1], offset[..., 0])
@@ -168,9 +162,7 @@ def make_clip(rng: np.random.Generator, photos: Sequence[Photo], count: int, sid
         inside = _source(maps, side, device)
         centre = tuple(rng.uniform(0.2, 0.8, 2) * side)
         alpha = _blob(rng, inside, centre, rng.uniform(0.12, 0.28) * side)
-        frames = (
-            frames * (1 - alpha) + _sample(image, _source([place @ m for m in maps], side, device)) * alpha
-        )
+        frames = frames * (1 - alpha) + _sample(image, _source([place @ m for m in maps], side, device)) * alpha
         on_top = alpha > 0.5
         cover = torch.where(on_top, number, cover)
         if count > 1:
@@ -229,9 +221,7 @@ def _visible(flow: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
     return (inside & (there == cover[:-1, 0])).unsqueeze(1).float() * (~edge).float()
 
 
-def make_reference(
-    rng: np.random.Generator, frames: torch.Tensor, side: int, whole_cells: float = 0.5
-) -> torch.Tensor:
+def make_reference(rng: np.random.Generator, frames: torch.Tensor, side: int, whole_cells: float = 0.5) -> torch.Tensor:
     """An identity image of a clip's content: one of its frames, moved, turned, rescaled and re-lit (1,3,side,side).
 
     A share `whole_cells` is only moved, by multiples of CELL px (often not at all): a network that sees cells learns to

@@ -33,9 +33,7 @@ class Stage:
                 f"{self.part:g}. Correct the stage."
             )
         if self.frames % 4 != 1:
-            raise ValueError(
-                f"Curriculum: clips must have 4n+1 frames; got {self.frames}. Use 5, 9, 13, 17, 21 ..."
-            )
+            raise ValueError(f"Curriculum: clips must have 4n+1 frames; got {self.frames}. Use 5, 9, 13, 17, 21 ...")
 
 
 # By order, the mixes of the first three stages. Difficult means: least to go by. What "easy to difficult" mixes on
@@ -48,23 +46,16 @@ _MIXES = {
 
 
 def stages(
-    order: str = DIFFICULT_FIRST,
-    short: int = 21,
-    long: int = 77,
-    parts: Sequence[float] = (0.4, 0.2, 0.2, 0.2),
+    order: str = DIFFICULT_FIRST, short: int = 21, long: int = 77, parts: Sequence[float] = (0.4, 0.2, 0.2, 0.2)
 ) -> tuple[Stage, ...]:
     """Give the four stages of an order: three on clips of `short` frames, the last mix again on `long` ones.
 
     The paper does not say how long each lasts; `parts` are shares of all steps.
     """
     if order not in _MIXES:
-        raise ValueError(
-            f"Curriculum: order must be one of {', '.join(ORDERS)}; got {order!r}. Use {DIFFICULT_FIRST}."
-        )
+        raise ValueError(f"Curriculum: order must be one of {', '.join(ORDERS)}; got {order!r}. Use {DIFFICULT_FIRST}.")
     if len(parts) != 4 or abs(sum(parts) - 1) > 1e-6:
-        raise ValueError(
-            f"Curriculum: needs four parts that add up to 1; got {tuple(parts)}. Use 0.4 0.2 0.2 0.2."
-        )
+        raise ValueError(f"Curriculum: needs four parts that add up to 1; got {tuple(parts)}. Use 0.4 0.2 0.2 0.2.")
     mixes = (*_MIXES[order], _ALL)
     lengths = (short, short, short, long)
     return tuple(

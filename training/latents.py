@@ -60,9 +60,7 @@ class LatentStore:
     filled for another is refused by using a sub-folder of its own.
     """
 
-    def __init__(
-        self, make: Callable[[str, int, int], LatentSample], folder: Path | None = None, identity: str = ""
-    ):
+    def __init__(self, make: Callable[[str, int, int], LatentSample], folder: Path | None = None, identity: str = ""):
         self.make = make
         key = hashlib.sha256(identity.encode()).hexdigest()[:12]
         self.folder = None if folder is None else Path(folder) / key

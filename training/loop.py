@@ -191,23 +191,14 @@ class Loop:
             share, figures = self._backward(self.step * settings.parts + part)
             value += share
         self.scaler.unscale_(self.optimiser)
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(self.parameters, settings.largest_gradient or float("inf"))
-        )
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, settings.largest_gradient or float("inf")))
         self.scaler.step(self.optimiser)  # left out by itself where fp16 gradients are not finite
         self.scaler.update()
         self.average.update()
         self.step += 1
         seconds = round(time.monotonic() - started, 4)
         figures = {name: float(figure) for name, figure in figures.items()}
-        return {
-            "step": self.step,
-            "loss": value,
-            "rate": rate,
-            "gradient": norm,
-            "seconds": seconds,
-            **figures,
-        }
+        return {"step": self.step, "loss": value, "rate": rate, "gradient": norm, "seconds": seconds, **figures}
 
     def _backward(self, number: int) -> tuple[float, dict]:
         """Add the gradient of one batch; give its share of the step's loss, and its figures."""

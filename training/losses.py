@@ -77,9 +77,7 @@ def flicker(error: torch.Tensor, flow: torch.Tensor, visible: torch.Tensor) -> t
     return change.mean()
 
 
-def pixel_loss(
-    output: torch.Tensor, truth: torch.Tensor, flow: torch.Tensor, visible: torch.Tensor
-) -> torch.Tensor:
+def pixel_loss(output: torch.Tensor, truth: torch.Tensor, flow: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Charbonnier + 0.1 Laplacian pyramid + 0.5 change along the exact flow."""
     error = output - truth
     return charbonnier(error) + 0.1 * laplacian(error) + 0.5 * flicker(error, flow, visible)

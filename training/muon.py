@@ -35,9 +35,7 @@ class Muon(torch.optim.Optimizer):
     from the true latent where AdamW gained 0.5.
     """
 
-    def __init__(
-        self, parameters: Iterable, lr: float = 0.02, vectors: float = 1 / 8, momentum: float = 0.95
-    ):
+    def __init__(self, parameters: Iterable, lr: float = 0.02, vectors: float = 1 / 8, momentum: float = 0.95):
         defaults = {"lr": lr, "vectors": vectors, "momentum": momentum}
         super().__init__(parameters, defaults)
 

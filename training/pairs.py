@@ -105,9 +105,7 @@ def _identity(take: Take, picture: torch.Tensor, recipe: Recipe, rng: np.random.
     cut = None
     if take.layer is not None and rng.random() < recipe.cut_out_share:
         frame = int(rng.integers(len(take.frames)))
-        cut = cut_out(
-            take.frames[frame : frame + 1], take.layer[frame : frame + 1], min(picture.shape[-2:]), rng
-        )
+        cut = cut_out(take.frames[frame : frame + 1], take.layer[frame : frame + 1], min(picture.shape[-2:]), rng)
     if cut is not None:
         picture = F.interpolate(cut, picture.shape[-2:], mode="bilinear")
     return augment_image(picture, rng, recipe.augmentation)
@@ -124,9 +122,7 @@ class PhotoTakes:
         layers = int(rng.integers(0 if task not in (IMAGES, VIDEO) else 1, 3))
         both = [self.photos[int(rng.integers(len(self.photos)))] for _ in range(2)]
         clip = make_clip(rng, both, count + START_SHIFT, self.side, layers)
-        elsewhere = [
-            clip.frames[count + at : count + at + 1] for at in (0, START_SHIFT // 2, START_SHIFT - 1)
-        ]
+        elsewhere = [clip.frames[count + at : count + at + 1] for at in (0, START_SHIFT // 2, START_SHIFT - 1)]
         cut = slice(0, count)
         flow, visible = clip.flow[: count - 1], clip.visible[: count - 1]
         return Take(both[0].name, clip.frames[cut], clip.plain, elsewhere, flow, visible, clip.layer[cut])

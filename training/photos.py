@@ -89,9 +89,7 @@ def _glyphs(rng: np.random.Generator, side: int) -> np.ndarray:
     letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?&%$@#()/")
     while y < side:
         size = int(rng.integers(14, 72))
-        draw.text(
-            (rng.integers(-20, 20), y), "".join(rng.choice(letters, 90)), ink, ImageFont.load_default(size)
-        )
+        draw.text((rng.integers(-20, 20), y), "".join(rng.choice(letters, 90)), ink, ImageFont.load_default(size))
         y += int(size * 1.3)
     return np.asarray(image) / 255
 

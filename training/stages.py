@@ -185,12 +185,7 @@ def encode_batch(networks: Networks, batch: Batch, unrelated: Sequence[torch.Ten
     return Latents(truth, lr, seen[:count], seen[count:])
 
 
-LOSSES: dict[str, Callable] = {
-    "latent": latent_loss,
-    "refine": refine_loss,
-    "dit": dit_loss,
-    "complete": complete_loss,
-}
+LOSSES: dict[str, Callable] = {"latent": latent_loss, "refine": refine_loss, "dit": dit_loss, "complete": complete_loss}
 
 
 def trained_parts(networks: Networks, stage: str) -> list[torch.nn.Module]:

@@ -57,8 +57,7 @@ def _reference_figures(networks: torch.nn.Module, maker: BatchMaker) -> dict[str
         truth = networks.vae.encode(batch.clip)[0].float()
         wrong = [reference.roll(1, 0) for reference in batch.references]
         errors = [
-            (estimate(networks, batch, seen).float() - truth).square().mean()
-            for seen in ((), batch.references, wrong)
+            (estimate(networks, batch, seen).float() - truth).square().mean() for seen in ((), batch.references, wrong)
         ]
         figures[f"{task}_right"], figures[f"{task}_wrong"] = (float(e / errors[0]) for e in errors[1:])
         figures["latent_error"] = float(errors[0])

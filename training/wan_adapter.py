@@ -135,9 +135,7 @@ class WanAdapter(nn.Module):
         if lr is not None:
             tokens[0] = tokens[0] + self.patch_lr(lr)
         tokens = [part.flatten(2).transpose(1, 2) for part in tokens]
-        rotations = [
-            self._rotation(stream, start) for stream, start in zip(streams, (0, *starts), strict=True)
-        ]
+        rotations = [self._rotation(stream, start) for stream, start in zip(streams, (0, *starts), strict=True)]
         rotation = tuple(torch.cat(parts, 1) for parts in zip(*rotations, strict=True))
         time, modulation, text = self._condition(t, level, text)
         x = torch.cat(tokens, 1)

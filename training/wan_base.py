@@ -52,9 +52,7 @@ def diffusers_class(name: str) -> type:
         import diffusers
 
         return getattr(diffusers, name)
-    except (
-        Exception
-    ) as error:  # a broken installation raises anything: RuntimeError, AttributeError, OSError ...
+    except Exception as error:  # a broken installation raises anything: RuntimeError, AttributeError, OSError ...
         try:
             found = f"diffusers {importlib.metadata.version('diffusers')}"
         except importlib.metadata.PackageNotFoundError:

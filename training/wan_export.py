@@ -6,24 +6,13 @@ from pathlib import Path
 
 import torch
 
-from ..models.unimmvsr.adapter import (
-    FAMILIES,
-    Adapter,
-    AdapterInfo,
-    host_name,
-    lora_entries,
-    save_adapter,
-)
+from ..models.unimmvsr.adapter import FAMILIES, Adapter, AdapterInfo, host_name, lora_entries, save_adapter
 from .augment import LEVELS
 from .wan_adapter import WanAdapter
 
 
 def to_adapter(
-    adapter: WanAdapter,
-    steps: int,
-    licence: str = "unknown",
-    made_from: str = "",
-    dtype: torch.dtype = torch.float16,
+    adapter: WanAdapter, steps: int, licence: str = "unknown", made_from: str = "", dtype: torch.dtype = torch.float16
 ) -> Adapter:
     """Give the adapter's tensors under their names in the file."""
     channels = adapter.base.config.in_channels
@@ -59,8 +48,6 @@ def to_adapter(
     return Adapter(info, adapter.patch_lr.weight.detach().to("cpu", dtype), level, layers)
 
 
-def export(
-    adapter: WanAdapter, path: Path, steps: int, licence: str = "unknown", made_from: str = "", **kind
-) -> None:
+def export(adapter: WanAdapter, path: Path, steps: int, licence: str = "unknown", made_from: str = "", **kind) -> None:
     """Write the adapter file."""
     save_adapter(Path(path), to_adapter(adapter, steps, licence, made_from, **kind))

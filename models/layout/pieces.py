@@ -3,8 +3,8 @@
 Everything that is too large to be computed at once goes this way: sampling in windows and tiles, autoencoders in spans
 and tiles. In order:
 
-1. An axis is cut into *windows* of one length that overlap (`plan_windows`, `spread_windows`); where two meet, one fades
-   out while the other fades in, by weights that sum to one everywhere (`plan_weights`).
+1. An axis is cut into *windows* of one length that overlap (`plan_windows`, `spread_windows`). Where two meet, one
+   fades out while the other fades in, by weights that sum to one everywhere (`plan_weights`).
 2. Two axes of a frame give *tiles*, whose weights are the products of both axes' (`plan_tiles`, `tile_weight`).
 3. An autoencoder also cuts time into *spans*. A span says which latent frames go through the network and which of
    these are kept (`Span`). A *piece* is one span of one tile.
@@ -24,7 +24,7 @@ from functools import cached_property
 
 import torch
 
-from .sizes import ClipSize
+from .sizes import ClipSize, first_frame
 
 Progress = Callable[[int, int], None]  # (pieces done, pieces in all)
 # Spans of an autoencoder that begins anew with every span: its first latent frames know no past, its last no future.
@@ -86,15 +86,14 @@ def blend_weights(window: Window, previous: Window | None = None, next: Window |
     weights = torch.ones(window.length, dtype=torch.float64)
     rise = 0 if previous is None else max(0, previous.stop - window.start)
     fall = 0 if next is None else max(0, window.stop - next.start)
-    for length, part, backwards in (
-        (rise, slice(rise), False),
-        (fall, slice(window.length - fall, None), True),
-    ):
-        if length:
-            steps = torch.arange(length, dtype=torch.float64) + 0.5
-            ramp = torch.sin(steps * (math.pi / 2 / length)).square()
-            weights[part] *= ramp.flip(0) if backwards else ramp
+    weights[:rise] *= _ramp(rise)
+    weights[window.length - fall :] *= _ramp(fall).flip(0)
     return weights
+
+
+def _ramp(length: int) -> torch.Tensor:
+    steps = torch.arange(length, dtype=torch.float64) + 0.5
+    return torch.sin(steps * (math.pi / 2 / max(length, 1))).square()
 
 
 def plan_weights(plan: Sequence[Window]) -> tuple[torch.Tensor, ...]:
@@ -110,10 +109,7 @@ def plan_weights(plan: Sequence[Window]) -> tuple[torch.Tensor, ...]:
 def check_overlap(length: int, window: int, overlap: int) -> None:
     """Raise a ValueError where an axis of this length cannot be covered with such windows."""
     if length < 1 or window < 1:
-        raise ValueError(
-            f"length and window must be at least 1; got length {length}, window {window}. Check the input and the "
-            "window size."
-        )
+        raise ValueError(f"length and window must be at least 1; got {length} and {window}. Choose larger ones.")
     if not 0 <= overlap < window:
         raise ValueError(
             f"the overlap must be at least 0 and smaller than the window ({window}); got {overlap}. Make the overlap "
@@ -158,9 +154,7 @@ def tile_weight(tile: Tile, plan: Sequence[Tile]) -> torch.Tensor:
     """Give the (h, w) float32 weights of one tile: smooth, positive, summing to one over the plan."""
     axes = []
     for start, length in (("top", "height"), ("left", "width")):
-        edges = sorted(
-            {(getattr(each, start), getattr(each, start) + getattr(each, length)) for each in plan}
-        )
+        edges = sorted({(getattr(each, start), getattr(each, start) + getattr(each, length)) for each in plan})
         windows = [Window(*each) for each in edges]
         weights = dict(zip((window.start for window in windows), plan_weights(windows), strict=True))
         axes.append(weights[getattr(tile, start)])
@@ -185,9 +179,9 @@ class TileFuser:
     def add(self, tile: Tile, value: torch.Tensor) -> None:
         """Take the result of one tile; accumulates in float32, in the order of the calls."""
         if tuple(value.shape[-2:]) != (tile.height, tile.width):
+            got = f"{value.shape[-1]}x{value.shape[-2]}"
             raise ValueError(
-                f"the result of a tile must have its size, {tile.width}x{tile.height}; got "
-                f"{value.shape[-1]}x{value.shape[-2]}. Return the size of the tile."
+                f"the result of a tile must have its size, {tile.width}x{tile.height}; got {got}. Crop it."
             )
         if tile not in self._missing:
             raise ValueError(f"each tile of the plan is added once; got {tile} again. Add it once.")
@@ -204,10 +198,8 @@ class TileFuser:
     def result(self) -> torch.Tensor:
         """Give the fused tensor in the dtype of the parts; refuses to answer with a tile missing."""
         if self._missing:
-            raise ValueError(
-                f"all tiles are needed; got a fusion with {len(self._missing)} of {len(self._plan)} missing. Add those "
-                "first."
-            )
+            missing = f"{len(self._missing)} of {len(self._plan)}"
+            raise ValueError(f"all tiles are needed; got a fusion with {missing} missing. Add those first.")
         return self._sum.to(self._dtype)
 
 
@@ -228,13 +220,12 @@ def stream_spans(frames: int, length: int) -> tuple[Span, ...]:
     The first span has one latent frame more, which stands for the clip's first frame alone.
     """
     edges = [0, *range(1 + length, frames, length), frames]
-    windows = [Window(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]
-    return tuple(Span(window, window) for window in windows)
+    return tuple(Span(w, w) for w in map(Window, edges[:-1], edges[1:]))
 
 
 def plain_spans(frames: int, length: int) -> tuple[Span, ...]:
     """Cut a clip into spans that share nothing; the last one is shorter."""
-    windows = [Window(start, min(start + length, frames)) for start in range(0, frames, length)]
+    windows = (Window(start, min(start + length, frames)) for start in range(0, frames, length))
     return tuple(Span(window, window) for window in windows)
 
 
@@ -257,11 +248,6 @@ def restarting_spans(frames: int, length: int) -> tuple[Span, ...]:
     )
 
 
-def first_frame(latent: int, time: int) -> int:
-    """Give the first frame that a latent frame stands for: the first alone, then `time` in each."""
-    return 0 if latent == 0 else time * (latent - 1) + 1
-
-
 # Memory: which cut fits
 
 
@@ -274,9 +260,7 @@ class Cut:
     length: int
 
 
-def list_cuts(
-    grid: ClipSize, sides: Sequence[int], lengths: Sequence[int], good: int | None = None
-) -> tuple[Cut, ...]:
+def list_cuts(grid: ClipSize, sides: Sequence[int], lengths: Sequence[int], good: int | None = None) -> tuple[Cut, ...]:
     """List the ways to cut a clip of (T, h, w), best first: tiles of `sides` cells, spans of `lengths`.
 
     Both are given in falling order. Down to a side of `good` cells (None: whole frames only) smaller tiles are better
@@ -323,9 +307,7 @@ class Pieces:
         """Give the weights (h, w) of every tile, in cells."""
         return {tile: tile_weight(tile, self.tiles) for tile in self.tiles}
 
-    def walk(
-        self, progress: Progress | None, check_cancelled: Callable[[], None] | None
-    ) -> Iterator[tuple[int, Tile]]:
+    def walk(self, progress: Progress | None, check_cancelled: Callable[[], None] | None) -> Iterator[tuple[int, Tile]]:
         """Yield (number of the span, tile) of every piece; a way out before each, a tick after."""
         done, total = 0, len(self.spans) * len(self.tiles)
         for number in range(len(self.spans)):
@@ -348,7 +330,7 @@ class NotFinite(ValueError):
 
 
 def frames_of(clip: torch.Tensor) -> torch.Tensor:
-    """Turn a clip (1, 3, n, H, W) in about -1..1 into frames (n, H, W, 3) float32 in 0..1; NotFinite where it is not."""
+    """Turn a finite clip (1, 3, n, H, W) in about -1..1 into frames (n, H, W, 3) float32 in 0..1; or NotFinite."""
     if not torch.isfinite(clip).all():
         raise NotFinite(f"frames must be finite numbers; got NaN or infinity in {clip.dtype}.")
     return (clip[0].float().permute(1, 2, 3, 0).clamp(-1, 1) + 1) / 2
@@ -370,9 +352,7 @@ def decode_pieces(
     with all that its padding holds; what lies beyond `output` is cut off. A latent cell is `space` px, a latent frame
     after the first `time` frames. One piece is copied; of several every pixel is a mean whose weights sum to one.
     """
-    kept = [
-        Window(first_frame(span.kept.start, time), first_frame(span.kept.stop, time)) for span in pieces.spans
-    ]
+    kept = [Window(first_frame(span.kept.start, time), first_frame(span.kept.stop, time)) for span in pieces.spans]
     fades, starts = [fade.tolist() for fade in plan_weights(kept)], pieces.starts(time)
     plan = [tile.scaled(space) for tile in pieces.tiles]
     for number, tile in pieces.walk(progress, check_cancelled):
@@ -383,9 +363,7 @@ def decode_pieces(
         weight = None
         if len(plan) > 1:
             weight = tile_weight(place, plan)[: view.shape[1], : view.shape[2], None].to(view)
-        for frame, into, fade in zip(
-            frames, view, fades[number], strict=False
-        ):  # one by one: no second piece
+        for frame, into, fade in zip(frames, view, fades[number], strict=False):  # one by one: no second piece
             if weight is None and fade == 1:
                 into.copy_(frame)
             else:

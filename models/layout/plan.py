@@ -137,9 +137,7 @@ class RunPlan:
         ]  # fmt: skip
         if not self.references:
             rows = [row for row in rows if row[0] != "references"]
-        rows += [("warning", warning) for warning in self.warnings()] or [
-            ("fits", "nothing stands in the way")
-        ]
+        rows += [("warning", warning) for warning in self.warnings()] or [("fits", "nothing stands in the way")]
         return "\n".join(f"{name:<11}{words}" for name, words in rows)
 
     @property

@@ -49,6 +49,11 @@ def latent_frames(frames: int, time: int = 4) -> int:
     return 1 + -(-(frames - 1) // time)
 
 
+def first_frame(latent: int, time: int) -> int:
+    """Give the first frame that a latent frame stands for: the first alone, then `time` in each."""
+    return 0 if latent == 0 else time * (latent - 1) + 1
+
+
 def padded_size(size: ClipSize, space: int = 8, time: int = 4) -> ClipSize:
     """Round a size up to what a causal video VAE takes: 1 + n time frames, sides multiples of space."""
     return ClipSize(
@@ -130,8 +135,7 @@ def crop_clip(clip: torch.Tensor, size: ClipSize) -> torch.Tensor:
     """Undo pad_clip: keep the first frames, rows and columns (a view)."""
     if max(_missing(clip, size)) > 0:
         raise ValueError(
-            f"the crop must not be larger than the clip; got {size} from {clip_size(clip)}. "
-            "Pad the clip first."
+            f"the crop must not be larger than the clip; got {size} from {clip_size(clip)}. Pad the clip first."
         )
     return clip[:, :, : size.frames, : size.height, : size.width]
 
@@ -200,9 +204,7 @@ def _padded_matrix(source: int, target: int, padded: int, mode: str) -> torch.Te
         matrix = _lanczos_matrix(source, target, torch.device("cpu"))
     else:
         usual = "bilinear" if mode == "lanczos" else mode
-        matrix = F.interpolate(torch.eye(source)[None, None], (target, source), mode=usual, antialias=True)[
-            0, 0
-        ]
+        matrix = F.interpolate(torch.eye(source)[None, None], (target, source), mode=usual, antialias=True)[0, 0]
     return torch.cat((matrix, matrix[-1:].expand(padded - target, -1)))
 
 

@@ -66,9 +66,7 @@ def time_layers(width: int, ops: ModuleType) -> nn.ModuleList:
     return nn.ModuleList([ops.Linear(width, 4 * width), nn.Identity(), ops.Linear(4 * width, 4 * width)])
 
 
-def embed_time(
-    layers: nn.ModuleList, timestep: torch.Tensor | float, clip: torch.Tensor, width: int
-) -> torch.Tensor:
+def embed_time(layers: nn.ModuleList, timestep: torch.Tensor | float, clip: torch.Tensor, width: int) -> torch.Tensor:
     """Embed one time step (1, 4 * width), or one for each clip or each frame of (b, c, t, h, w): (b*t, 4 * width)."""
     batch, frames = clip.shape[0], clip.shape[2]
     time = torch.as_tensor(timestep, device=clip.device).reshape(-1)
@@ -99,9 +97,7 @@ class SPADE(nn.Module):
 class ResBlock(nn.Module):
     """Residual block with time embedding, and SPADE before the sum where `structure_width` is given."""
 
-    def __init__(
-        self, width_in: int, width: int, time_width: int, ops: ModuleType, structure_width: int | None = None
-    ):
+    def __init__(self, width_in: int, width: int, time_width: int, ops: ModuleType, structure_width: int | None = None):
         super().__init__()
         # What has no weights (SiLU, dropout) holds its place in the published numbering.
         self.in_layers = nn.ModuleList(
@@ -109,19 +105,12 @@ class ResBlock(nn.Module):
         )
         self.emb_layers = nn.ModuleList([nn.Identity(), ops.Linear(time_width, width)])
         self.out_layers = nn.ModuleList(
-            [
-                ops.GroupNorm(GROUPS, width),
-                nn.Identity(),
-                nn.Identity(),
-                ops.Conv2d(width, width, 3, padding=1),
-            ]
+            [ops.GroupNorm(GROUPS, width), nn.Identity(), nn.Identity(), ops.Conv2d(width, width, 3, padding=1)]
         )
         self.skip_connection = ops.Conv2d(width_in, width, 1) if width_in != width else None
         self.spade = None if structure_width is None else SPADE(width, structure_width, ops)
 
-    def forward(
-        self, x: torch.Tensor, emb: torch.Tensor, structure: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, emb: torch.Tensor, structure: torch.Tensor | None = None) -> torch.Tensor:
         """x (n, c, h, w), emb (1 or n, e) before its SiLU, structure (n, s, h, w)."""
         y = self.in_layers[2](silu(self.in_layers[0](x)))
         y += self.emb_layers[1](F.silu(emb))[:, :, None, None]
@@ -181,8 +170,7 @@ class FrameAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., t, c) -> the same."""
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-            for layer in (self.to_q, self.to_k, self.to_v)
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3) for layer in (self.to_q, self.to_k, self.to_v)
         )
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
         return self.to_out[0]((weights @ v).transpose(-2, -3).flatten(-2))

@@ -148,9 +148,7 @@ def _published(name: str, read: Callable[[], State], folder: Path) -> Release:
             )
         return {key: value for key, value in state.items() if not key.startswith(_LEFT_OVER)}
 
-    return Release(
-        name, lambda: check_whole(rename(read()), name), None if sequence is None else read_sequence
-    )
+    return Release(name, lambda: check_whole(rename(read()), name), None if sequence is None else read_sequence)
 
 
 def rename(state: Mapping[str, torch.Tensor]) -> State:
@@ -189,9 +187,7 @@ def _heads(metadata: Mapping[str, str], name: str) -> dict[str, int]:
 # Deduce
 
 
-def unet_config(
-    state: Mapping[str, torch.Tensor], num_head_channels: int = HEADS["num_head_channels"]
-) -> UNetConfig:
+def unet_config(state: Mapping[str, torch.Tensor], num_head_channels: int = HEADS["num_head_channels"]) -> UNetConfig:
     """Deduce the UNet from keys and shapes, without prefix."""
     return UNetConfig(
         out_channels=shape_of(state, "out.2.weight")[0],
@@ -202,9 +198,7 @@ def unet_config(
     )
 
 
-def structure_config(
-    state: Mapping[str, torch.Tensor], num_heads: int = HEADS["num_heads"]
-) -> StructureConfig:
+def structure_config(state: Mapping[str, torch.Tensor], num_heads: int = HEADS["num_heads"]) -> StructureConfig:
     """Deduce the structure encoder from keys and shapes, without prefix."""
     return StructureConfig(
         out_channels=shape_of(state, "fea_tran.0.out_layers.3.weight")[0],

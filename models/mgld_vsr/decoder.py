@@ -86,9 +86,7 @@ class SequenceDecoder(nn.Module):
         self.norm_out = ops.GroupNorm(GROUPS, widths[0], eps=EPS)
         self.conv_out = ops.Conv2d(widths[0], config.out_ch, 3, padding=1)
 
-    def forward(
-        self, z: torch.Tensor, batch: int, features: dict[int, torch.Tensor], weight: float
-    ) -> torch.Tensor:
+    def forward(self, z: torch.Tensor, batch: int, features: dict[int, torch.Tensor], weight: float) -> torch.Tensor:
         """z (b*t, 4, h, w), features by level (b*t, c, h_k, w_k) -> (b*t, 3, 8h, 8w)."""
         x = self.mid.block_1(self.conv_in(z))
         x = self.temporal_mixing(x, batch)
@@ -118,12 +116,7 @@ def fused_levels(config: VAEConfig) -> range:
 class SequenceVAE(nn.Module):
     """Encoder and sequence decoder; latents here are unscaled: the sampler's latents divided by LATENT_SCALE."""
 
-    def __init__(
-        self,
-        config: VAEConfig,
-        ops: ModuleType = nn,
-        attention: Attention = F.scaled_dot_product_attention,
-    ):
+    def __init__(self, config: VAEConfig, ops: ModuleType = nn, attention: Attention = F.scaled_dot_product_attention):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, ops, attention)
@@ -145,9 +138,7 @@ class SequenceVAE(nn.Module):
         frames = fold(clip)
         parts = []
         for part in frames.split(at_once(frames, self.config.ch / self.config.in_channels)):
-            found = islice(
-                self.encoder.levels(part), levels.start, levels.stop
-            )  # deeper ones are not computed
+            found = islice(self.encoder.levels(part), levels.start, levels.stop)  # deeper ones are not computed
             parts.append(list(found))
         return [unfold(torch.cat(each), clip.shape[0]) for each in zip(*parts, strict=True)]
 
@@ -161,9 +152,7 @@ class SequenceVAE(nn.Module):
         self._check(z, features, weight)
         folded = {}
         if weight and features is not None:
-            folded = {
-                i: fold(each.to(z)) for i, each in zip(fused_levels(self.config), features, strict=True)
-            }
+            folded = {i: fold(each.to(z)) for i, each in zip(fused_levels(self.config), features, strict=True)}
         frames = self.decoder(self.post_quant_conv(fold(z)), z.shape[0], folded, weight)
         return unfold(frames, z.shape[0])
 

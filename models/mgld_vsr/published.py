@@ -25,21 +25,14 @@ TILE = 64  # latent cells along a side of what the UNet was trained on
 TILE_OVERLAP = 32  # latent cells
 FLOW_ITERATIONS = 10
 SCHEDULE = DiffusionSettings(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    prediction_type="epsilon",
-    clip_sample=False,
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon", clip_sample=False
 )
 _SPREAD = 0.01  # variance of the tile weights' bell, in shares of the tile's squared side
 
 
 def published_segments(frames: int, length: int = SEGMENT) -> list[list[int]]:
     """Give the frames of each segment; the last repeats the clip's last frame until it is full."""
-    return [
-        [min(frame, frames - 1) for frame in range(start, start + length)]
-        for start in range(0, frames, length)
-    ]
+    return [[min(frame, frames - 1) for frame in range(start, start + length)] for start in range(0, frames, length)]
 
 
 def published_tiles(height: int, width: int, tile: int = TILE, overlap: int = TILE_OVERLAP) -> list[Tile]:

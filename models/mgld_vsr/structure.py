@@ -64,10 +64,7 @@ class StructureEncoder(nn.Module):
     """Gives one map for each level of the UNet."""
 
     def __init__(
-        self,
-        config: StructureConfig,
-        ops: ModuleType = nn,
-        attention: Attention = F.scaled_dot_product_attention,
+        self, config: StructureConfig, ops: ModuleType = nn, attention: Attention = F.scaled_dot_product_attention
     ):
         super().__init__()
         self.config = config
@@ -94,9 +91,7 @@ class StructureEncoder(nn.Module):
                 ResBlock(width_in, width_in, time_width, ops),
             ]
         )
-        self.fea_tran = nn.ModuleList(
-            ResBlock(width, config.out_channels, time_width, ops) for width in widths
-        )
+        self.fea_tran = nn.ModuleList(ResBlock(width, config.out_channels, time_width, ops) for width in widths)
 
     def forward(self, lr_latent: torch.Tensor, timestep: torch.Tensor | float) -> list[torch.Tensor]:
         """Give the maps [(b, out_channels, t, h / 2^k, w / 2^k)] for the latent (b, 4, t, h, w), k from 0.

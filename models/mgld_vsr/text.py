@@ -106,8 +106,6 @@ class OpenCLIPText(nn.Module):
 
     def empty_prompt(self) -> torch.Tensor:
         """Encode "": (1, context_length, width). Start and end are the last two tokens; zeros fill the rest."""
-        tokens = torch.zeros(
-            1, self.config.context_length, dtype=torch.long, device=self.positional_embedding.device
-        )
+        tokens = torch.zeros(1, self.config.context_length, dtype=torch.long, device=self.positional_embedding.device)
         tokens[0, 0], tokens[0, 1] = self.config.vocab_size - 2, self.config.vocab_size - 1
         return self(tokens)

@@ -27,17 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..transformer import TRANSFORMER_EPS, Attention, CrossAttention, FeedForward, silu
-from .blocks import (
-    GROUPS,
-    Downsample,
-    ResBlock,
-    TemporalAttention,
-    TemporalConv,
-    embed_time,
-    fold,
-    time_layers,
-    unfold,
-)
+from .blocks import GROUPS, Downsample, ResBlock, TemporalAttention, TemporalConv, embed_time, fold, time_layers, unfold
 from .vae import LATENT_CHANNELS
 
 
@@ -110,12 +100,7 @@ class Upsample(nn.Module):
 class MGLDUNet(nn.Module):
     """Predicts the noise in latents from time step, structure maps and text."""
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        ops: ModuleType = nn,
-        attention: Attention = F.scaled_dot_product_attention,
-    ):
+    def __init__(self, config: UNetConfig, ops: ModuleType = nn, attention: Attention = F.scaled_dot_product_attention):
         super().__init__()
         self.config = config
         time_width = 4 * config.model_channels
@@ -166,11 +151,7 @@ class MGLDUNet(nn.Module):
             if level > 0:
                 self.output_blocks[-1].append(Upsample(width, ops))
         self.out = nn.ModuleList(
-            [
-                ops.GroupNorm(GROUPS, width_in),
-                nn.Identity(),
-                ops.Conv2d(width_in, config.out_channels, 3, padding=1),
-            ]
+            [ops.GroupNorm(GROUPS, width_in), nn.Identity(), ops.Conv2d(width_in, config.out_channels, 3, padding=1)]
         )
 
     def forward(

@@ -152,8 +152,7 @@ def up_levels(config: VAEConfig, ops: ModuleType) -> nn.ModuleList:
     widths, count = config.widths, config.num_res_blocks + 1
     deeper = [*widths[1:], widths[-1]]
     return nn.ModuleList(
-        Level(deeper[i], width, count, ops, up=Double(width, ops) if i else None)
-        for i, width in enumerate(widths)
+        Level(deeper[i], width, count, ops, up=Double(width, ops) if i else None) for i, width in enumerate(widths)
     )
 
 
@@ -216,9 +215,7 @@ def encode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clip (b, 3, t, H, W) in -1..1 -> mean and log-variance (b, 4, t, H/8, W/8), unscaled; the mean is the mode."""
     check_clip(clip, config)
-    moments = in_turn(
-        lambda frames: quant_conv(encoder(frames)), fold(clip), growth=config.ch / config.in_channels
-    )
+    moments = in_turn(lambda frames: quant_conv(encoder(frames)), fold(clip), growth=config.ch / config.in_channels)
     mean, logvar = unfold(moments, clip.shape[0]).chunk(2, 1)
     return mean, logvar.clamp(-30, 20)
 
@@ -226,12 +223,7 @@ def encode(
 def check_clip(clip: torch.Tensor, config: VAEConfig) -> None:
     """Refuse anything but a clip whose sides the levels halve without a rest."""
     space = 2 ** (len(config.ch_mult) - 1)
-    if (
-        clip.ndim != 5
-        or clip.shape[1] != config.in_channels
-        or clip.shape[3] % space
-        or clip.shape[4] % space
-    ):
+    if clip.ndim != 5 or clip.shape[1] != config.in_channels or clip.shape[3] % space or clip.shape[4] % space:
         raise ValueError(
             f"MGLD-VSR VAE: a clip must be (b, {config.in_channels}, t, h, w) with sides that {space} divides; "
             f"got {tuple(clip.shape)}. Pad or resize the frames."
@@ -250,12 +242,7 @@ def check_latent(z: torch.Tensor, config: VAEConfig) -> None:
 class FirstStage(nn.Module):
     """Encoder and decoder; latents here are unscaled: the sampler's latents divided by LATENT_SCALE."""
 
-    def __init__(
-        self,
-        config: VAEConfig,
-        ops: ModuleType = nn,
-        attention: Attention = F.scaled_dot_product_attention,
-    ):
+    def __init__(self, config: VAEConfig, ops: ModuleType = nn, attention: Attention = F.scaled_dot_product_attention):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, ops, attention)

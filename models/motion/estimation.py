@@ -56,9 +56,7 @@ class RaftFlow(nn.Module):
         height, width = first.shape[-2:]
         scale = max(1.0, SMALLEST / min(height, width))
         size = tuple(STRIDE * -(-round(side * scale) // STRIDE) for side in (height, width))
-        first, second = (
-            self._scale * _resized(frame.float(), size) - self._shift for frame in (first, second)
-        )
+        first, second = (self._scale * _resized(frame.float(), size) - self._shift for frame in (first, second))
         # One at a time: the correlations of a pair fill gigabytes from 720p up.
         pairs = zip(first.split(1), second.split(1), strict=True)
         flow = torch.cat([self.raft(*pair, num_flow_updates=self._iterations)[-1] for pair in pairs])
@@ -86,9 +84,7 @@ class FlowNetwork(nn.Module):
         super().__init__()
         self.estimator = estimator
 
-    def forward(
-        self, image1: torch.Tensor, image2: torch.Tensor, num_flow_updates: int = 12
-    ) -> list[torch.Tensor]:
+    def forward(self, image1: torch.Tensor, image2: torch.Tensor, num_flow_updates: int = 12) -> list[torch.Tensor]:
         """Give one flow (b, 2, h, w) in px; images (b, 3, h, w) in -1..1 of any size.
 
         The number of updates is the estimator's own: `num_flow_updates` has no effect.
@@ -141,8 +137,7 @@ class Motion:
             there.append(self._between(k * time, (k + 1) * time, device))
             back.append(self._between((k + 1) * time, k * time, device))
         return tuple(
-            torch.stack([resize_flow(flow, height, width, "area") for flow in flows], 2)
-            for flows in (there, back)
+            torch.stack([resize_flow(flow, height, width, "area") for flow in flows], 2) for flows in (there, back)
         )
 
     def latent_cuts(self, time: int = 1) -> tuple[int, ...]:

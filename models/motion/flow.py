@@ -24,9 +24,7 @@ _BAND = 1 << 24  # costs held at once; larger frames are searched in horizontal 
 _STILL = 1e-3  # px; slower motion is noise of the estimate and counts as none in pictures
 
 
-def warp(
-    x: torch.Tensor, flow: torch.Tensor, mode: str = "bilinear", padding: str = "border"
-) -> torch.Tensor:
+def warp(x: torch.Tensor, flow: torch.Tensor, mode: str = "bilinear", padding: str = "border") -> torch.Tensor:
     """Sample (b, c, h, w) at p + flow(p); mode bilinear, nearest or bicubic, padding border or zeros.
 
     Coordinates are float32 whatever the dtype of x: half precision would place columns past 2048 a pixel off.
@@ -210,16 +208,12 @@ def _best(cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     row, col = best // side, best % side
     at = cost.gather(1, best)
     below = torch.cat((row * side + (col - 1).clamp_min(0), (row - 1).clamp_min(0) * side + col), 1)
-    above = torch.cat(
-        (row * side + (col + 1).clamp_max(side - 1), (row + 1).clamp_max(side - 1) * side + col), 1
-    )
+    above = torch.cat((row * side + (col + 1).clamp_max(side - 1), (row + 1).clamp_max(side - 1) * side + col), 1)
     below, above = cost.gather(1, below), cost.gather(1, above)
     curvature = below + above - 2 * at
     fraction = (0.5 * (below - above) / curvature.clamp_min(1e-8)).clamp(-0.5, 0.5)
     cell = torch.cat((col, row), 1)
-    fraction = fraction * (
-        (cell > 0) & (cell < side - 1)
-    )  # at the edge of the search one neighbour is missing
+    fraction = fraction * ((cell > 0) & (cell < side - 1))  # at the edge of the search one neighbour is missing
     return cell - RADIUS, fraction, at.clamp_min(0).sqrt()
 
 
@@ -241,14 +235,14 @@ def propagate(
 ) -> torch.Tensor:
     """Mix `weight` of each frame's warped neighbour in where the flow is consistent; defaults as published.
 
-    Latent propagation of Upscale-A-Video, without training, for any video latent x (b, c, t, h, w). Forward flow i leads
-    from frame i to i + 1, backward flow i from i + 1 to i, both (b or 1, 2, t - 1, H, W) px of their own grid. In order:
+    Latent propagation of Upscale-A-Video, without training, for any video latent x (b, c, t, h, w). Forward flow i
+    leads from frame i to i + 1, backward flow i from i + 1 to i, both (b or 1, 2, t - 1, H, W) px of their own grid.
+    In order:
 
     1. Backward: from the last frame but one to the first, each frame takes from the next one.
     2. Forward: from the second frame to the last, each takes from the one before, on the result of the first pass.
-    3. One step brings the two flows of the pair to the grid of x, warps the neighbour, and mixes it in where going there
-       and back returns; everywhere else the frame keeps its own values. No step crosses a scene cut.
-
+    3. One step brings the two flows of the pair to the grid of x, warps the neighbour, and mixes it in where going
+       there and back returns; everywhere else the frame keeps its own values. No step crosses a scene cut.
 
     `mode` samples the neighbour, nearest or bilinear. `alpha1` and `alpha2` are consistency()'s a and b, in cells.
     `cuts` are the frames that start a new scene: nothing crosses into or out of them. Memory beyond input and output
@@ -278,13 +272,8 @@ def propagate(
     return out
 
 
-def _check_clip(
-    x: torch.Tensor, forward: torch.Tensor, backward: torch.Tensor, mode: str, direction: str
-) -> None:
-    for name, choice, options in (
-        ("sampling", mode, ("nearest", "bilinear")),
-        ("direction", direction, DIRECTIONS),
-    ):
+def _check_clip(x: torch.Tensor, forward: torch.Tensor, backward: torch.Tensor, mode: str, direction: str) -> None:
+    for name, choice, options in (("sampling", mode, ("nearest", "bilinear")), ("direction", direction, DIRECTIONS)):
         if choice not in options:
             raise ValueError(f"{name} must be one of {', '.join(options)}; got {choice!r}. Use {options[0]}.")
     matching = x.ndim == 5 and forward.ndim == 5 and forward.shape == backward.shape

@@ -54,9 +54,7 @@ def draw_curves(
         write(draw, (x, bottom + 8), f"{tick:g}", "ma")
     for number, (name, points) in enumerate(kept.items()):
         colour = (colours or {}).get(name, COLOURS[number % len(COLOURS)])
-        path = [
-            (place(x, first, last, left, right), place(scale(y), low, high, bottom, top)) for x, y in points
-        ]
+        path = [(place(x, first, last, left, right), place(scale(y), low, high, bottom, top)) for x, y in points]
         if len(path) == 1:
             path = [(left, path[0][1]), (right, path[0][1])]
         if path:
@@ -70,9 +68,7 @@ def place(value: float, low: float, high: float, start: float, end: float) -> fl
     return start + (value - low) / (high - low) * (end - start)
 
 
-def write(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, anchor: str, colour: Colour = INK
-) -> None:
+def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, anchor: str, colour: Colour = INK) -> None:
     """Write a line of text; `anchor` as Pillow has it ("ma": centred below the point)."""
     draw.text(at, text, colour, ImageFont.load_default(13), anchor=anchor)
 

@@ -148,9 +148,7 @@ def _draw_video(rng: np.random.Generator) -> Video:
     return Video("mpeg4", int(rng.integers(3, 16)))
 
 
-def _draw_scale(
-    rng: np.random.Generator, shares: tuple[float, float, float], low: float, high: float
-) -> float:
+def _draw_scale(rng: np.random.Generator, shares: tuple[float, float, float], low: float, high: float) -> float:
     """Draw an enlargement, a reduction or neither, in these shares."""
     kind = rng.choice(3, p=shares)
     return (float(rng.uniform(1, high)), float(rng.uniform(low, 1)), 1.0)[kind]

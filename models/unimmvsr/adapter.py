@@ -29,9 +29,7 @@ LEVEL_KEYS = ("0.weight", "0.bias", "2.weight", "2.bias")
 
 _BLOCK = r"blocks\.\d+\.(?:self_attn\.[qkvo]|cross_attn\.(?:[qkvo]|k_img|v_img)|ffn\.[02])"
 _OTHERS = r"text_embedding\.[02]|time_embedding\.[02]|time_projection\.1|head\.head"
-_LAYER = re.compile(
-    rf"(diffusion_model\.(?:{_BLOCK}|{_OTHERS}))\.(lora_A\.weight|lora_B\.weight|alpha|diff|diff_b)"
-)
+_LAYER = re.compile(rf"(diffusion_model\.(?:{_BLOCK}|{_OTHERS}))\.(lora_A\.weight|lora_B\.weight|alpha|diff|diff_b)")
 _NONE = "none"  # StartRule.first where references begin at the target's end
 # From diffusers' WanTransformer3DModel to the host's WanModel, tried in turn
 _DIFFUSERS = (
@@ -121,11 +119,7 @@ def host_name(diffusers_name: str) -> str:
 
 def lora_entries(name: str, down: torch.Tensor, up: torch.Tensor, alpha: float) -> State:
     """Name the tensors of one low-rank change W + alpha / rank * up @ down; `name` as host_name gives it."""
-    return {
-        f"{name}.lora_A.weight": down,
-        f"{name}.lora_B.weight": up,
-        f"{name}.alpha": torch.tensor(float(alpha)),
-    }
+    return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{name}.alpha": torch.tensor(float(alpha))}
 
 
 def save_adapter(path: Path, adapter: Adapter) -> None:
@@ -159,9 +153,7 @@ def _parse(name: str, state: Mapping[str, torch.Tensor], metadata: Mapping[str, 
         raise _refuse(name, f"have the entry {LR_WEIGHT!r}", f"{len(state)} others")
     shape = (lr_weight.shape[0], info.latent_channels, 1, 2, 2)
     if tuple(lr_weight.shape) != shape:
-        rule = (
-            f"have {info.latent_channels} LR channels, as its metadata says: {LR_WEIGHT!r} of shape {shape}"
-        )
+        rule = f"have {info.latent_channels} LR channels, as its metadata says: {LR_WEIGHT!r} of shape {shape}"
         raise _refuse(name, rule, tuple(lr_weight.shape))
     level = strip_prefix(dict(state), LEVEL_PREFIX)
     _check_level(name, level, shape[0])
@@ -226,9 +218,7 @@ def _check_layers(name: str, layers: State) -> None:
         pair = {"lora_A.weight", "lora_B.weight"}
         if found & {*pair, "alpha"} and not found >= {*pair, "alpha"}:
             missing = sorted({*pair, "alpha"} - found)
-            raise _refuse(
-                name, f"have lora_A, lora_B and alpha of {layer!r}", f"none of {', '.join(missing)}"
-            )
+            raise _refuse(name, f"have lora_A, lora_B and alpha of {layer!r}", f"none of {', '.join(missing)}")
         if pair <= found:
             down, up = (tuple(layers[f"{layer}.lora_{part}.weight"].shape) for part in "AB")
             if len(down) != 2 or len(up) != 2 or down[0] != up[1]:

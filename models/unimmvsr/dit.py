@@ -196,19 +196,10 @@ def _modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torc
 class UniMMVSRDiT(nn.Module):
     """Predicts the velocity z_HR - eps (paper, equation 1) from the noisy latent, the LR latent and references."""
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        ops: ModuleType = nn,
-        attention: Attention = F.scaled_dot_product_attention,
-    ):
+    def __init__(self, config: DiTConfig, ops: ModuleType = nn, attention: Attention = F.scaled_dot_product_attention):
         super().__init__()
         self.config = config
-        self.patch_size = (
-            1,
-            PATCH,
-            PATCH,
-        )  # latent frames, rows, columns of a token, under the host's own name
+        self.patch_size = (1, PATCH, PATCH)  # latent frames, rows, columns of a token, under the host's own name
         cell = PATCH**2 * config.latent_channels
         self.patch_in = ops.Linear(2 * cell, config.width)
         self.kind = nn.Parameter(torch.zeros(3, config.width))
@@ -275,11 +266,7 @@ class UniMMVSRDiT(nn.Module):
                 )
 
     def _tokens(
-        self,
-        signal: torch.Tensor,
-        lr: torch.Tensor,
-        references: Sequence[torch.Tensor],
-        starts: Sequence[int] | None,
+        self, signal: torch.Tensor, lr: torch.Tensor, references: Sequence[torch.Tensor], starts: Sequence[int] | None
     ) -> tuple[torch.Tensor, list[Grid], torch.Tensor, torch.Tensor]:
         streams = [torch.cat((signal, lr), 1)]
         streams += [torch.cat((r, torch.zeros_like(r)), 1).to(signal) for r in references]

@@ -83,9 +83,7 @@ class References:
                 f"starts must name one time index for each of the {len(lengths)} references; got "
                 f"{len(self.manual)}. Write them separated by commas."
             )
-        ranges = sorted(
-            [(0, target_frames), *((n, n + k) for n, k in zip(self.manual, lengths, strict=True))]
-        )
+        ranges = sorted([(0, target_frames), *((n, n + k) for n, k in zip(self.manual, lengths, strict=True))])
         for (_, end), (start, _) in zip(ranges[:-1], ranges[1:], strict=True):
             if start < end:
                 raise ValueError(
@@ -104,7 +102,7 @@ class ReferenceGuidance:
 
     With e(txt, ref) the prediction from text and references, in order at every step: text, e = e(txt, ref) +
     s_txt (e(txt, ref) - e(null, ref)), which is the usual CFG at cfg = 1 + s_txt; references, in the first N_ref steps
-    only, e + s_ref (e(txt, ref) - e(txt, no ref)). The predictions may be of the noise, the velocity or the clean latent.
+    only, e + s_ref (e(txt, ref) - e(txt, no ref)). Predictions may be of the noise, the velocity or the clean latent.
     """
 
     text: float = 3.0  # s_txt

@@ -54,9 +54,7 @@ class SDEdit:
         return flow_sigmas(k, self.start(k), self.shift) if k else torch.zeros(1)
 
 
-def denoise_again(
-    latent: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor, predict: Predict
-) -> torch.Tensor:
+def denoise_again(latent: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor, predict: Predict) -> torch.Tensor:
     """Noise a latent to the first of the sigmas and follow the flow back to the last, 0, in straight steps."""
     if len(sigmas) < 2:
         return latent

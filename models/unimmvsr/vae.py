@@ -32,8 +32,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..layout.pieces import Tile, Window, first_frame, frames_of
-from ..layout.sizes import ClipSize, latent_size, pad_clip, padded_size, resize_clip
+from ..layout.pieces import Tile, Window, frames_of
+from ..layout.sizes import ClipSize, first_frame, latent_size, pad_clip, padded_size, resize_clip
 from ..motion.flow import gather_shift, match_blocks, warp
 
 SPACE = 8  # output pixels per latent cell, each side
@@ -224,9 +224,7 @@ class Completion(nn.Module):
     def __init__(self, config: VAEConfig, ops: ModuleType):
         super().__init__()
         width, cell = config.refine_width, 3 * GRID**2
-        self.conv_in = ops.Conv2d(
-            2 * cell + 2 * width, width, 3, padding=1
-        )  # detail, residual, features, hidden
+        self.conv_in = ops.Conv2d(2 * cell + 2 * width, width, 3, padding=1)  # detail, residual, features, hidden
         self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(COMPLETION_BLOCKS))
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
@@ -366,9 +364,7 @@ class CausalVideoVAE(nn.Module):
 class ResizedFrames:
     """LR frames (t, h, w, 3) in 0..1, resized to `size` and padded when asked for, a stretch of time at once."""
 
-    def __init__(
-        self, frames: torch.Tensor, size: ClipSize, mode: str, device: torch.device, dtype: torch.dtype
-    ):
+    def __init__(self, frames: torch.Tensor, size: ClipSize, mode: str, device: torch.device, dtype: torch.dtype):
         self._frames, self._size, self._mode, self._place = frames, size, mode, (device, dtype)
         self._held: tuple[Window, torch.Tensor] | None = None
 

@@ -283,9 +283,7 @@ def vae_config(state: State, options: Mapping | None = None) -> VAEConfig:
         in_channels=shape_of(state, "encoder.conv_in.weight")[1],
         out_channels=shape_of(state, "decoder.conv_out.weight")[0],
         latent_channels=shape_of(state, "post_quant_conv.weight")[0],
-        block_out_channels=tuple(
-            shape_of(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels
-        ),
+        block_out_channels=tuple(shape_of(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels),
         layers_per_block=count_blocks(state, "encoder.down_blocks.0.resnets."),
         condition=condition,
         condition_channels=shape_of(state, lr_layer)[0] if condition else VAEConfig.condition_channels,

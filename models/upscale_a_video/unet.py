@@ -31,22 +31,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..schedules import timestep_features
-from ..transformer import (
-    TRANSFORMER_EPS,
-    Attention,
-    CrossAttention,
-    FeedForward,
-    silu,
-)
-from .temporal import (
-    ROTARY_WIDTH,
-    Resnet,
-    Rotary,
-    TemporalAttention,
-    TemporalModule,
-    TemporalResnet,
-    per_frame,
-)
+from ..transformer import TRANSFORMER_EPS, Attention, CrossAttention, FeedForward, silu
+from .temporal import ROTARY_WIDTH, Resnet, Rotary, TemporalAttention, TemporalModule, TemporalResnet, per_frame
 from .vae import LATENT_CHANNELS
 
 # Of the LR frames, of 1000 steps; the embedding has more rows, which were never trained.
@@ -116,7 +102,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Tokens x (b, t, n, c), text (b, L, d)."""
-        # All frames share their clip's text and tokens do not see each other: one sequence (b, t*n, c) serves all frames.
+        # All frames share their clip's text and tokens do not see each other: one sequence (b, t*n, c) serves them all.
         if self.only_text:
             x = x + self.attn1(self.norm1(x).flatten(1, 2), text).view(x.shape)
         else:
@@ -203,8 +189,7 @@ class _Maker:
         config = self.config
         time_width = 4 * config.block_out_channels[0]
         return [
-            Resnet(each, width, time_width, config.norm_num_groups, config.norm_eps, self.ops)
-            for each in widths_in
+            Resnet(each, width, time_width, config.norm_num_groups, config.norm_eps, self.ops) for each in widths_in
         ]
 
     def transformers(self, level: int, count: int, only_text: bool) -> list[Transformer]:
@@ -254,12 +239,7 @@ class _Maker:
 class VideoUNet(nn.Module):
     """Predicts v from noisy latents, noised LR frames, time step, noise level and text."""
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        ops: ModuleType = nn,
-        attention: Attention = F.scaled_dot_product_attention,
-    ):
+    def __init__(self, config: UNetConfig, ops: ModuleType = nn, attention: Attention = F.scaled_dot_product_attention):
         super().__init__()
         self.config = config
         widths, deepest = config.block_out_channels, len(config.block_out_channels) - 1
@@ -273,14 +253,10 @@ class VideoUNet(nn.Module):
         self.temporal_rotary_emb = rotary
         self.down_blocks = nn.ModuleList([make.down(i) for i in down])
         self.down_temp_blocks = nn.ModuleList(make.temporal(i, i in config.down_temporal_idx) for i in down)
-        self.mid_block = Level(
-            make.resnets([widths[-1]] * 2, widths[-1]), make.transformers(deepest, 1, False)
-        )
+        self.mid_block = Level(make.resnets([widths[-1]] * 2, widths[-1]), make.transformers(deepest, 1, False))
         self.mid_temp_block = make.temporal(deepest, config.mid_temporal)
         self.up_blocks = nn.ModuleList([make.up(i) for i in up])
-        self.up_temp_blocks = nn.ModuleList(
-            make.temporal(i, deepest - i in config.up_temporal_idx) for i in up
-        )
+        self.up_temp_blocks = nn.ModuleList(make.temporal(i, deepest - i in config.up_temporal_idx) for i in up)
         self.conv_norm_out = ops.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = ops.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
@@ -342,9 +318,7 @@ class VideoUNet(nn.Module):
 
         return per_frame(self.conv_out, silu(self.conv_norm_out(x)))
 
-    def _embed(
-        self, timestep: torch.Tensor | float, noise_level: torch.Tensor | int, x: torch.Tensor
-    ) -> torch.Tensor:
+    def _embed(self, timestep: torch.Tensor | float, noise_level: torch.Tensor | int, x: torch.Tensor) -> torch.Tensor:
         """Embed time step and noise level together: (b, 4 * first width), before the SiLU of its consumers."""
         time = torch.as_tensor(timestep, device=x.device).reshape(-1)
         level = torch.as_tensor(noise_level, device=x.device).reshape(-1).long()

@@ -176,10 +176,7 @@ class ConditionFuse(nn.Module):
     def __init__(self, condition_width: int, width: int, groups: int, ops: ModuleType):
         super().__init__()
         self.shared = nn.ModuleList(
-            [
-                Resnet(condition_width + width, width, 0, groups, EPS, ops),
-                Resnet(width, width, 0, groups, EPS, ops),
-            ]
+            [Resnet(condition_width + width, width, 0, groups, EPS, ops), Resnet(width, width, 0, groups, EPS, ops)]
         )
         self.scale = ops.Conv2d(width, width, 3, padding=1)
         self.shift = ops.Conv2d(width, width, 3, padding=1)
@@ -209,8 +206,7 @@ class Decoder(nn.Module):
             self.condition_in = nn.ModuleList([resnet(config.in_channels, wide), resnet(wide, wide)])
             self.condition_fuse = ConditionFuse(wide, widths[0], groups, ops)
         self.mid_block = Middle(
-            [resnet(widths[0], widths[0]) for _ in range(2)],
-            FrameAttention(widths[0], groups, ops, attention),
+            [resnet(widths[0], widths[0]) for _ in range(2)], FrameAttention(widths[0], groups, ops, attention)
         )
         self.up_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
@@ -239,12 +235,7 @@ class Decoder(nn.Module):
 class UpscaleVAE(nn.Module):
     """Encoder and decoder; latents here are unscaled: the sampler's latents divided by `config.scaling_factor`."""
 
-    def __init__(
-        self,
-        config: VAEConfig,
-        ops: ModuleType = nn,
-        attention: Attention = F.scaled_dot_product_attention,
-    ):
+    def __init__(self, config: VAEConfig, ops: ModuleType = nn, attention: Attention = F.scaled_dot_product_attention):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, ops, attention)
@@ -290,7 +281,7 @@ class UpscaleVAE(nn.Module):
 
 
 def lr_grid(frames: torch.Tensor, size: ClipSize, mode: str = "bilinear") -> torch.Tensor:
-    """Bring frames (t, h, w, 3) in 0..1 to the latent grid of an output of `size`: (1, 3, t, h, w) in -1..1, on the CPU.
+    """Bring frames (t, h, w, 3) in 0..1 to the latent grid of an output of `size`: (1, 3, t, h, w) in -1..1, on CPU.
 
     Frames already at that grid stay as they are. Where the output is no multiple of 4 the frames fill its exact size
     first, so that the padding lies outside the picture.

@@ -111,13 +111,7 @@ def encode_resized(
 
 
 def _plan(
-    vae: comfy.sd.VAE,
-    grid: ClipSize,
-    space: int,
-    time: int,
-    tile: int,
-    chunk: int,
-    memory: Callable[[Cut], float],
+    vae: comfy.sd.VAE, grid: ClipSize, space: int, time: int, tile: int, chunk: int, memory: Callable[[Cut], float]
 ) -> Pieces:
     """Choose the pieces of a clip of (T, h, w): whole frames and whole time where they fit."""
     budget = max(_LEAST_FRAME, grid.height * grid.width * space**2) * chunk / _COPIES

@@ -36,10 +36,7 @@ _UNTOUCHED = 0.01  # a start sigma below this leaves the start latent as it is
 # On ComfyUI 0.30 one step of uni_pc ends 3.4 away from the prediction, of dpm_fast and dpm_adaptive 4.4 (from
 # noise of unit variance). The stochastic ones add noise between steps, and there is no between.
 _ONE_STEP_BREAKS = ("unipc", "dpm_fast", "dpm_adaptive", "sde", "seeds", "sa_solver")
-_STOPS_EARLY = (
-    "dpm_fast",
-    "dpm_adaptive",
-)  # end at the last sigma but one, and leave its noise in the picture
+_STOPS_EARLY = ("dpm_fast", "dpm_adaptive")  # end at the last sigma but one, and leave its noise in the picture
 _licences_logged: set[str] = set()
 
 
@@ -171,18 +168,19 @@ class Unanswered(comfy.conds.CONDConstant):
 def unanswered_references(count: int) -> Unanswered:
     """Make what VSR Conditioning puts where a model's references belong."""
     return Unanswered(
-        f"{SAMPLER}: references need a model that takes them; got {count} with a model that would ignore them. "
-        "Put Reference Tokens or Load VSR Adapter behind the model (plain Wan 2.1 and 2.2), use Load Video "
-        "Restorer's built-in model, or unlink Reference Set from VSR Conditioning."
+        f"{SAMPLER}: references need a model that takes them; got {count} with a model that would "
+        "ignore them. Put Reference Tokens or Load VSR Adapter after the model (plain Wan 2.1 and "
+        "2.2), use the built-in model of Load Video Restorer, or unlink Reference Set from VSR "
+        "Conditioning."
     )
 
 
 def unanswered_level(level: float) -> Unanswered:
     """Make what VSR Conditioning puts where a model's noise level belongs."""
     return Unanswered(
-        f"{SAMPLER}: noise in the low-resolution clip needs a model that knows of it; got noise_level {level:g} "
-        "with one that does not. Put Load VSR Adapter or, behind a checkpoint with channels for the clip, "
-        "Reference Tokens behind the model, or set noise_level to 0 in VSR Conditioning."
+        f"{SAMPLER}: noise in the low-resolution clip needs a model that knows of it; got noise_level "
+        f"{level:g} with one that does not. Put Load VSR Adapter after the model (after a checkpoint "
+        "with channels for the clip: Reference Tokens), or set noise_level to 0 in VSR Conditioning."
     )
 
 
@@ -212,10 +210,7 @@ def reference_conds(model: comfy.model_base.BaseModel, values: Mapping, frames: 
         latents.append(model.process_latent_in(latent).to(values["device"]))
     with services.titled("Reference Set"):
         starts = references.starts(frames_at_once(model, frames), rule)
-    return {
-        "references": comfy.conds.CONDList(latents),
-        "reference_starts": comfy.conds.CONDConstant(starts),
-    }
+    return {"references": comfy.conds.CONDList(latents), "reference_starts": comfy.conds.CONDConstant(starts)}
 
 
 def frames_at_once(model: comfy.model_base.BaseModel, frames: int) -> int:

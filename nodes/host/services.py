@@ -1,7 +1,8 @@
 """The door between the nodes and the host.
 
 On the way in, checks: bad input ends here, with the node, the rule, the value and the remedy. Inside, the host's
-services: folders, devices, layers, attention, progress and interruption. On the way out, tensors as the host keeps them.
+services: folders, devices, layers, attention, progress and interruption. On the way out, tensors as the host keeps
+them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _finite: dict[int, weakref.ref] = {}  # tensors that were found finite, by id: n
 
 @contextlib.contextmanager
 def titled(title: str) -> Iterator[None]:
-    """Name the node in errors of the core, which knows none: "overlap must be ..." becomes "Title: overlap must be ..."."""
+    """Name the node in errors of the core, which knows none: "overlap must be" becomes "Title: overlap must be"."""
     try:
         yield
     except ValueError as error:
@@ -55,9 +56,7 @@ def check_choice(title: str, name: str, value: object, allowed: Iterable[str]) -
     """Raise where the value of a combo is none of its options: the host does not check those of every kind."""
     allowed = list(allowed)
     if value not in allowed:
-        raise ValueError(
-            f"{title}: {name} must be one of {', '.join(allowed)}; got {value!r}. Choose {allowed[0]}."
-        )
+        raise ValueError(f"{title}: {name} must be one of {', '.join(allowed)}; got {value!r}. Choose {allowed[0]}.")
 
 
 def check_frames(title: str, name: str, frames: object) -> torch.Tensor:
@@ -69,17 +68,11 @@ def check_frames(title: str, name: str, frames: object) -> torch.Tensor:
         )
     count, height, width, channels = frames.shape
     if count < 1:
-        raise ValueError(
-            f"{title}: {name} must have at least one frame; got 0. Check the video's range and path."
-        )
+        raise ValueError(f"{title}: {name} must have at least one frame; got 0. Check the video's range and path.")
     if min(height, width) < 2:
-        raise ValueError(
-            f"{title}: {name} must be at least 2 px a side; got {width}x{height}. Use a larger picture."
-        )
+        raise ValueError(f"{title}: {name} must be at least 2 px a side; got {width}x{height}. Use a larger picture.")
     if channels not in (3, 4):
-        raise ValueError(
-            f"{title}: {name} must have 3 channels (RGB); got {channels}. Convert it to RGB first."
-        )
+        raise ValueError(f"{title}: {name} must have 3 channels (RGB); got {channels}. Convert it to RGB first.")
     rgb = frames[..., :3]
     if not _known_finite(frames):
         for start in range(0, count, _CHECK_FRAMES):
@@ -104,9 +97,7 @@ def check_latent(title: str, name: str, latent: object, channels: int | None = N
             "of a video model."
         )
     if samples.numel() == 0:
-        raise ValueError(
-            f"{title}: {name} must not be empty; got {tuple(samples.shape)}. Check the clip's length."
-        )
+        raise ValueError(f"{title}: {name} must not be empty; got {tuple(samples.shape)}. Check the clip's length.")
     if channels is not None and samples.shape[1] != channels:
         raise ValueError(
             f"{title}: {name} must have {channels} channels; got {samples.shape[1]}. Latent and VAE come from "
@@ -131,8 +122,8 @@ def check_finite(title: str, name: str, samples: torch.Tensor) -> torch.Tensor:
     """Return a latent without NaN and infinity."""
     if not _known_finite(samples) and not torch.isfinite(samples).all():
         raise ValueError(
-            f"{title}: {name} must be finite numbers; got NaN or infinity. The sampler before this node broke it: try "
-            "sampler euler, scheduler simple, precision fp32."
+            f"{title}: {name} must be finite numbers; got NaN or infinity. The sampler before this "
+            "node produced invalid values: try sampler euler, scheduler simple, precision fp32."
         )
     return mark_finite(samples)
 
@@ -153,8 +144,9 @@ def check_clip(title: str, shape: tuple[int, ...]) -> None:
     """Raise where what is sampled is no clip (b, c, T, h, w), but packs sound or other data with it."""
     if len(shape) != 5:
         raise ValueError(
-            f"{title}: what is sampled must be a video latent (5 dimensions); got {shape}, which packs sound or other "
-            "data. Set this node to off, or refine the video latent alone (Separate AV Latent)."
+            f"{title}: the sampled latent must be a video latent (5 dimensions); got {shape}, which "
+            "packs sound or other data. Set this node to off, or sample the video latent alone "
+            "(Separate AV Latent)."
         )
 
 
@@ -204,12 +196,15 @@ def latent_target(title: str, latent: Mapping, space: int, time: int) -> tuple[C
     work = ClipSize(size.frames, *latent[WORK_KEY]) if WORK_KEY in latent else size
     slack = (whole.frames - work.frames, whole.height - work.height, whole.width - work.width)
     if min(slack) < 0 or slack[0] >= time or max(slack[1:]) >= space:
-        remedy = "A node cut or resized the latent on its way: do that before Cascade Input."
+        remedy = (
+            "A node between Cascade Input and this one cropped or resized the latent: do that before Cascade Input."
+        )
         if slack[0] >= time:  # too long by whole latent frames: it may carry guides
             counts = ", ".join(str(whole.frames + step * time) for step in (-1, 0, 1))
             remedy = (
-                f"Its frames count as 1 + {time} n ({counts}). Guide frames that a node appended must go: "
-                "LTXVCropGuides after the sampler; a clip is lengthened before Cascade Input."
+                f"Its frame counts are 1 + {time} n ({counts}). Remove guide frames that a node "
+                "appended with LTXVCropGuides after the sampler; lengthen a clip before Cascade "
+                "Input."
             )
         raise ValueError(
             f"{title}: the latent must have the grid of its target size {size.frames} x {size.width}x{size.height}; "
@@ -243,8 +238,8 @@ def listed_path(title: str, what: str, folders: Mapping[str, Iterable[str]], nam
                 if (Path(root) / name).exists():
                     return Path(root) / name
     raise ValueError(
-        f"{title}: the {what} must be one of the list; got {name!r}. Put the file into models/{next(iter(folders))} and "
-        f"refresh{remedy}."
+        f"{title}: the {what} must be one of the list; got {name!r}. Put the file into models/{next(iter(folders))} "
+        f"and refresh{remedy}."
     )
 
 
@@ -294,14 +289,10 @@ def pick_dtypes(precision: str, device: torch.device) -> tuple[torch.dtype, torc
 def layers(operations, dtype: torch.dtype | None, device: torch.device | None) -> SimpleNamespace:
     """Bind dtype and device to the host's layers, as the core builds layers without either."""
     names = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
-    return SimpleNamespace(
-        **{name: partial(getattr(operations, name), dtype=dtype, device=device) for name in names}
-    )
+    return SimpleNamespace(**{name: partial(getattr(operations, name), dtype=dtype, device=device) for name in names})
 
 
-def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, precision: torch.dtype | None = None
-) -> torch.Tensor:
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, precision: torch.dtype | None = None) -> torch.Tensor:
     """Attend over (b, heads, n, d): the host's optimised attention on a GPU, PyTorch's own on the CPU.
 
     `precision` is that of the scores, for those of the host's kernels that do not keep them in fp32 anyway.

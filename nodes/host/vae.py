@@ -107,9 +107,7 @@ class RestorerVAE(comfy.sd.VAE):
         """Give the LATENT entries that stand for LR frames (B, h, w, 3) at `size`; `mode` is the resizing filter."""
         raise NotImplementedError
 
-    def piece_encoder(
-        self, frames: torch.Tensor, size: ClipSize, mode: str
-    ) -> Callable[[Window, Tile], torch.Tensor]:
+    def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece of frames (B, h, w, 3) resized to `size`: see `encode_pieces`."""
         raise NotImplementedError
 
@@ -125,14 +123,10 @@ class RestorerVAE(comfy.sd.VAE):
         """Encode frames (B, H, W, C) as one clip, or clips (b, t, H, W, C), into latents (b, c, T, h, w)."""
         return self.encode_clips(pixel_samples)
 
-    def encode_tiled(
-        self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None
-    ):
+    def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """Encode with tiles of the given px; `tile_t` sets the frames of a span, whose overlap is the law's."""
         side = None if tile_x is None else max(1, min(tile_x, tile_y or tile_x) // self.law.space)
-        return self.encode_clips(
-            pixel_samples, chunk=tile_t, side=side, overlap=(overlap or 0) // self.law.space
-        )
+        return self.encode_clips(pixel_samples, chunk=tile_t, side=side, overlap=(overlap or 0) // self.law.space)
 
     def encode_clips(
         self,
@@ -157,9 +151,7 @@ class RestorerVAE(comfy.sd.VAE):
             for pieces, running in tries:
                 with running as show:
                     encode = (piece_encoder or self.piece_encoder)(clip, whole, mode)
-                    parts.append(
-                        encode_pieces(encode, grid, pieces, law.time, show, services.check_cancelled)
-                    )
+                    parts.append(encode_pieces(encode, grid, pieces, law.time, show, services.check_cancelled))
                     break
         return services.to_output(torch.cat(parts))
 
@@ -170,13 +162,8 @@ class RestorerVAE(comfy.sd.VAE):
         most), side (cells of a tile, 0: what fits), overlap (cells).
         """
         options, law = {"lr": None, "lr_weight": 1.0, "size": None, **(vae_options or {})}, self.law
-        samples = services.check_latent(
-            "VAE Decode", "samples", {"samples": samples_in}, self.latent_channels
-        )
-        size = (
-            options["size"]
-            or services.latent_target("VAE Decode", {"samples": samples}, law.space, law.time)[0]
-        )
+        samples = services.check_latent("VAE Decode", "samples", {"samples": samples_in}, self.latent_channels)
+        size = options["size"] or services.latent_target("VAE Decode", {"samples": samples}, law.space, law.time)[0]
         output = services.output_tensor((len(samples), size.frames, size.height, size.width, 3))
         cuts = (options.get("chunk"), options.get("side") or None, options.get("overlap"))
         for latent, clip in zip(samples.split(1), output, strict=True):
@@ -192,9 +179,7 @@ class RestorerVAE(comfy.sd.VAE):
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """Decode with tiles of the given cells; `tile_t` latent frames a span, whose overlap is the law's."""
         side = None if tile_x is None else min(tile_x, tile_y or tile_x)
-        return self.decode(
-            samples, {"chunk": tile_t and tile_t * self.law.time, "side": side, "overlap": overlap or 0}
-        )
+        return self.decode(samples, {"chunk": tile_t and tile_t * self.law.time, "side": side, "overlap": overlap or 0})
 
     # Cuts and memory
 

@@ -65,9 +65,9 @@ def check_wan(patcher: ModelPatcher, title: str) -> None:
     """Raise where a MODEL is not the host's plain Wan network, as the host had it when this was written."""
     if not is_wan(patcher):
         raise ValueError(
-            f"{title}: the model must be a plain Wan 2.1 or 2.2 model (text-to-video, image-to-video); got "
-            f"{type(patcher.model).__name__}, which takes no reference tokens. Use such a model, or leave out this "
-            "node and the references."
+            f"{title}: the model must be a plain Wan 2.1 or 2.2 model (text-to-video, "
+            f"image-to-video); got {type(patcher.model).__name__}, which takes no reference tokens. "
+            "Use a plain Wan model, or remove this node and the references."
         )
     found = set(inspect.signature(comfy.ldm.wan.model.WanModel.rope_encode).parameters)
     if not found >= _ROPE_NEEDS:
@@ -86,8 +86,8 @@ def _own_conditions(original: Callable, model: BaseModel) -> Callable:
         """Add references, their starts and the noise level to the model's own conditions."""
         if values.get("cross_attn") is None:
             raise ValueError(
-                f"{SAMPLER}: {type(model).__name__} needs a prompt in positive and negative; got none. Link CLIP Text "
-                "Encode to VSR Conditioning; an empty text will do."
+                f"{SAMPLER}: {type(model).__name__} needs a prompt in positive and negative; got "
+                "none. Link CLIP Text Encode to VSR Conditioning; its text may be empty."
             )
         out = original(**_noised(model, values))
         rule = model.current_patcher.get_attachment(_RULE_KEY) if model.current_patcher else None

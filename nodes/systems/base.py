@@ -39,7 +39,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class TileSizes:
-    """Hold the tiles that Spatial Tiles tries by itself, largest first, as (long, short) px, and their overlap in px."""
+    """Hold the tiles that Spatial Tiles tries, largest first, as (long, short) px, and their overlap in px."""
 
     sides: tuple[tuple[int, int], ...] = ((1280, 720), (960, 544), (640, 384), (384, 256), (256, 192))
     overlap: int = 96
@@ -109,9 +109,7 @@ class System:
     key: str
     name: str  # for people
     holds: str  # what its file or folder holds, for the error about a wrong file
-    marks: tuple[
-        str, ...
-    ]  # a file is looked at by `open_state` where one of its entries contains one of these
+    marks: tuple[str, ...]  # a file is looked at by `open_state` where one of its entries contains one of these
     open_state: Callable[[State, Mapping[str, str], Path], Any | None]  # None: entries of something else
     open_release: Callable[[Path], Any]  # opens what is known to be of this system again
     load_model: Callable[[Any, Loading, bool], Any]  # (release, settings, disable_dynamic) -> MODEL

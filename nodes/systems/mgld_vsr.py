@@ -1,8 +1,8 @@
 """MGLD-VSR in the host: UNet and structure encoder as a MODEL, first stage and sequence decoder as a VAE.
 
-The host's sigma axis is sqrt((1 - abar) / abar) and its x is the published latent times sqrt(1 + sigma^2); the network's
-input is the published one again. The LR latent joins on the channels and is also what sampling starts from: noised to
-the last trained time, never noise alone (`_condition`).
+The host's sigma axis is sqrt((1 - abar) / abar) and its x is the published latent times sqrt(1 + sigma^2); the
+network's input is the published one again. The LR latent joins on the channels and is also what sampling starts from:
+noised to the last trained time, never noise alone (`_condition`).
 """
 
 from __future__ import annotations
@@ -166,12 +166,12 @@ class MGLDModel(RestorerModel):
         """Let text in only where it is as wide as the empty prompt that the model was trained on."""
         out = super().extra_conds(**values)
         width = self.diffusion_model.config.unet.context_dim
-        check_text_width(out, width, "Leave positive and negative of VSR Conditioning open")
+        check_text_width(out, width, "Leave positive and negative of VSR Conditioning unlinked")
         return out
 
 
 def _condition(clip: LRClip) -> Conditioned:
-    """Draw the LR latent from the encoder's answer where its deviation is given, as published; sampling starts from it."""
+    """Draw the LR latent from the encoder's mean and deviation where given, as published; sampling starts from it."""
     if clip.references:
         raise ValueError(f"MGLD-VSR takes no references; got {clip.references}. Unlink Reference Set.")
     if clip.noise_level > 0:

@@ -21,15 +21,7 @@ from ...models.layout.sizes import ClipSize
 from ...models.unimmvsr import checkpoint
 from ...models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
 from ...models.unimmvsr.references import BUILT_IN_RULE
-from ...models.unimmvsr.vae import (
-    SPACE,
-    TIME,
-    CausalVideoVAE,
-    ResizedFrames,
-    VAEConfig,
-    piece_decoder,
-    piece_encoder,
-)
+from ...models.unimmvsr.vae import SPACE, TIME, CausalVideoVAE, ResizedFrames, VAEConfig, piece_decoder, piece_encoder
 from ..host import services
 from ..host.keys import LEVEL_KEY, REFERENCES_KEY
 from ..host.model import (
@@ -91,23 +83,13 @@ class HostDiT(RestorerNetwork, UniMMVSRDiT):
         self.to(device=device, dtype=dtype)
 
     def predict(
-        self,
-        x,
-        timestep,
-        context,
-        transformer_options,
-        noise_level=None,
-        references=(),
-        reference_starts=None,
-        **_,
+        self, x, timestep, context, transformer_options, noise_level=None, references=(), reference_starts=None, **_
     ):
         """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
         noisy, lr = x.chunk(2, dim=1)
         level = torch.zeros_like(timestep) if noise_level is None else noise_level
         show = block_progress(transformer_options)
-        return -UniMMVSRDiT.forward(
-            self, noisy, timestep, lr, level, references, context, show, reference_starts
-        )
+        return -UniMMVSRDiT.forward(self, noisy, timestep, lr, level, references, context, show, reference_starts)
 
 
 class UniMMVSRModel(RestorerModel):
@@ -151,9 +133,7 @@ class UniMMVSRModel(RestorerModel):
 class UniMMVSRVAE(RestorerVAE):
     """The causal video VAE: time is streamed, so memory does not grow with the clip."""
 
-    def __init__(
-        self, config: VAEConfig, state: Mapping[str, torch.Tensor], precision: str, disable_dynamic: bool
-    ):
+    def __init__(self, config: VAEConfig, state: Mapping[str, torch.Tensor], precision: str, disable_dynamic: bool):
         # fp32 unless asked otherwise: motion search and small residuals suffer in half precision.
         asked = services.PRECISIONS.get(precision, torch.float32)
         dtype = asked if management.supports_dtype(management.vae_device(), asked) else torch.float32
@@ -164,9 +144,7 @@ class UniMMVSRVAE(RestorerVAE):
         """Encode LR frames, resized to `size`."""
         return {"samples": self.encode_clips(frames, size, mode)}
 
-    def piece_encoder(
-        self, frames: torch.Tensor, size: ClipSize, mode: str
-    ) -> Callable[[Window, Tile], torch.Tensor]:
+    def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece."""
         clip = ResizedFrames(frames, size, mode, self.device, self.vae_dtype)
         return piece_encoder(self.first_stage_model, clip)
@@ -181,9 +159,7 @@ class UniMMVSRVAE(RestorerVAE):
             return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place)
 
 
-def preview_factors(
-    config: VAEConfig, state: Mapping[str, torch.Tensor]
-) -> tuple[list[list[float]], list[float]]:
+def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tuple[list[list[float]], list[float]]:
     """Fit latent -> RGB (-1..1), for the sampler's previews, on flat colours that go through the encoder."""
     vae = CausalVideoVAE(config).eval()  # a plain copy on the CPU: the host's one may not be loaded yet
     vae.load_state_dict(state)

@@ -1,7 +1,7 @@
 """Upscale-A-Video in the host: the UNet as a MODEL, its two autoencoders as a VAE, the text encoder as a CLIP.
 
-The host's sigma axis is sqrt((1 - abar) / abar) and its x is the published latent times sqrt(1 + sigma^2); the network's
-input is the published one again. LR frames join as pixels, noised by VSR Conditioning (`_condition`).
+The host's sigma axis is sqrt((1 - abar) / abar) and its x is the published latent times sqrt(1 + sigma^2); the
+network's input is the published one again. LR frames join as pixels, noised by VSR Conditioning (`_condition`).
 """
 
 from __future__ import annotations
@@ -230,9 +230,7 @@ class UpscaleAVideoVAE(RestorerVAE):
         samples = services.to_output(lr_grid(frames, size, mode))
         return {"samples": samples, SYSTEM_KEY: self.system, ALPHAS_KEY: self._lr_alphas}
 
-    def piece_encoder(
-        self, frames: torch.Tensor, size: ClipSize, mode: str
-    ) -> Callable[[Window, Tile], torch.Tensor]:
+    def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece."""
         return piece_encoder(self.first_stage_model, frames, self.device, self.vae_dtype)
 
@@ -258,31 +256,19 @@ def _load_clip(release: checkpoint.Release, loading: Loading, disable_dynamic: b
     if release.text is None:
         return None
     state = release.text.read()
-    state = strip_prefix(
-        state, next((k.removesuffix(_EMBEDDING) for k in state if k.endswith(_EMBEDDING)), "")
-    )
+    state = strip_prefix(state, next((k.removesuffix(_EMBEDDING) for k in state if k.endswith(_EMBEDDING)), ""))
     config = _text_config(state, release.text.config or {})
     special = _special_tokens(release.tokenizer)
-    state.setdefault(
-        "text_projection.weight", torch.eye(config["hidden_size"])
-    )  # the pooled text is not used
+    state.setdefault("text_projection.weight", torch.eye(config["hidden_size"]))  # the pooled text is not used
+    tower = partial(_TextTower, config=config, special=special)
+    tokenizer = partial(_make_tokenizer, config=config, files=release.tokenizer, pad=special["pad"])
     target = SimpleNamespace(
-        clip=partial(
-            comfy.sd1_clip.SD1ClipModel,
-            clip_name=_NAME,
-            clip_model=partial(_TextTower, config=config, special=special),
-        ),
-        tokenizer=partial(
-            comfy.sd1_clip.SD1Tokenizer,
-            clip_name=_NAME,
-            tokenizer=partial(_make_tokenizer, config=config, files=release.tokenizer, pad=special["pad"]),
-        ),
+        clip=partial(comfy.sd1_clip.SD1ClipModel, clip_name=_NAME, clip_model=tower),
+        tokenizer=partial(comfy.sd1_clip.SD1Tokenizer, clip_name=_NAME, tokenizer=tokenizer),
         params={},
     )
     embeddings = folder_paths.get_folder_paths("embeddings")
-    return comfy.sd.CLIP(
-        target, embedding_directory=embeddings, state_dict=[state], disable_dynamic=disable_dynamic
-    )
+    return comfy.sd.CLIP(target, embedding_directory=embeddings, state_dict=[state], disable_dynamic=disable_dynamic)
 
 
 class _TextTower(comfy.sd1_clip.SDClipModel):
@@ -380,17 +366,13 @@ def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: 
     return patcher
 
 
-def _load_vae(
-    release: checkpoint.Release, loading: Loading, disable_dynamic: bool
-) -> UpscaleAVideoVAE | None:
+def _load_vae(release: checkpoint.Release, loading: Loading, disable_dynamic: bool) -> UpscaleAVideoVAE | None:
     part = release.decoder(loading.decoder)
     if part is None:
         return None
     state = checkpoint.normalise_vae_keys(part.read())
     alphas = DiffusionSettings.from_json(release.low_res).alphas_cumprod()
-    return UpscaleAVideoVAE(
-        checkpoint.vae_config(state, part.config), state, loading, alphas, disable_dynamic
-    )
+    return UpscaleAVideoVAE(checkpoint.vae_config(state, part.config), state, loading, alphas, disable_dynamic)
 
 
 SYSTEM = System(

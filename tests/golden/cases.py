@@ -115,9 +115,7 @@ def find_cases() -> list[Case]:
     given = os.environ.get(ENVIRONMENT)
     roots = [Path(given)] if given else [HERE.parent.parent.parent / "shared" / "golden"]
     if given and not cases_under(Path(given)):
-        raise ValueError(
-            f"Golden cases: ${ENVIRONMENT} must hold NAME.json cases; got none in {given}. Unset it."
-        )
+        raise ValueError(f"Golden cases: ${ENVIRONMENT} must hold NAME.json cases; got none in {given}. Unset it.")
     found: dict[tuple[str, str], Case] = {}
     for root in (*roots, COMMITTED):
         for case in cases_under(root):
@@ -160,9 +158,7 @@ def parse_tolerance(statement, output: str, recorded: torch.Tensor | None) -> To
         return Tolerance(absmax=float(part[1]))
     if part := re.search(r"\b([ra]tol) ([\d.]+e?-?\d*)", statement):
         return Tolerance(**{part[1]: float(part[2])})
-    raise ValueError(
-        f"Golden case: the tolerance must be understood; got {statement!r}. Teach parse_tolerance()."
-    )
+    raise ValueError(f"Golden case: the tolerance must be understood; got {statement!r}. Teach parse_tolerance().")
 
 
 def compare(case: Case, produced: Mapping[str, torch.Tensor]) -> None:
@@ -176,9 +172,7 @@ def compare(case: Case, produced: Mapping[str, torch.Tensor]) -> None:
         raise AssertionError(f"{case.family}/{case.name}: " + ("; ".join(wrong) or "no recorded output"))
 
 
-def recipe_weights(
-    shapes: Mapping[str, tuple[int, ...]], seed: int, gain: float, round_fp16: bool = False
-) -> Tensors:
+def recipe_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, gain: float, round_fp16: bool = False) -> Tensors:
     """Make the weights of a case that states a recipe, from the shapes of the network's state dict."""
     return {key: _recipe_entry(key, tuple(shape), seed, gain, round_fp16) for key, shape in shapes.items()}
 

@@ -30,9 +30,7 @@ def from_options(kind: type[Config], options: Mapping, **more) -> Config:
             raise ValueError(f"{kind.__name__}: {name} must be {_FIXED[name]!r}; got {value!r}.")
     names = {field.name for field in fields(kind)} - more.keys()
     known = {name: value for name, value in options.items() if name in names}
-    return kind(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}, **more
-    )
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}, **more)
 
 
 def unet_of(json: Mapping) -> unet.UNetConfig:
@@ -46,8 +44,7 @@ def unet_of(json: Mapping) -> unet.UNetConfig:
 
     heads, only = spread("attention_head_dim", 8), spread("only_cross_attention", False)
     temporal = {
-        key: tuple(i for i in levels if i in json.get(key, levels))
-        for key in ("down_temporal_idx", "up_temporal_idx")
+        key: tuple(i for i in levels if i in json.get(key, levels)) for key in ("down_temporal_idx", "up_temporal_idx")
     }
     return from_options(
         unet.UNetConfig,

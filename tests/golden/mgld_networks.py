@@ -68,9 +68,7 @@ def resblock_dual(case: Case) -> Tensors:
     sizes, given = case.meta["config"], case.group("in")
     parts = (sizes["channels"], sizes["out_channels"], sizes["emb_channels"], nn, sizes["semb_channels"])
     block = filled(case.weights(), lambda: ResBlock(*parts))
-    return {
-        "y_" + name: block(given["x"], given["emb_" + name], given["seg"]) for name in ("per_item", "single")
-    }
+    return {"y_" + name: block(given["x"], given["emb_" + name], given["seg"]) for name in ("per_item", "single")}
 
 
 def spatial_transformer(case: Case) -> Tensors:
@@ -100,9 +98,7 @@ def unet(case: Case) -> Tensors:
     network = filled(case.weights(), lambda: MGLDUNet(settings))
     x, text, t = unfold(given["x"], 1), given["context"], given["t_single"]
     # Maps are named by their width; there are as many as the network has levels, the finest first.
-    widths = sorted(
-        (int(name.removeprefix("struct.")) for name in given if name.startswith("struct.")), reverse=True
-    )
+    widths = sorted((int(name.removeprefix("struct.")) for name in given if name.startswith("struct.")), reverse=True)
     maps = [unfold(given[f"struct.{width}"], 1) for width in widths]
     both = [torch.cat((each, each.flip(2))) for each in maps]
     return {

@@ -68,8 +68,7 @@ def _folded(clips: torch.Tensor) -> torch.Tensor:
 def _flows(given: Tensors, prefix: str = "", masked: bool = True) -> Flows:
     """Read recorded flows: those of forward propagation lead back in time."""
     backward, forward, hidden, hidden_back = (
-        given[prefix + name].transpose(1, 2)
-        for name in ("flow_fwd_prop", "flow_bwd_prop", "fwd_occ", "bwd_occ")
+        given[prefix + name].transpose(1, 2) for name in ("flow_fwd_prop", "flow_bwd_prop", "fwd_occ", "bwd_occ")
     )
     return Flows(forward, backward, 1 - hidden * masked, 1 - hidden_back * masked)
 
@@ -100,8 +99,7 @@ def raft(case: Case) -> Tensors:
     network, given = _raft(case), case.group("in")
     runs = {"flow": case.meta["config"]["iters"], "flow_iters1": 1, "flow_iters3": 3}
     return {
-        name: oracle.raft_flow(network, given["ref"], given["sup"], iterations)
-        for name, iterations in runs.items()
+        name: oracle.raft_flow(network, given["ref"], given["sup"], iterations) for name, iterations in runs.items()
     }
 
 
@@ -135,10 +133,7 @@ def preprocess_flow(case: Case) -> Tensors:
 def gaussian_weights(case: Case) -> Tensors:
     """Weights of latent tiles."""
     sides = {name: [int(part[1:]) for part in name.split("_")] for name in case.group("out")}
-    return {
-        name: tile_weights(height, width).expand(1, 4, height, width)
-        for name, (width, height) in sides.items()
-    }
+    return {name: tile_weights(height, width).expand(1, 4, height, width) for name, (width, height) in sides.items()}
 
 
 _KINDS = {

@@ -89,11 +89,7 @@ def mgld_pixel_tiles(case: Case) -> Tensors:
 def _pixel_tiles(height: int, width: int, patch: int, stride: int) -> list[list[int]]:
     rows, columns = (plan_windows(side, patch, patch - stride) for side in (height, width))
     # Ends by the patch, not by the window: on a shorter axis the recorded tile reaches past the image.
-    return [
-        [row.start, row.start + patch, column.start, column.start + patch]
-        for column in columns
-        for row in rows
-    ]
+    return [[row.start, row.start + patch, column.start, column.start + patch] for column in columns for row in rows]
 
 
 def uav_colour(case: Case) -> Tensors:

@@ -157,7 +157,5 @@ def test_recipe_makes_a_whole_recorded_network():
     listed = json.loads(KEYS.read_text())
     shapes = {key.removeprefix("module."): entry[0] for key, entry in listed.items()}
     meta = found["raft_a"].meta
-    weights = cases.recipe_weights(
-        shapes, meta["recipe_seed"], meta["recipe_gain"], meta["recipe_round_fp16"]
-    )
+    weights = cases.recipe_weights(shapes, meta["recipe_seed"], meta["recipe_gain"], meta["recipe_round_fp16"])
     cases.check_weight_sums(found["raft_a"], weights)

@@ -21,9 +21,7 @@ def recorded(folder, name, config, given, produced, weights=()):
     tensors |= {f"out.{key}": value for key, value in produced.items()} | {
         f"w.{k}": v for k, v in dict(weights).items()
     }
-    save_file(
-        {key: value.clone().contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors"
-    )
+    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps({"name": name, "config": config}))
     return cases.read_case(folder / f"{name}.json")
 
@@ -61,10 +59,7 @@ def test_networks_of_three_levels_on_odd_sides(tmp_path, draw):
     )
     x = draw(FRAMES, 4, HEIGHT, WIDTH)
     clip = x.transpose(0, 1)[None]
-    maps = {
-        name: encoder(clip, time)
-        for name, time in (("single", t["t_single"]), ("per_frame", t["t_per_frame"]))
-    }
+    maps = {name: encoder(clip, time) for name, time in (("single", t["t_single"]), ("per_frame", t["t_per_frame"]))}
     produced = {f"{name}.{each.shape[-1]}": fold(each) for name, found in maps.items() for each in found}
     assert produced.keys() == {f"{name}.{width}" for name in maps for width in (10, 5, 3)}
     case = recorded(tmp_path, "structcond", config, {"x": x, **t}, produced, encoder.state_dict())

@@ -108,9 +108,7 @@ def pipeline(case: Case) -> Tensors:
     given, call = case.group("in"), case.meta["call"]
     unet, vae = _network(case, "unet"), _network(case, "vae")
     low_res = DiffusionSettings.from_json(case.meta["low_res_config"])
-    noised = oracle.add_lr_noise(
-        given["image"], given["lr_noise"], call["noise_level"], low_res.alphas_cumprod()
-    )
+    noised = oracle.add_lr_noise(given["image"], given["lr_noise"], call["noise_level"], low_res.alphas_cumprod())
     latents = oracle.denoise(
         unet,
         given["latents"],

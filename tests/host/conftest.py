@@ -52,9 +52,7 @@ def core(comfyui, tmp_path_factory):
     from cascadevsr.nodes.host import services
 
     services.register_folders()
-    return SimpleNamespace(
-        nodes=nodes, custom=custom, samplers=comfy.samplers, sampler_helpers=comfy.sampler_helpers
-    )
+    return SimpleNamespace(nodes=nodes, custom=custom, samplers=comfy.samplers, sampler_helpers=comfy.sampler_helpers)
 
 
 @pytest.fixture

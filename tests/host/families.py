@@ -46,9 +46,7 @@ def make_family(name: str, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.diffusion_model.parameters():
         spread = 0.7 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
-        parameter.data = (
-            torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim == 1) * 0.5
-        )
+        parameter.data = torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim == 1) * 0.5
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
 

@@ -19,9 +19,7 @@ from . import tiny_wan
 from .tiny_wan import DEPTH, FEATURES, WIDTH
 
 RANK = 4
-LAYERS = [
-    f"diffusion_model.blocks.{n}.{name}" for n in range(DEPTH) for name in ("self_attn.q", "cross_attn.o")
-]
+LAYERS = [f"diffusion_model.blocks.{n}.{name}" for n in range(DEPTH) for name in ("self_attn.q", "cross_attn.o")]
 
 
 def draw(*shape, seed):
@@ -37,9 +35,7 @@ def make(level=False, layers=False, channels=16, **info):
         state["diffusion_model.blocks.0.ffn.0.diff"] = 0.3 * draw(192, WIDTH, seed=90)
         state["diffusion_model.blocks.0.ffn.0.diff_b"] = 0.3 * draw(192, seed=91)
     shapes = ((WIDTH, FEATURES), (WIDTH,), (WIDTH, WIDTH), (WIDTH,))
-    mlp = {
-        key: draw(*shape, seed=70 + n) for n, (key, shape) in enumerate(zip(LEVEL_KEYS, shapes, strict=True))
-    }
+    mlp = {key: draw(*shape, seed=70 + n) for n, (key, shape) in enumerate(zip(LEVEL_KEYS, shapes, strict=True))}
     base = {16: "wan2.1-t2v", 48: "wan2.2-ti2v"}[channels]
     told = {
         "base": base,
@@ -171,9 +167,7 @@ def test_strength_0_is_the_base(load, base, ksample):
 def test_the_noise_level_joins_the_time_embedding(load, base, ksample, strength):
     adapter, seen = make(level=True), []
     patched, network = load(base, adapter, strength), base.model.diffusion_model
-    handle = network.time_projection.register_forward_pre_hook(
-        lambda module, args: seen.append(args[0].clone())
-    )
+    handle = network.time_projection.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     try:
         for level in (0.2, 0.437):
             ksample(patched, condition(level))
@@ -240,17 +234,13 @@ def test_weights_that_stay_off_the_gpu(load, base, ksample, monkeypatch):
     management.unload_all_models()
     weights = {key: value.clone() for key, value in base.model.state_dict().items()}
     original = ModelPatcher.partially_load
-    monkeypatch.setattr(
-        ModelPatcher, "partially_load", lambda self, device, *_, **kw: original(self, device, 0.1)
-    )
+    monkeypatch.setattr(ModelPatcher, "partially_load", lambda self, device, *_, **kw: original(self, device, 0.1))
     patched = load(base, adapter)
     for _ in range(2):
         assert torch.allclose(ksample(patched, clip, steps=2)["samples"], whole, atol=1e-5)
         assert base.model.model_lowvram
     monkeypatch.undo()
-    assert torch.equal(ksample(patched, clip, steps=2)["samples"], whole), (
-        "and whole again where there is room"
-    )
+    assert torch.equal(ksample(patched, clip, steps=2)["samples"], whole), "and whole again where there is room"
     management.unload_all_models()
     after = base.model.state_dict()
     assert all(torch.equal(after[key], weights[key]) for key in weights)
@@ -284,9 +274,7 @@ def test_the_base_is_the_base_again(load, base, ksample):
 
 
 def test_models_that_are_no_base_of_the_adapter(load, base, ksample):
-    with pytest.raises(
-        ValueError, match=r"Load VSR Adapter: the model must be a plain Wan 2\.1 or 2\.2 model"
-    ):
+    with pytest.raises(ValueError, match=r"Load VSR Adapter: the model must be a plain Wan 2\.1 or 2\.2 model"):
         load(tiny_wan.other("hunyuan"), make())
     with pytest.raises(ValueError, match=r"must have latents of 48 channels, as wan2\.2-ti2v has; got 16"):
         load(base, make(channels=48))
@@ -296,12 +284,8 @@ def test_models_that_are_no_base_of_the_adapter(load, base, ksample):
     narrow = Adapter(narrow.info, narrow.lr_weight[:64])
     with pytest.raises(ValueError, match=r"must be 64 channels wide.* got 128\. Load the size of the base"):
         load(base, narrow)
-    deep = lora_entries(
-        f"diffusion_model.blocks.{DEPTH}.ffn.0", draw(2, WIDTH, seed=1), draw(192, 2, seed=2), 1
-    )
-    with pytest.raises(
-        ValueError, match=r"must have 'diffusion_model\.blocks\.2\.ffn\.0' .* got no such layer"
-    ):
+    deep = lora_entries(f"diffusion_model.blocks.{DEPTH}.ffn.0", draw(2, WIDTH, seed=1), draw(192, 2, seed=2), 1)
+    with pytest.raises(ValueError, match=r"must have 'diffusion_model\.blocks\.2\.ffn\.0' .* got no such layer"):
         load(base, Adapter(make().info, make().lr_weight, {}, deep))
     flat = {f"{LAYERS[0]}.diff": torch.zeros(WIDTH, 5)}
     with pytest.raises(ValueError, match=r"must have .*self_attn\.q' of \(128, 5\); got \(128, 128\)"):
@@ -313,9 +297,7 @@ def test_files_that_are_no_adapter(folder, base):
     from cascadevsr.nodes.adapters import LoadVSRAdapter
 
     save_state(folder / "lora.safetensors", {"a.lora_A.weight": torch.zeros(2, 2)})
-    with pytest.raises(
-        ValueError, match="Load VSR Adapter: the file must be a UniMMVSR adapter .*LoRA files"
-    ):
+    with pytest.raises(ValueError, match="Load VSR Adapter: the file must be a UniMMVSR adapter .*LoRA files"):
         LoadVSRAdapter.execute(base, "lora.safetensors", 1.0)
     (folder / "cut.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(ValueError, match="Load VSR Adapter: .*must be a safetensors or torch weight file"):

@@ -146,9 +146,7 @@ def test_weight_files_that_are_none(core, tmp_path, tiny_file, capsys):
 
     state, metadata = load_state(tiny_file)
     save_state(tmp_path / "other.safetensors", {"a.weight": torch.zeros(2)}, {})
-    save_state(
-        tmp_path / "part.safetensors", {k: v for k, v in state.items() if "space_up" not in k}, metadata
-    )
+    save_state(tmp_path / "part.safetensors", {k: v for k, v in state.items() if "space_up" not in k}, metadata)
     shapes = {k: (v[:3] if k == "dit.time_in.bias" else v) for k, v in state.items()}
     save_state(tmp_path / "shapes.safetensors", shapes, metadata)
     (tmp_path / "cut.safetensors").write_bytes(tiny_file.read_bytes()[:5000])

@@ -18,9 +18,7 @@ def bases(core):
     """MODEL, VAE and prompt of every family."""
     with torch.inference_mode():
         return {
-            name: SimpleNamespace(
-                model=make_model(name), vae=make_vae(name), prompt=make_prompt(name), **vars(family)
-            )
+            name: SimpleNamespace(model=make_model(name), vae=make_vae(name), prompt=make_prompt(name), **vars(family))
             for name, family in FAMILIES.items()
         }
 
@@ -43,9 +41,7 @@ def refine(core):
             if estimate:
                 flow_model = LoadFlowModel.execute("built-in").args[0]
                 motion = EstimateMotion.execute(clip.low, flow_model).args[0]
-            model = LatentPropagation.execute(model, motion, whole, "both", 0.3, "nearest", 0.001, 0.05).args[
-                0
-            ]
+            model = LatentPropagation.execute(model, motion, whole, "both", 0.3, "nearest", 0.001, 0.05).args[0]
             model = MotionGuidance.execute(model, motion, 0.5, 0.0, 1.0, "both", "default").args[0]
             model = LowFrequencyTie.execute(model, clip.tie, 0.5, 4.0, 0.0, 1.0).args[0]
         model = windowed(tiled(model, tile), window)
@@ -306,7 +302,5 @@ def test_prompts_may_go_through_vsr_conditioning(bases, refine, name):
     base = bases[name]
     clip = make_clip(base, _frames(base, 2), 4, 4)
     plain = refine(base, clip)["samples"]
-    clip.positive, clip.negative = VSRConditioning.execute(
-        clip.latent, 0.0, 0, base.prompt, base.prompt
-    ).args[:2]
+    clip.positive, clip.negative = VSRConditioning.execute(clip.latent, 0.0, 0, base.prompt, base.prompt).args[:2]
     assert torch.equal(refine(base, clip)["samples"], plain)

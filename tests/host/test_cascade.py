@@ -30,15 +30,11 @@ def _through(core, vae, model, latent, frames, size):
         (17, 40, 40, {"target": "scale", "scale": 0.5}, (17, 20, 20)),
     ],
 )
-def test_any_size_and_count_comes_out_exactly(
-    core, model, vae, noise, count, height, width, target, expected
-):
+def test_any_size_and_count_comes_out_exactly(core, model, vae, noise, count, height, width, target, expected):
     from cascadevsr.nodes.frames import CascadeInput
 
     frames = noise(count, height, width)
-    latent, low, out_width, out_height, length = CascadeInput.execute(
-        vae, target, "bilinear", frames=frames
-    ).args
+    latent, low, out_width, out_height, length = CascadeInput.execute(vae, target, "bilinear", frames=frames).args
     assert (length, out_height, out_width) == expected
     assert torch.equal(low, frames)
     assert latent["vsr_size"] == {"frames": expected[0], "height": expected[1], "width": expected[2]}
@@ -86,7 +82,5 @@ class _PictureVAE:
 def test_a_picture_vae_encodes_few_frames_at_a_time(core, noise):
     from cascadevsr.nodes.frames import CascadeInput
 
-    latent = CascadeInput.execute(
-        _PictureVAE(), {"target": "scale", "scale": 2.0}, "bilinear", frames=noise(19, 9, 9)
-    )
+    latent = CascadeInput.execute(_PictureVAE(), {"target": "scale", "scale": 2.0}, "bilinear", frames=noise(19, 9, 9))
     assert latent.args[0]["samples"].shape == (19, 4, 3, 3)

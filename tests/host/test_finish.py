@@ -32,15 +32,11 @@ def test_degrade_video_is_small_and_repeatable(core, noise, preset):
 def test_compare_and_measure_knows_the_better_clip(core, noise):
     from cascadevsr.nodes.measure import CompareMeasure
 
-    truth = torch.nn.functional.interpolate(noise(6, 12, 16).movedim(-1, 1), (48, 64), mode="bicubic").clamp(
-        0, 1
-    )
+    truth = torch.nn.functional.interpolate(noise(6, 12, 16).movedim(-1, 1), (48, 64), mode="bicubic").clamp(0, 1)
     truth = truth.movedim(1, -1)
     close = (truth + 0.02 * (noise(6, 48, 64, seed=1) - 0.5)).clamp(0, 1)
     table, plot, picture = CompareMeasure.execute(close, truth, truth[:, ::4, ::4]).args
-    rows = {
-        line.split()[0]: line.split()[1:] for line in table.splitlines() if line[:6] in ("result", "bicubi")
-    }
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line[:6] in ("result", "bicubi")}
     assert float(rows["result"][0]) > 38 and float(rows["result"][0]) > float(rows["bicubic"][0])
     assert plot.shape[-1] == 3 and plot.shape[0] == 1
     assert picture.shape == (1, 48 + 22, 4 * 64, 3)

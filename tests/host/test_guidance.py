@@ -33,9 +33,7 @@ def counted(core):
 def guide(core):
     """Sample with our guider: guide(model, scene, s_txt, s_ref, ref_steps, steps, sampler) -> latent."""
 
-    def run(
-        model, scene, s_txt=3.0, s_ref=1.0, ref_steps=2, steps=4, sampler="euler", negative=True, sigmas=None
-    ):
+    def run(model, scene, s_txt=3.0, s_ref=1.0, ref_steps=2, steps=4, sampler="euler", negative=True, sigmas=None):
         from cascadevsr.nodes.guidance import ReferenceCFGGuider
 
         given = scene.negative if negative else None
@@ -138,9 +136,7 @@ def test_without_text_guidance_the_negative_is_not_asked(model, scene, guide, pa
 
 
 @pytest.mark.parametrize("which", ["guider", "patch"])
-def test_the_published_run_is_115_calls_and_ends_its_third_branch_in_time(
-    core, model, scene, guide, counted, which
-):
+def test_the_published_run_is_115_calls_and_ends_its_third_branch_in_time(core, model, scene, guide, counted, which):
     from cascadevsr.nodes.guidance import ReferenceCFG
     from cascadevsr.nodes.sampling import RefineSigmas, RestorerSampler
 
@@ -260,8 +256,7 @@ def test_a_model_that_ignores_references_is_refused(guide, patch):
 
     model, latent = make_family("ltxv"), torch.randn(1, 128, 2, 4, 6)
     positive, negative = (
-        [[tokens, {**values, "vsr_references": (latent[:, :, :1],)}]]
-        for tokens, values in (text(1)[0], text(2)[0])
+        [[tokens, {**values, "vsr_references": (latent[:, :, :1],)}]] for tokens, values in (text(1)[0], text(2)[0])
     )
     clip = SimpleNamespace(positive=positive, negative=negative, samples={"samples": latent})
     for run, who in ((guide, "Reference CFG Guider"), (patch, r"Reference CFG \(KSampler\)")):

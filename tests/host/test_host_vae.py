@@ -52,9 +52,7 @@ def test_count_and_size_come_out_exactly(vaes, noise, name, count, size):
 def test_one_piece_is_the_hosts_own_decode_and_encode(core, vaes, noise, name):
     vae, family = vaes[name], FAMILIES[name]
     latent = _smooth(family, 3, 2, 3)
-    assert torch.equal(
-        _decode(vae, {"samples": latent}), core.nodes.VAEDecode().decode(vae, {"samples": latent})[0]
-    )
+    assert torch.equal(_decode(vae, {"samples": latent}), core.nodes.VAEDecode().decode(vae, {"samples": latent})[0])
     frames = noise(1 + family.time, 2 * family.space, 3 * family.space)
     encoded = _cascade(vae, {"target": "scale", "scale": 1.0}, frames=frames)[0]["samples"]
     assert torch.allclose(encoded, core.nodes.VAEEncode().encode(vae, frames)[0]["samples"], atol=1e-5)
@@ -214,9 +212,7 @@ def test_bad_input_says_what_to_change(core, vaes, noise):
     scale, ltx = {"target": "scale", "scale": 2.0}, vaes["ltxv"]
     packed = {"samples": NestedTensor([torch.zeros(1, 128, 2, 2, 2), torch.zeros(1, 8, 4, 16)])}
     for call in (lambda: _cascade(ltx, scale, samples=packed, base_vae=ltx), lambda: _decode(ltx, packed)):
-        with pytest.raises(
-            ValueError, match="video latent alone; got one packed with sound .*Separate AV Latent"
-        ):
+        with pytest.raises(ValueError, match="video latent alone; got one packed with sound .*Separate AV Latent"):
             call()
     with pytest.raises(ValueError, match=r"base_vae must fit samples \(16 channels expected\)"):
         _cascade(ltx, scale, samples={"samples": torch.zeros(1, 128, 2, 2, 2)}, base_vae=vaes["wan21"])

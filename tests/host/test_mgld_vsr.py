@@ -335,8 +335,7 @@ def test_the_reference_draws_its_latent_and_default_takes_the_mean(core, folder,
 def test_lr_frames_guide_the_decoder_by_their_weight(loaded, noise):
     latent, low = {"samples": loaded.vae.encode(noise(3, 32, 32))}, noise(3, 8, 8)
     without, zero, half, full = (
-        _decode(latent, loaded.vae, lr, weight)
-        for lr, weight in ((None, 1.0), (low, 0.0), (low, 0.5), (low, 1.0))
+        _decode(latent, loaded.vae, lr, weight) for lr, weight in ((None, 1.0), (low, 0.0), (low, 0.5), (low, 1.0))
     )
     assert torch.equal(without, zero)
     assert 0 < (half - zero).abs().mean() < (full - zero).abs().mean()
@@ -466,9 +465,7 @@ def test_published_checkpoints_fit_the_networks_of_the_host(core, repository):
         name: {k.removeprefix(f"{name}."): v for k, v in whole.items() if k.startswith(f"{name}.")}
         for name in ("unet", "structure")
     }
-    shapes = Networks(
-        checkpoint.unet_config(parts["unet"]), checkpoint.structure_config(parts["structure"]), 77
-    )
+    shapes = Networks(checkpoint.unet_config(parts["unet"]), checkpoint.structure_config(parts["structure"]), 77)
     network = HostNetworks(shapes, torch.float16, torch.device("meta"), comfy.ops.manual_cast)
     wanted = {f"{name}.{key}": value.shape for name, part in parts.items() for key, value in part.items()}
     found = {key: value.shape for key, value in network.state_dict().items()}
@@ -501,9 +498,7 @@ def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample, picture)
     with pytest.raises(ValueError, match="text must be 32 numbers wide for this model; got 768. Leave"):
         ksample(loaded.model, _prepare(loaded, frames, texts=(wide, wide)), steps=2)
     other = _prepare(SimpleNamespace(vae=vae), frames)
-    with pytest.raises(
-        ValueError, match="MGLD-VSR needs low-resolution latent .4 channels.* got a latent of 16"
-    ):
+    with pytest.raises(ValueError, match="MGLD-VSR needs low-resolution latent .4 channels.* got a latent of 16"):
         ksample(loaded.model, other, steps=2)
     clip.samples = {"samples": torch.zeros(1, 4, 3, 4, 4)}
     with pytest.raises(ValueError, match="must have the grid of the low-resolution latent"):

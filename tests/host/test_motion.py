@@ -18,9 +18,7 @@ def sharp(count=FRAMES, height=48, width=80, seed=0):
     """Make frames (T, H, W, 3) of a texture that moves right by SPEED px a frame."""
     reach = SPEED * count
     generator = torch.Generator().manual_seed(seed)
-    coarse, fine = (
-        torch.rand(1, 3, height // n + 1, (width + reach) // n + 1, generator=generator) for n in (12, 4)
-    )
+    coarse, fine = (torch.rand(1, 3, height // n + 1, (width + reach) // n + 1, generator=generator) for n in (12, 4))
     size = (height, width + reach)
     wide = 0.7 * F.interpolate(coarse, size, mode="bicubic") + 0.3 * F.interpolate(fine, size, mode="bicubic")
     cuts = [wide[..., reach - SPEED * i : reach - SPEED * i + width] for i in range(count)]
@@ -257,9 +255,7 @@ def test_one_frame_and_bad_input(estimate, moving):
     assert motion.frames == 1 and (picture == 1).all() and picture.shape == (1, 12, 20, 3)
     with pytest.raises(ValueError, match="Estimate Motion: frames must be finite"):
         estimate(moving(2) * float("nan"))
-    with pytest.raises(
-        ValueError, match="Estimate Motion: flow_model must come from Load Flow Model or .*; got str"
-    ):
+    with pytest.raises(ValueError, match="Estimate Motion: flow_model must come from Load Flow Model or .*; got str"):
         estimate(moving(2), "raft")
 
 
@@ -280,9 +276,7 @@ def test_one_step_is_the_propagated_prediction(model, clip, ksample, estimate, p
 
 def test_where_nothing_is_asked_nothing_changes(model, clip, ksample, still_motion, propagated):
     plain = ksample(model, clip, steps=4)["samples"]
-    assert torch.equal(
-        ksample(propagated(model, still_motion(), weight=0.0), clip, steps=4)["samples"], plain
-    )
+    assert torch.equal(ksample(propagated(model, still_motion(), weight=0.0), clip, steps=4)["samples"], plain)
     assert not torch.equal(ksample(propagated(model, still_motion()), clip, steps=4)["samples"], plain)
     assert torch.equal(ksample(model, clip, steps=4)["samples"], plain), "the incoming model was patched"
 
@@ -300,9 +294,7 @@ def test_steps_and_percent_name_the_same(model, clip, ksample, still_motion, pro
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "ddim"])
 def test_the_hosts_samplers_run_with_it(model, clip, ksample, still_motion, propagated, sampler):
-    result = ksample(propagated(model, still_motion(), "1,2"), clip, steps=4, cfg=2.0, sampler=sampler)[
-        "samples"
-    ]
+    result = ksample(propagated(model, still_motion(), "1,2"), clip, steps=4, cfg=2.0, sampler=sampler)["samples"]
     assert torch.isfinite(result).all()
 
 
@@ -312,9 +304,9 @@ def test_a_still_clip_becomes_still(model, prepare, ksample, still_motion, propa
 
     clip = prepare(17, 24, 24, (96, 96))
     motion = still_motion(17, 24, 24, cuts=(9,))
-    tiled = SpatialTiles.execute(
-        model, {"tiling": "manual", "tile_width": 64, "tile_height": 64, "overlap": 32}
-    ).args[0]
+    tiled = SpatialTiles.execute(model, {"tiling": "manual", "tile_width": 64, "tile_height": 64, "overlap": 32}).args[
+        0
+    ]
     windowed = TemporalWindows.execute(tiled, {"windows": "manual", "window": 9, "overlap": 4}).args[0]
     result = ksample(propagated(windowed, motion, weight=1.0), clip, steps=2)["samples"]
     assert torch.allclose(result[:, :, 0], result[:, :, 2], atol=1e-5)
@@ -359,9 +351,7 @@ def test_what_does_not_fit_the_run_is_refused(core, model, clip, ksample, still_
     with pytest.raises(ValueError, match="motion must come from Estimate Motion; got int"):
         propagated(model, 3)
     with pytest.raises(ValueError, match="steps must be percent range or step list; got 'all'"):
-        LatentPropagation.execute(
-            model, still_motion(), {"steps": "all"}, "both", 0.5, "nearest", 0.001, 0.05
-        )
+        LatentPropagation.execute(model, still_motion(), {"steps": "all"}, "both", 0.5, "nearest", 0.001, 0.05)
 
 
 def test_picture_models_hold_frames_in_the_batch(core, still_motion):

@@ -49,9 +49,7 @@ def test_one_step_is_the_guided_prediction(model, clip, ksample, still, guided):
         for direction in ("both", "forward", "backward"):
             result = ksample(guided(model, still(), direction=direction, form=form), clip)["samples"]
             expected = guide_clean(plain, flows, form=form, direction=direction)
-            assert torch.allclose(result, expected, atol=1e-5) and not torch.allclose(
-                result, plain, atol=1e-3
-            )
+            assert torch.allclose(result, expected, atol=1e-5) and not torch.allclose(result, plain, atol=1e-3)
     assert torch.equal(ksample(model, clip)["samples"], plain)
 
 
@@ -84,9 +82,9 @@ def test_nothing_crosses_a_cut_and_tiles_and_windows_do_not_matter(model, prepar
     from cascadevsr.nodes.tiling import SpatialTiles, TemporalWindows
 
     clip = prepare(17, 24, 24, (96, 96))
-    tiled = SpatialTiles.execute(
-        model, {"tiling": "manual", "tile_width": 64, "tile_height": 64, "overlap": 32}
-    ).args[0]
+    tiled = SpatialTiles.execute(model, {"tiling": "manual", "tile_width": 64, "tile_height": 64, "overlap": 32}).args[
+        0
+    ]
     windowed = TemporalWindows.execute(tiled, {"windows": "manual", "window": 9, "overlap": 4}).args[0]
     plain = ksample(windowed, clip)["samples"]
     result = ksample(guided(windowed, still(17, 24, 24, cuts=(9,)), 10.0), clip)["samples"]
@@ -112,9 +110,7 @@ def test_picture_models_hold_frames_in_the_batch(core, still):
     clean = torch.randn(FRAMES, 4, 6, 10)
     wrapper = _Guidance(still(), 4, lambda *_: True, 10.0, "both", "default")
     result = wrapper(lambda *_: clean, torch.zeros_like(clean), torch.ones(FRAMES), options)
-    assert (
-        result.shape == clean.shape and result.diff(dim=0).abs().mean() < 0.5 * clean.diff(dim=0).abs().mean()
-    )
+    assert result.shape == clean.shape and result.diff(dim=0).abs().mean() < 0.5 * clean.diff(dim=0).abs().mean()
     assert kept["x0"] is clean, "the sampler's noise estimate needs the prediction as it was"
     with pytest.raises(ValueError, match=r"Motion Guidance: .* packs sound or other data"):
         wrapper(lambda *_: clean, torch.zeros(1, 1, 99), torch.ones(1), options)
@@ -145,9 +141,7 @@ def test_what_does_not_fit_is_refused(core, model, clip, ksample, still, guided)
         ksample(guided(model, still(5)), clip)
     with pytest.raises(ValueError, match="Motion Guidance: motion must come from Estimate Motion; got int"):
         guided(model, 3)
-    with pytest.raises(
-        ValueError, match="Motion Guidance: form must be one of default, published .* 'other'"
-    ):
+    with pytest.raises(ValueError, match="Motion Guidance: form must be one of default, published .* 'other'"):
         guided(model, still(), form="other")
 
 
@@ -180,9 +174,7 @@ def test_the_built_in_model_holds_together_along_the_motion(core, ksample):
         """Give (warping error, PSNR-Y) decoded with the LR frames, then the same without, where latents count more."""
         sampled = ksample(each, clip, steps=4)
         decoded = [TemporalDecode.execute(sampled, vae, 1.0, 16, 0, guide).args[0] for guide in (low, None)]
-        return [
-            value for frames in decoded for value in (warping_error(frames, flows), psnr_y(frames, truth))
-        ]
+        return [value for frames in decoded for value in (warping_error(frames, flows), psnr_y(frames, truth))]
 
     plain = run(model)
     default, published = (

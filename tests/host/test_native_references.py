@@ -93,9 +93,7 @@ def test_order_is_irrelevant_at_fixed_starts_and_starts_matter(base, condition, 
     given = references(*shapes, policy=MANUAL, manual=(20, 30, 44))
     turned = References(given.items[::-1], MANUAL, (44, 30, 20))
     moved = References(given.items, MANUAL, (24, 30, 44))
-    first, second, third = (
-        ksample(model, condition(references=r))["samples"] for r in (given, turned, moved)
-    )
+    first, second, third = (ksample(model, condition(references=r))["samples"] for r in (given, turned, moved))
     assert (first - second).abs().max() < 1e-5
     assert (first - third).abs().max() > 1e-4
 
@@ -149,9 +147,7 @@ def test_noise_is_mixed_in_the_networks_own_scale(condition, ksample, channels):
     noise, lr = clip.positive[0][1]["vsr_lr_noise"], 1.5 * tiny_wan.latent(channels, 3, 6, 8, seed=7)
     mixed = 0.7 * model.model.process_latent_in(lr) + 0.3 * noise
     assert (seen[0].x[:, channels:] - mixed).abs().max() < 1e-5
-    plain = model.model.process_latent_in(
-        0.7 * lr + 0.3 * noise
-    )  # what mixing among the VAE's latents would give
+    plain = model.model.process_latent_in(0.7 * lr + 0.3 * noise)  # what mixing among the VAE's latents would give
     assert (plain - mixed).abs().max() > 0.1
 
 
@@ -208,25 +204,19 @@ def test_branches_with_the_same_references_are_one_call(base, condition, ksample
     from cascadevsr.nodes.host.keys import REFERENCES_KEY
 
     seen.clear()
-    clip.negative[0][1] = {
-        k: v for k, v in clip.negative[0][1].items() if k not in (REFERENCES_KEY, "model_conds")
-    }
+    clip.negative[0][1] = {k: v for k, v in clip.negative[0][1].items() if k not in (REFERENCES_KEY, "model_conds")}
     apart = ksample(model, clip, cfg=4.0)["samples"]
     assert sorted((call.shape[0], len(call.streams)) for call in seen) == [(1, 0), (1, 1)]
     assert not torch.allclose(together, apart, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [("references", "tiles", "windows"), ("windows", "tiles", "references")])
-def test_memory_is_estimated_with_the_references_in_any_order_of_nodes(
-    wide, condition, ksample, monkeypatch, order
-):
+def test_memory_is_estimated_with_the_references_in_any_order_of_nodes(wide, condition, ksample, monkeypatch, order):
     shapes = []
     original = type(wide.model).memory_required
 
     def required(self, shape, cond_shapes={}):  # noqa: B006
-        shapes.append(
-            (tuple(shape), {key: value for key, value in cond_shapes.items() if key == "references"})
-        )
+        shapes.append((tuple(shape), {key: value for key, value in cond_shapes.items() if key == "references"}))
         return original(self, shape, cond_shapes=cond_shapes)
 
     monkeypatch.setattr(type(wide.model), "memory_required", required)
@@ -280,9 +270,7 @@ def test_a_patched_model_that_is_forgotten_while_loaded_leaves_nothing(base, con
 
 
 def test_a_model_that_would_ignore_references_says_so(base, condition, ksample):
-    with pytest.raises(
-        ValueError, match=r"references need a model that takes them; got 2 .*Reference Tokens"
-    ):
+    with pytest.raises(ValueError, match=r"references need a model that takes them; got 2 .*Reference Tokens"):
         ksample(base, condition(references=references((1, 4, 6), (1, 4, 4))))
 
 
@@ -297,9 +285,7 @@ def test_models_of_other_families_say_so(core, ksample, picture, name):
         (picture(channels), 0.0, "references need a model that takes them; got 1"),
         (None, 0.2, "needs a model that knows of it; got noise_level 0.2"),
     ):
-        positive, negative, samples = VSRConditioning.execute(
-            lr, level, 1, prompt, prompt, references=given
-        ).args
+        positive, negative, samples = VSRConditioning.execute(lr, level, 1, prompt, prompt, references=given).args
         clip = types.SimpleNamespace(positive=positive, negative=negative, samples=samples)
         with pytest.raises(ValueError, match=rule):
             ksample(model, clip)
@@ -310,9 +296,7 @@ def test_models_of_other_families_say_so(core, ksample, picture, name):
 
 @pytest.mark.parametrize("name", ["vace", "hunyuan", "ltxv"])
 def test_reference_tokens_needs_a_plain_wan(core, name):
-    with pytest.raises(
-        ValueError, match=r"Reference Tokens: the model must be a plain Wan 2.1 or 2.2 model .*got"
-    ):
+    with pytest.raises(ValueError, match=r"Reference Tokens: the model must be a plain Wan 2.1 or 2.2 model .*got"):
         attached(tiny_wan.other(name))
 
 
@@ -320,9 +304,7 @@ def test_a_host_whose_positions_changed_is_refused(base, monkeypatch):
     import comfy.ldm.wan.model
 
     monkeypatch.setattr(comfy.ldm.wan.model.WanModel, "rope_encode", lambda self, t, h, w: None)
-    with pytest.raises(
-        ValueError, match="Reference Tokens: this ComfyUI must give .*without source_id, t_start"
-    ):
+    with pytest.raises(ValueError, match="Reference Tokens: this ComfyUI must give .*without source_id, t_start"):
         attached(base)
 
 

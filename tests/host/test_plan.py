@@ -26,17 +26,13 @@ def _cut(model, tiles=MANUAL, window=9, overlap=4):
     return TemporalWindows.execute(cut, {"windows": "manual", "window": window, "overlap": overlap}).args[0]
 
 
-def _plan(
-    model=None, guider=None, samples=None, references=None, steps=4, cfg=1.0, size=(0, 0, 0), sigmas=None
-):
+def _plan(model=None, guider=None, samples=None, references=None, steps=4, cfg=1.0, size=(0, 0, 0), sigmas=None):
     """Give (the plan, the node's text)."""
     from cascadevsr.models.layout.sizes import ClipSize
     from cascadevsr.nodes import plan as node
 
     width, height, length = size
-    shown = node.VSRPlan.execute(
-        steps, cfg, width, height, length, model, guider, samples, references, sigmas
-    )
+    shown = node.VSRPlan.execute(steps, cfg, width, height, length, model, guider, samples, references, sigmas)
     patcher = model if guider is None else guider.model_patcher
     clip = ClipSize(length, height, width) if width else None
     conds = node._conditions(guider, cfg, references)
@@ -138,9 +134,7 @@ def test_81_frames_of_4k(wan):
     plan, shown = _plan(_cut(wan, tiles, 33, 8), size=(3840, 2160, 81), steps=50, cfg=4.0)
     assert len(plan.tiles) == 16 and plan.windows == (9, 10, 10) and plan.pass_tokens == 10 * 45 * 80
     assert plan.passes == 100 * 16 * 3 and "at once, more than" not in shown
-    assert (
-        len(_plan(SpatialTiles.execute(wan, {"tiling": "off"}).args[0], size=(3840, 2160, 81))[0].tiles) == 1
-    )
+    assert len(_plan(SpatialTiles.execute(wan, {"tiling": "off"}).args[0], size=(3840, 2160, 81))[0].tiles) == 1
 
 
 def test_the_memory_is_the_hosts_own_estimate_for_the_largest_pass(core, model, scene, wan, monkeypatch):
@@ -153,9 +147,7 @@ def test_the_memory_is_the_hosts_own_estimate_for_the_largest_pass(core, model, 
     given = clip.positive[0][1]["vsr_references"]
     bare, full = (_plan(model, samples=clip.samples, references=each)[0].memory.one for each in (None, given))
     cells = sum(latent[0, 0].numel() for latent in getattr(given, "latents", given))
-    assert full == pytest.approx(bare * (1 + cells / (6 * 10)), rel=1e-5), (
-        "reference cells count as the clip's do"
-    )
+    assert full == pytest.approx(bare * (1 + cells / (6 * 10)), rel=1e-5), "reference cells count as the clip's do"
     from cascadevsr.nodes.host import services
 
     monkeypatch.setattr(services, "free_bytes", lambda device: 1000)
@@ -192,9 +184,7 @@ def test_what_cannot_be_planned_is_refused_with_a_reason(model, scene):
     samples = scene(frames=1).samples
     with pytest.raises(ValueError, match="VSR Plan: needs a model or a guider; got neither"):
         _plan()
-    with pytest.raises(
-        ValueError, match="VSR Plan: needs samples, or width, height and length above 0; got neither"
-    ):
+    with pytest.raises(ValueError, match="VSR Plan: needs samples, or width, height and length above 0; got neither"):
         _plan(model)
     with pytest.raises(ValueError, match="VSR Plan: needs samples, .*; got both"):
         _plan(model, samples=samples, size=(80, 48, 1))

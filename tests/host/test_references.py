@@ -62,8 +62,7 @@ def test_order_is_irrelevant_at_fixed_starts(vae, noise, prepare, ksample, model
     turned = References(given.items[::-1], MANUAL, given.manual[::-1])
     moved = References(given.items, MANUAL, (25, 30, 40))
     first, second, third = (
-        ksample(model, prepare(9, 12, 20, (48, 80), references=each))["samples"]
-        for each in (given, turned, moved)
+        ksample(model, prepare(9, 12, 20, (48, 80), references=each))["samples"] for each in (given, turned, moved)
     )
     assert (first - second).abs().max() < 1e-5
     assert (first - third).abs().max() > 1e-4
@@ -76,9 +75,7 @@ def test_starts_of_the_model_are_those_the_network_takes_alone(vae, noise, prepa
     clip = prepare(9, 12, 20, (48, 80), references=given)
     torch.manual_seed(5)
     eps, network = torch.randn(1, 16, 3, 6, 10), model.model.diffusion_model
-    velocity = UniMMVSRDiT.forward(
-        network, eps, torch.ones(1), clip.latent["samples"], torch.zeros(1), given.latents
-    )
+    velocity = UniMMVSRDiT.forward(network, eps, torch.ones(1), clip.latent["samples"], torch.zeros(1), given.latents)
     assert torch.allclose(ksample(model, clip)["samples"], eps + velocity, atol=1e-5)
     after = prepare(9, 12, 20, (48, 80), references=References(given.items, AFTER))
     assert not torch.allclose(ksample(model, after)["samples"], eps + velocity, atol=1e-4)
@@ -139,9 +136,7 @@ def test_a_vae_of_pictures_is_refused(core, noise):
     settings = {**sides, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": []}
     with torch.device("meta"):
         network = autoencoder.AutoencoderKL(ddconfig=settings, embed_dim=4)
-    state = {
-        key: torch.zeros(value.shape, dtype=torch.float16) for key, value in network.state_dict().items()
-    }
+    state = {key: torch.zeros(value.shape, dtype=torch.float16) for key, value in network.state_dict().items()}
     with pytest.raises(ValueError, match="must be a video VAE; got one of pictures"):
         gather(comfy.sd.VAE(sd=state), {"image_0": noise(1, 16, 16)})
 
@@ -165,9 +160,7 @@ def test_start_policies_through_a_running_host(host_server, client, tiny_file):
             "1": node("EmptyImage", width=32, height=24, batch_size=5, color=0x805020),
             "2": node("VSRLoadVideoRestorer", restorer="starts.safetensors", precision="auto"),
             "3": node("VSRCascadeInput", target_vae=["2", 1], frames=["1", 0], **target),
-            "4": node(
-                "VSRReferenceSet", vae=["2", 1], long_edge=32, **{"images.image_0": ["1", 0]}, **policy
-            ),
+            "4": node("VSRReferenceSet", vae=["2", 1], long_edge=32, **{"images.image_0": ["1", 0]}, **policy),
             "5": node("VSRConditioning", lr_latent=["3", 0], noise_level=0.0, seed=1, references=["4", 0]),
             "6": node("KSampler", model=["2", 0], denoise=1.0, **links, **sampler),
             "7": node("SaveLatent", samples=["6", 0], filename_prefix=prefix),
@@ -180,7 +173,5 @@ def test_start_policies_through_a_running_host(host_server, client, tiny_file):
     assert run("model", start_policy=MODEL)[-3000:] == before[-3000:]
     assert run("same", **starts)[-3000:] == before[-3000:]
     assert run("after", start_policy=AFTER)[-3000:] != before[-3000:]
-    with pytest.raises(
-        ExecutionFailed, match="Reference Set: starts must name one time index for each of the 5"
-    ):
+    with pytest.raises(ExecutionFailed, match="Reference Set: starts must name one time index for each of the 5"):
         run("bad", start_policy=MANUAL, **{"start_policy.starts": "18"})

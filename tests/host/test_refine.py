@@ -86,9 +86,7 @@ def test_sampling_starts_from_the_noised_clip(family, sample, name):
 
 
 def test_a_model_that_is_no_flow_model_is_refused(family):
-    with pytest.raises(
-        ValueError, match=r"Refine Sigmas: .*must be a flow model.*CosmosPredict2.*BasicScheduler"
-    ):
+    with pytest.raises(ValueError, match=r"Refine Sigmas: .*must be a flow model.*CosmosPredict2.*BasicScheduler"):
         _refine(family("cosmos"))
 
 
@@ -134,9 +132,7 @@ def test_no_strength_and_no_range_leave_the_run_alone_bit_for_bit(family, sample
     lr, sigmas = start_of(model), _refine(model, 0.6, 4)[0]
     plain = sample(model, lr, sigmas)
     assert torch.equal(sample(tied(model, lr, strength=0.0), lr, sigmas), plain)
-    assert torch.equal(sample(tied(model, lr, part=(0.0, 0.01)), lr, sigmas), plain), (
-        "sigma above 0.99 of the start"
-    )
+    assert torch.equal(sample(tied(model, lr, part=(0.0, 0.01)), lr, sigmas), plain), "sigma above 0.99 of the start"
     assert not torch.equal(sample(tied(model, lr), lr, sigmas), plain)
     assert torch.equal(sample(model, lr, sigmas), plain), "the model itself is unchanged"
 
@@ -188,9 +184,7 @@ def test_ties_that_cannot_be_are_refused_with_a_reason(family, sample, tied, res
         tied(model, lr, part=(0.5, 0.5))
     with pytest.raises(ValueError, match="got frames, which Upscale-A-Video takes"):
         LowFrequencyTie.execute(model, {"samples": lr, "vsr_system": SYSTEM}, 1.0, 4.0, 0.0, 1.0)
-    with pytest.raises(
-        ValueError, match=r"the batch and the grid .* 1 of \(3, 8, 12\); got 1 of \(3, 8, 6\)"
-    ):
+    with pytest.raises(ValueError, match=r"the batch and the grid .* 1 of \(3, 8, 12\); got 1 of \(3, 8, 6\)"):
         sample(tied(model, lr[..., :6]), lr, torch.tensor([0.5, 0.0]))
 
 
@@ -231,9 +225,7 @@ def test_pndm_asks_the_network_once_a_step(core, clip, evaluations, steps):
 
 def test_pndm_at_one_step_is_the_prediction(core, model, clip):
     sigmas = torch.tensor([1.0, 0.0])
-    assert torch.allclose(
-        _run(core, model, clip, "pndm", sigmas), _run(core, model, clip, "euler", sigmas), atol=1e-5
-    )
+    assert torch.allclose(_run(core, model, clip, "pndm", sigmas), _run(core, model, clip, "euler", sigmas), atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [3, 12])

@@ -52,9 +52,7 @@ def test_ksampler_equals_sampler_custom_advanced(core, model, clip, ksample, ste
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "ddim", "lcm"])
 def test_safe_pairs_agree_at_one_step(model, clip, ksample, sampler, scheduler):
     reference = ksample(model, clip)["samples"]
-    assert torch.allclose(
-        ksample(model, clip, sampler=sampler, scheduler=scheduler)["samples"], reference, atol=1e-4
-    )
+    assert torch.allclose(ksample(model, clip, sampler=sampler, scheduler=scheduler)["samples"], reference, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +84,7 @@ def test_guard_refuses_an_empty_latent_at_partial_denoise(model, clip, ksample):
 
 def test_guidance_with_a_negative_runs(model, clip, ksample):
     guided = ksample(model, clip, steps=2, cfg=4.0)["samples"]
-    assert torch.allclose(
-        guided, ksample(model, clip, steps=2)["samples"], atol=1e-4
-    )  # both branches are equal
+    assert torch.allclose(guided, ksample(model, clip, steps=2)["samples"], atol=1e-4)  # both branches are equal
 
 
 def test_a_sampling_node_with_another_multiplier_changes_nothing(core, model, clip, ksample):
@@ -157,9 +153,7 @@ def test_seeded_noise_is_the_addressed_noise(core, model, clip):
     assert torch.equal(drawn[0], addressed_noise(7, (16, ClipSize(3, 6, 10))))
     part = noise.generate_noise({"samples": torch.zeros(1, 16, 2, 4, 5)})
     assert torch.equal(part, drawn[:, :, :2, :4, :5])
-    picture = noise.generate_noise(
-        {"samples": torch.zeros(3, 16, 6, 10)}
-    )  # a 4-D latent: frames in the batch
+    picture = noise.generate_noise({"samples": torch.zeros(3, 16, 6, 10)})  # a 4-D latent: frames in the batch
     assert torch.equal(picture, drawn[0].transpose(0, 1))
 
 
@@ -184,9 +178,9 @@ def test_euler_equals_the_hosts_and_plms_is_closer_to_many_steps(core, model, cl
         for kind in ("euler", "plms")
     )
     hosts = _advanced(core, model, clip, noise, core.samplers.sampler_object("euler"), sigmas)["samples"]
-    exact = _advanced(
-        core, model, clip, noise, core.samplers.sampler_object("euler"), torch.linspace(1, 0, 121)
-    )["samples"]
+    exact = _advanced(core, model, clip, noise, core.samplers.sampler_object("euler"), torch.linspace(1, 0, 121))[
+        "samples"
+    ]
     assert torch.allclose(euler, hosts, atol=1e-5)
     assert (plms - exact).norm() < (euler - exact).norm()
 
@@ -199,7 +193,5 @@ def test_refine_sigmas_gives_the_equivalent_denoise(core, model, clip):
     shifted = ModelSamplingSD3().patch(model, 8.0)[0]
     sigmas, denoise = RefineSigmas.execute(shifted, 0.78, 2, 1.0).args
     assert sigmas[0] == pytest.approx(0.78) and denoise == pytest.approx(0.307, abs=0.01)
-    ks = core.samplers.KSampler(
-        shifted, steps=2, device="cpu", sampler="euler", scheduler="simple", denoise=denoise
-    )
+    ks = core.samplers.KSampler(shifted, steps=2, device="cpu", sampler="euler", scheduler="simple", denoise=denoise)
     assert float(ks.sigmas[0]) == pytest.approx(0.78, abs=0.05)  # KSampler rounds steps / denoise

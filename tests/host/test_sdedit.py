@@ -108,9 +108,7 @@ def test_errors_say_what_to_change(wan, restorer, noise, redraw):
     images = noise(1, 24, 40)
     with pytest.raises(ValueError, match="min_strength must not lie above max_strength; got 0.5 and 0.2"):
         redraw(*restorer, images, (0.5, 0.2))
-    with pytest.raises(
-        ValueError, match="SDEdit Degradation: a text-to-video model needs positive; got none"
-    ):
+    with pytest.raises(ValueError, match="SDEdit Degradation: a text-to-video model needs positive; got none"):
         redraw(*wan, images, 0.5)
     with pytest.raises(ValueError, match="cfg other than 1 needs a negative prompt; got cfg 3"):
         redraw(*wan, images, 0.5, cfg=3.0, positive=small_wan.prompt())
@@ -138,9 +136,7 @@ def test_restorers_of_other_systems_are_refused(core, noise, redraw, tmp_path):
 
     from . import uav_release
 
-    folder = uav_release.write_release(
-        uav_release.recorded("pipeline_short_3d"), tmp_path / "uav", text=False
-    )
+    folder = uav_release.write_release(uav_release.recorded("pipeline_short_3d"), tmp_path / "uav", text=False)
     model, vae = load_restorer(folder, "auto")[:2]
     with pytest.raises(ValueError, match="base video model or the built-in one; got .*, which only restores"):
         redraw(model, vae, noise(1, 24, 40), 0.5)

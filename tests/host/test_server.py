@@ -104,9 +104,7 @@ def test_every_input_and_node_is_explained(client):
     for name, value in info.items():
         assert value["category"] == "video/upscaling/Cascade VSR"
         assert value["description"] and value["search_aliases"] and all(value["output_tooltips"]), name
-        inputs = [
-            item for group in ("required", "optional") for item in value["input"].get(group, {}).items()
-        ]
+        inputs = [item for group in ("required", "optional") for item in value["input"].get(group, {}).items()]
         for key, (kind, facts) in inputs:
             assert facts.get("tooltip"), f"{name}.{key}"
             for option in facts.get("options", ()) if "DYNAMIC" in str(kind) else ():
@@ -118,9 +116,7 @@ def test_a_clip_goes_through_with_progress(host_server, client, files):
     steps = []
     result = client.run(_prompt(prefix="through"), on_progress=steps.append, timeout=120)
     assert [image.shape for image in _pixels(_saved(host_server, "through"))] == [(96, 128, 3)] * 2
-    assert {"VSRCascadeInput", "KSampler", "VSRTemporalDecode"} <= {
-        step.title for step in steps if step.total
-    }
+    assert {"VSRCascadeInput", "KSampler", "VSRTemporalDecode"} <= {step.title for step in steps if step.total}
     assert result.outputs
 
 

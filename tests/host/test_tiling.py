@@ -47,9 +47,7 @@ def test_whole_tile_and_whole_window_are_none(model, clip, ksample, steps):
         _windows(_tiles(model, 80, 64, 16), 33, 8),
         SpatialTiles.execute(model, {"tiling": "auto"}).args[0],
         TemporalWindows.execute(model, {"windows": "auto"}).args[0],
-        SpatialTiles.execute(
-            TemporalWindows.execute(model, {"windows": "off"}).args[0], {"tiling": "off"}
-        ).args[0],
+        SpatialTiles.execute(TemporalWindows.execute(model, {"windows": "off"}).args[0], {"tiling": "off"}).args[0],
     ]
     for variant in patched:
         assert torch.equal(ksample(variant, clip, steps=steps)["samples"], plain)

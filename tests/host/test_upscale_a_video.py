@@ -140,10 +140,7 @@ def test_text_is_the_last_layer_after_its_norm_padded_as_the_tokenizer_says(load
     numbers = [token for token, _ in tokens]
     assert len(numbers) == 77 and numbers[0] == 49406 and numbers[-1] == 0 and 49407 in numbers
     model = CLIPTextModel(CLIPTextConfig(**TEXT)).eval()
-    names = {
-        key: f"text_model.{key}".replace("text_model.text_model.", "text_model.")
-        for key in model.state_dict()
-    }
+    names = {key: f"text_model.{key}".replace("text_model.text_model.", "text_model.") for key in model.state_dict()}
     state = text_state()
     model.load_state_dict({key: state[name] for key, name in names.items() if name in state}, strict=False)
     with torch.no_grad():
@@ -193,9 +190,7 @@ def test_a_vocabulary_of_the_release_is_used(core, folder, tmp_path):
         (3, 5, 3, {"target": "scale", "scale": 2.0}, (10, 6)),
     ],
 )
-def test_any_size_comes_out_of_ksampler_and_decoder(
-    core, steady, noise, ksample, count, height, width, target, size
-):
+def test_any_size_comes_out_of_ksampler_and_decoder(core, steady, noise, ksample, count, height, width, target, size):
     clip = _prepare(steady, noise(count, height, width), target=target)
     grid = (-(-size[0] // 4), -(-size[1] // 4))
     assert clip.samples["samples"].shape == (1, 4, count, *grid) and clip.lr["samples"].shape[1] == 3
@@ -277,9 +272,7 @@ def test_windows_are_of_eight_frames_and_a_preset_decides_their_weights(core, lo
     reference.model_options[PRESET_KEY] = PUBLISHED
     published = _ddim(core, _windows(reference), clip, 1, 1.0)["samples"]
     assert seen == [(8, 8, 8)] * 4
-    assert torch.equal(smooth[:, :, :5], published[:, :, :5]) and torch.equal(
-        smooth[:, :, 8:], published[:, :, 8:]
-    )
+    assert torch.equal(smooth[:, :, :5], published[:, :, :5]) and torch.equal(smooth[:, :, 8:], published[:, :, 8:])
     assert not torch.equal(smooth[:, :, 5:8], published[:, :, 5:8])
 
 
@@ -312,9 +305,7 @@ def test_out_of_memory_halves_the_tile_once(core, loaded, watched, noise):
     assert seen[0] == (2, 24, 20) and set(seen[1:]) == {(2, 12, 10)}, "halved once, for the whole run"
     assert (len(seen) - 1) % 2 == 0
     tiled.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "short", _short_of_memory(50))
-    with pytest.raises(
-        RuntimeError, match=r"Spatial Tiles: a tile must fit .* even at 40x48 px\. Choose smaller"
-    ):
+    with pytest.raises(RuntimeError, match=r"Spatial Tiles: a tile must fit .* even at 40x48 px\. Choose smaller"):
         _ddim(core, tiled, clip, 2, 1.0)
 
 
@@ -502,9 +493,7 @@ def test_unusable_releases_say_why(core, folder, tmp_path, case):
     with pytest.raises(ValueError, match=r"is the lr-conditioned VAE"):
         _load(folder / "vae" / "vae_video.bin", "auto")
     release = write_release(case, tmp_path / "release", text=False)
-    with pytest.raises(
-        ValueError, match=r"decoder must be one that release has \(plain\); got lr-conditioned"
-    ):
+    with pytest.raises(ValueError, match=r"decoder must be one that release has \(plain\); got lr-conditioned"):
         _load(release, "auto", "lr-conditioned")
     with pytest.raises(ValueError, match="preset must be default or reference; got 'fast'"):
         _load(release, "auto", "auto", "fast")
@@ -570,9 +559,7 @@ def test_conditions_that_cannot_work(core, loaded, vae, noise, ksample, picture)
     with pytest.raises(ValueError, match="text must be 40 numbers wide for this model; got 768"):
         ksample(loaded.model, _prepare(loaded, frames, prompts=(wide, wide)))
     other = _prepare(SimpleNamespace(vae=vae, clip=loaded.clip), frames)
-    with pytest.raises(
-        ValueError, match=r"needs low-resolution frames \(3 channels\) .* got a latent of 16 channels"
-    ):
+    with pytest.raises(ValueError, match=r"needs low-resolution frames \(3 channels\) .* got a latent of 16 channels"):
         ksample(loaded.model, other)
     clip.samples = {"samples": torch.zeros(1, 4, 3, 8, 8)}
     with pytest.raises(ValueError, match="must have the grid of the low-resolution frames"):

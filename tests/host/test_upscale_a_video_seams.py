@@ -41,9 +41,7 @@ def sampled(core, folder):
         guider = core.custom.CFGGuider.execute(model, positive, negative, 3.0).args[0]
         sigmas = RefineSigmas.execute(model, 1.0, 4, 1.0).args[0]
         sampler = RestorerSampler.execute("ddim").args[0]
-        result = core.custom.SamplerCustomAdvanced.execute(
-            AddressedNoise(1), guider, sampler, sigmas, empty
-        ).args[0]
+        result = core.custom.SamplerCustomAdvanced.execute(AddressedNoise(1), guider, sampler, sigmas, empty).args[0]
     return SimpleNamespace(latent=result["samples"], vae=vae, low=low, result=result)
 
 
@@ -61,9 +59,7 @@ def _starts(plan):
 
 def _ends(plan, scale=1):
     length = plan[-1].stop
-    cells = {
-        cell for window in plan for cell in (window.start - 1, window.stop - 1) if 0 <= cell < length - 1
-    }
+    cells = {cell for window in plan for cell in (window.start - 1, window.stop - 1) if 0 <= cell < length - 1}
     return {scale * cell + scale - 1 for cell in cells}
 
 
@@ -100,14 +96,10 @@ def test_every_number_format_gives_the_clip(core, folder, noise, precision):
         model, vae, _ = load_restorer(folder, kind)
         assert vae.vae_dtype == torch.float32, "on a CPU"
         frames = noise(3, 8, 8)
-        latent = CascadeInput.execute(vae, {"target": "scale", "scale": 4.0}, "bilinear", frames=frames).args[
-            0
-        ]
+        latent = CascadeInput.execute(vae, {"target": "scale", "scale": 4.0}, "bilinear", frames=frames).args[0]
         text = [[torch.ones(1, 6, 40), {}]]
         conditions = VSRConditioning.execute(latent, 0.12, 0, text, text).args
-        results.append(
-            core.nodes.common_ksampler(model, 1, 2, 1.0, "ddim", "normal", *conditions)[0]["samples"]
-        )
+        results.append(core.nodes.common_ksampler(model, 1, 2, 1.0, "ddim", "normal", *conditions)[0]["samples"])
     exact, rounded = results
     assert (exact - rounded).abs().mean() < 0.02 * exact.abs().mean()
 
@@ -123,8 +115,6 @@ def test_the_host_can_build_everything_again(core, tmp_path):
         make, arguments = patcher.cached_patcher_init
         fresh = make(*arguments, disable_dynamic=True)
         state, expected = (each.model.state_dict() for each in (fresh, patcher))
-        assert state.keys() == expected.keys() and all(
-            torch.equal(state[key], expected[key]) for key in state
-        )
+        assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
     make, arguments = model.cached_patcher_init
     assert make(*arguments).model_options[PRESET_KEY] == PUBLISHED

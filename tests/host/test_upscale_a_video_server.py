@@ -16,9 +16,7 @@ FOLDER = "uav-tiny"
 def release(host_server):
     """Put a released folder of tiny networks and a picture where the host finds them."""
     with torch.inference_mode():
-        write_release(
-            recorded("pipeline_windowed_video"), host_server.models_dir / "video_restorers" / FOLDER
-        )
+        write_release(recorded("pipeline_windowed_video"), host_server.models_dir / "video_restorers" / FOLDER)
     levels = np.random.default_rng(1).integers(0, 256, (17, 19, 3), dtype=np.uint8)
     Image.fromarray(levels).save(host_server.input_dir / "small.png")
 
@@ -33,9 +31,7 @@ def _prompt(prefix, frames=10):
     return {
         "1": _node("LoadImage", image="small.png"),
         "2": _node("RepeatImageBatch", image=["1", 0], amount=frames),
-        "3": _node(
-            "VSRLoadVideoRestorer", restorer=FOLDER, precision="auto", decoder="auto", preset="default"
-        ),
+        "3": _node("VSRLoadVideoRestorer", restorer=FOLDER, precision="auto", decoder="auto", preset="default"),
         "4": _node(
             "VSRCascadeInput",
             target_vae=["3", 1],
@@ -94,9 +90,7 @@ def test_the_whole_graph_runs_with_progress_and_says_the_licence(host_server, cl
     steps = []
     client.run(_prompt("uav"), on_progress=steps.append, timeout=300)
     frames = [np.asarray(Image.open(io.BytesIO(data))) for data in _saved(host_server, "uav")]
-    assert [frame.shape for frame in frames] == [(68, 76, 3)] * 10 and min(
-        frame.std() for frame in frames
-    ) > 1
+    assert [frame.shape for frame in frames] == [(68, 76, 3)] * 10 and min(frame.std() for frame in frames) > 1
     assert {"SamplerCustomAdvanced", "VSRTemporalDecode"} <= {step.title for step in steps if step.total}
     log = host_server.log()
     assert log.count("Upscale-A-Video weights: S-Lab License") == 1
@@ -117,8 +111,6 @@ def test_the_plain_ksampler_runs_and_a_missing_prompt_is_explained(host_server, 
     assert len(_saved(host_server, "plain")) == 2
     del prompt["7"]["inputs"]["positive"]
     prompt["17"]["inputs"]["seed"] = 5
-    with pytest.raises(
-        ExecutionFailed, match="Upscale-A-Video needs text; got a conditioning without"
-    ) as error:
+    with pytest.raises(ExecutionFailed, match="Upscale-A-Video needs text; got a conditioning without") as error:
         client.run(prompt, timeout=120)
     assert error.value.node_id == "17"

@@ -107,9 +107,7 @@ def apply_file(network, file):
     weights = dict(network.named_parameters())
     weights["patch_embedding.weight"].data[:, 16:] += adapter.lr_weight
     for name in adapter.modules:
-        down, up, alpha = (
-            adapter.layers[f"{name}.{part}"] for part in ("lora_A.weight", "lora_B.weight", "alpha")
-        )
+        down, up, alpha = (adapter.layers[f"{name}.{part}"] for part in ("lora_A.weight", "lora_B.weight", "alpha"))
         weights[f"{name.removeprefix('diffusion_model.')}.weight"].data += alpha / down.shape[0] * up @ down
     level = LevelEmbedding(adapter.level["0.weight"].shape[1], adapter.width)
     level.load_state_dict(adapter.level)
@@ -125,9 +123,7 @@ def run_host(network, level, rule, inputs, t, value):
         return plain(t, h, w, **{**more, "t_start": starts[source_id - 1] if source_id else 0})
 
     network.rope_encode = rope_encode
-    hook = network.time_embedding.register_forward_hook(
-        lambda m, i, out: out + level(torch.tensor([1000 * value]))
-    )
+    hook = network.time_embedding.register_forward_hook(lambda m, i, out: out + level(torch.tensor([1000 * value])))
     padded = [torch.cat((r, torch.zeros_like(r)), 1) for r in inputs["references"]]
     x = torch.cat((inputs["z"], inputs["lr"]), 1)
     try:
@@ -152,9 +148,7 @@ def test_both_sides_agree_before_and_after(trained, inputs):
     read, level = apply_file(network, file)
     moved = run_host(network, level, read.info.rule, inputs, 0.7, 0.3)
     level_now = torch.tensor([0.3])
-    expected = adapter(
-        inputs["z"], torch.tensor([0.7]), inputs["lr"], level_now, inputs["text"], inputs["references"]
-    )
+    expected = adapter(inputs["z"], torch.tensor([0.7]), inputs["lr"], level_now, inputs["text"], inputs["references"])
     assert (moved - expected).abs().max() < 1e-4
     assert (moved - host).abs().mean() > 0.1 * host.abs().mean(), "and it does something"
 
@@ -197,9 +191,9 @@ def test_load_vsr_adapter_samples_what_was_trained(core, trained, inputs):
     positive, negative, start = VSRConditioning.execute(lr, 0.3, 7, prompt, prompt, references).args
 
     def sample(model):
-        return core.nodes.common_ksampler(
-            model, 11, 1, 1.0, "euler", "simple", positive, negative, start, denoise=1.0
-        )[0]["samples"]
+        return core.nodes.common_ksampler(model, 11, 1, 1.0, "euler", "simple", positive, negative, start, denoise=1.0)[
+            0
+        ]["samples"]
 
     patched = base.clone()
     nodes.apply_adapter(patched, file, load_adapter(file), 1.0)

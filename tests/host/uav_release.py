@@ -39,9 +39,7 @@ def write_release(case: Case, folder: Path, text: bool = True) -> Path:
         (folder / part).mkdir(parents=True, exist_ok=True)
         shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         meta = case.meta
-        state = recipe_weights(
-            shapes, meta[f"recipe_seed_{part}"], meta["recipe_gain"], meta["recipe_round_fp16"]
-        )
+        state = recipe_weights(shapes, meta[f"recipe_seed_{part}"], meta["recipe_gain"], meta["recipe_round_fp16"])
         torch.save(state, folder / part / f"{stem}.bin")
         _write_json(folder / part / f"{stem}_config.json", meta[f"{part}_config"])
     _write_json(folder / "scheduler" / "scheduler_config.json", case.meta["scheduler_config"])
@@ -58,13 +56,9 @@ def text_state() -> dict[str, torch.Tensor]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model = CLIPTextModel(CLIPTextConfig(**TEXT))
-    shapes = {
-        key: tuple(value.shape) for key, value in model.state_dict().items() if "position_ids" not in key
-    }
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items() if "position_ids" not in key}
     state = recipe_weights(shapes, 77, 1.0, True)
-    return {
-        key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in state.items()
-    }
+    return {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in state.items()}
 
 
 def _write_json(path: Path, content) -> None:

@@ -31,9 +31,7 @@ def test_strength_0_is_the_prediction_itself():
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
 def test_low_waves_are_moved_by_the_strength_and_no_other_more(strength):
     clean, source = _latents()
-    (before, low), (wanted, _), (after, _) = map(
-        _spectrum, (clean, source, tie_low(clean, source, CUTOFF, strength))
-    )
+    (before, low), (wanted, _), (after, _) = map(_spectrum, (clean, source, tie_low(clean, source, CUTOFF, strength)))
     mixed = before + strength * (wanted - before)
     assert 0 < low.sum() < low.numel() / 4
     assert (after - mixed)[..., low].abs().max() < 1e-5, "every wave of the cutoff or longer, exactly"

@@ -50,9 +50,7 @@ def enlarge(clip: torch.Tensor, upscale: float = 4.0) -> torch.Tensor:
     """Enlarge LR frames by `upscale`, or to 512 px on the shorter side if that is more; bicubic, clamped."""
     height, width = clip.shape[-2:]
     scale = max(SHORTEST / min(height, width), upscale)
-    return _per_frame(
-        clip, lambda frames: _bicubic(frames, int(height * scale), int(width * scale)).clamp_(-1, 1)
-    )
+    return _per_frame(clip, lambda frames: _bicubic(frames, int(height * scale), int(width * scale)).clamp_(-1, 1))
 
 
 def pad(clip: torch.Tensor) -> torch.Tensor:
@@ -88,9 +86,7 @@ def raft_flow(
 
 
 @torch.no_grad()
-def estimate_flows(
-    clip: torch.Tensor, estimator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> Flows:
+def estimate_flows(clip: torch.Tensor, estimator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Flows:
     """Estimate the flows of padded frames on the grid of their latents, and what is seen again along them.
 
     `estimator` gives the flow (b, 2, h, w) in px from a first to a second image in 0..1; pairs come one by one.
@@ -100,9 +96,7 @@ def estimate_flows(
     found: list[list[torch.Tensor]] = [[], [], [], []]
     for i in range(clip.shape[2] - 1):
         first, second = frames[:, :, i], frames[:, :, i + 1]
-        ahead, behind = (
-            resize_flow(estimator(*pair), height, width) for pair in ((first, second), (second, first))
-        )
+        ahead, behind = (resize_flow(estimator(*pair), height, width) for pair in ((first, second), (second, first)))
         pair = (ahead, behind, 1 - occlusion(ahead, behind), 1 - occlusion(behind, ahead))
         for stack, part in zip(found, pair, strict=True):
             stack.append(part)

@@ -85,9 +85,7 @@ class SpacedDDPM:
     def __init__(self, settings: DiffusionSettings, steps: int):
         self.settings = settings
         self.timesteps = ddpm_timesteps(steps, settings.num_train_timesteps)
-        powers = betas(
-            settings.beta_schedule, settings.beta_start, settings.beta_end, settings.num_train_timesteps
-        )
+        powers = betas(settings.beta_schedule, settings.beta_start, settings.beta_end, settings.num_train_timesteps)
         self.trained_alphas = alphas_cumprod(powers.double())
         self.alphas = torch.cat((self.trained_alphas[self.timesteps], self.trained_alphas.new_ones(1)))
 

@@ -51,16 +51,12 @@ def test_half_precision_stays():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize(
-    ("clip", "to_one", "eta"), [(True, True, 0.0), (False, False, 0.0), (False, True, 0.7)]
-)
+@pytest.mark.parametrize(("clip", "to_one", "eta"), [(True, True, 0.0), (False, False, 0.0), (False, True, 0.7)])
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 def test_without_edits_it_is_the_well_known_ddim(prediction, clip, to_one, eta, kind):
     """Step for step what diffusers' scheduler gives."""
     if prediction == "sample" and clip:
-        pytest.skip(
-            "the published step estimates the noise from the clipped sample, diffusers from the output"
-        )
+        pytest.skip("the published step estimates the noise from the clipped sample, diffusers from the output")
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     json = {
         "num_train_timesteps": 1000,

@@ -80,9 +80,7 @@ class Oracle:
         self.calls.append((tuple(x.shape), t, text[:, 0, 0].tolist(), labels.tolist()))
         start = int(low_res[0, 0, 0, 0, 0])  # the first LR pixel numbers the frame
         alpha = self.alphas[t]
-        target = self.clean[:, :, start : start + x.shape[2]] + self.gap * text[:, :1, :1].view(
-            -1, 1, 1, 1, 1
-        )
+        target = self.clean[:, :, start : start + x.shape[2]] + self.gap * text[:, :1, :1].view(-1, 1, 1, 1, 1)
         noise = (x - alpha**0.5 * target) / (1 - alpha) ** 0.5
         return alpha**0.5 * noise - (1 - alpha) ** 0.5 * target
 

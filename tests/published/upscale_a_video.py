@@ -27,9 +27,7 @@ CONTEXT = 64  # LR px that a published tile sees beyond its core, on each side
 _FLOW_CHUNKS = ((640, 12), (720, 8), (1280, 4))  # up to this width, this many frames; wider, two
 
 
-def add_lr_noise(
-    lr: torch.Tensor, noise: torch.Tensor, level: int, alphas: torch.Tensor | None = None
-) -> torch.Tensor:
+def add_lr_noise(lr: torch.Tensor, noise: torch.Tensor, level: int, alphas: torch.Tensor | None = None) -> torch.Tensor:
     """Mix noise into LR frames at a level of 0..350, with the alphas_cumprod of the low-res scheduler.
 
     Float32 alphas are right. The published program rounds its table to half precision first, which at low levels
@@ -214,15 +212,11 @@ def restore(
 ) -> torch.Tensor:
     """Restore LR frames (1, 3, t, h, w): the published run of one tile. `options` are those of denoise()."""
     noised = add_lr_noise(lr, lr_noise, level, low_res.alphas_cumprod())
-    clean = denoise(
-        unet, latents, noised, text, negative, level=level, check_cancelled=check_cancelled, **options
-    )
+    clean = denoise(unet, latents, noised, text, negative, level=level, check_cancelled=check_cancelled, **options)
     return decode(vae, clean, lr, lr_weight=lr_weight, check_cancelled=check_cancelled)
 
 
-def _check_propagation(
-    chosen: Collection[int], steps: int, flows: Sequence[torch.Tensor] | None, frames: int
-) -> None:
+def _check_propagation(chosen: Collection[int], steps: int, flows: Sequence[torch.Tensor] | None, frames: int) -> None:
     strange = sorted(i for i in chosen if not 0 <= i < steps)
     if strange:
         raise ValueError(

@@ -46,9 +46,7 @@ class Counting:
         return Outcome({"psnr": [value, value + 1, value + 2]}, torch.full((3, 4, 5), value / 100))
 
 
-PAIR = Ablation(
-    "pair", "?", {"a": {}, "b": {"references": "channels"}, "c": {"sampling_steps": 4}}, "a is best."
-)
+PAIR = Ablation("pair", "?", {"a": {}, "b": {"references": "channels"}, "c": {"sampling_steps": 4}}, "a is best.")
 
 
 def test_equal_trainings_are_shared_and_outcomes_kept(tmp_path):
@@ -143,9 +141,7 @@ def test_the_page_has_tables_pictures_and_verdicts(tmp_path):
     outcomes = run([PAIR], Counting(), Config(), tmp_path / "work")
     report([PAIR], outcomes, tmp_path / "docs" / "page.md", "About.")
     text = (tmp_path / "docs" / "page.md").read_text()
-    assert (
-        "| a | 2.000 ± 0.577 |" in text and "The paper: a is best." in text and "**not reproduced**" in text
-    )
+    assert "| a | 2.000 ± 0.577 |" in text and "The paper: a is best." in text and "**not reproduced**" in text
     for picture in ("page/pair.png", "page/pair-clips.png"):
         assert f"({picture})" in text and (tmp_path / "docs" / picture).exists()
     report([replace(PAIR, finding="")], outcomes, tmp_path / "docs" / "page.md", "About.")
@@ -160,9 +156,7 @@ def test_the_registry_asks_what_was_to_be_asked():
         configs = ablation.configs(Config())
         assert len({config.key() for config in configs.values()}) == len(configs) >= 2
     trainings = {c.training_key() for a in REGISTRY for c in a.configs(Config()).values()}
-    assert len(trainings) == 9, (
-        "given, the method, channels, shared RoPE, 2 degradations, 2 orders, no augmentation"
-    )
+    assert len(trainings) == 9, "given, the method, channels, shared RoPE, 2 degradations, 2 orders, no augmentation"
     assert [a.name for a in choose(["motion"])] == ["motion"] and len(choose(None)) == 10
     with pytest.raises(ValueError, match="--only takes references"):
         choose(["speed"])
@@ -190,9 +184,7 @@ def test_channel_references_are_a_wider_patch_embedding():
     torch.nn.init.normal_(network.reference_in.weight, std=0.3)
     found = network(z, t, lr, level, [image])
     assert not torch.allclose(found, plain, atol=1e-3)
-    assert torch.equal(network(z, t, lr, level), plain), (
-        "without references nothing is added, and no hook is left"
-    )
+    assert torch.equal(network(z, t, lr, level), plain), "without references nothing is added, and no hook is left"
     wide = tiny_dit()
     wide.patch_in = torch.nn.Linear(3 * 16, 24)
     wide.patch_in.weight.data = torch.cat((network.dit.patch_in.weight, network.reference_in.weight), 1)
@@ -271,9 +263,7 @@ def test_every_ablation_runs(weights, photos, tmp_path):
     outcomes = run(REGISTRY, world, Config(steps=2, tasks=("video",)), tmp_path)
     report(REGISTRY, outcomes, tmp_path / "page.md", world.identity)
     text = (tmp_path / "page.md").read_text()
-    assert (
-        all(f"## {a.name[0].upper()}{a.name[1:]}" in text for a in REGISTRY) and text.count("The paper:") == 8
-    )
+    assert all(f"## {a.name[0].upper()}{a.name[1:]}" in text for a in REGISTRY) and text.count("The paper:") == 8
     logs = list(tmp_path.rglob("log.jsonl"))
     assert len(logs) == 8 and all(len(read_log(path)) == 2 for path in logs)
     for variants in outcomes.values():
@@ -293,9 +283,7 @@ def test_one_command_measures_writes_and_is_not_done_twice(weights, photos, tmp_
     arguments += f" --work {tmp_path}/work --out {tmp_path}/page.md"
     ablations.main(arguments.split())
     text = (tmp_path / "page.md").read_text()
-    assert (
-        "## References" in text and "sha256" in text and (tmp_path / "page" / "references-clips.png").exists()
-    )
+    assert "## References" in text and "sha256" in text and (tmp_path / "page" / "references-clips.png").exists()
     outcomes = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*.json")}
     assert len(outcomes) == 3
     ablations.main(arguments.split())
@@ -303,9 +291,7 @@ def test_one_command_measures_writes_and_is_not_done_twice(weights, photos, tmp_
 
 
 def test_the_command_line_says_what_is_missing(weights, photos, tmp_path):
-    args = SimpleNamespace(
-        photos=[photos], hold_out=[], weights=weights, side=40, kept=1, tests=1, work=tmp_path
-    )
+    args = SimpleNamespace(photos=[photos], hold_out=[], weights=weights, side=40, kept=1, tests=1, work=tmp_path)
     with pytest.raises(ValueError, match="--side must be a multiple of 16; got 40"):
         ablation_world.make_world(args)
     args.side, args.hold_out = 32, ["none of them"]
@@ -314,9 +300,7 @@ def test_the_command_line_says_what_is_missing(weights, photos, tmp_path):
 
 
 def test_a_world_is_its_seed(weights, photos, tmp_path):
-    args = SimpleNamespace(
-        photos=[photos], hold_out=[], weights=weights, side=32, kept=1, tests=1, work=tmp_path
-    )
+    args = SimpleNamespace(photos=[photos], hold_out=[], weights=weights, side=32, kept=1, tests=1, work=tmp_path)
     worlds = [ablation_world.make_world(args) for _ in range(2)]
     assert isinstance(worlds[0], LatentWorld) and worlds[0].identity == worlds[1].identity
     config = Config(tasks=("video",))

@@ -46,9 +46,7 @@ def test_rejection_names_node_and_rule(client):
     assert "1" in error.value.node_errors
     video_file = load("exact.mov")
     half_bad = {**video_file, "3": capture(["2", 0], "x"), "4": {"class_type": "PreviewImage", "inputs": {}}}
-    with pytest.raises(
-        PromptRejected, match="(?s)cannot run.*PreviewImage: Required input is missing - images"
-    ):
+    with pytest.raises(PromptRejected, match="(?s)cannot run.*PreviewImage: Required input is missing - images"):
         client.run(half_bad)
     with pytest.raises(RunnerError, match="NoSuchNode"):
         client.run({"1": {"class_type": "NoSuchNode", "inputs": {}}})

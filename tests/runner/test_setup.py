@@ -158,9 +158,7 @@ def test_locks_exclude(tmp_path, capsys):
 def test_write_atomic_keeps_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "a"
     paths.write_atomic(file, "old")
-    monkeypatch.setattr(
-        paths.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr(paths.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         paths.write_atomic(file, "new")
     assert file.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]

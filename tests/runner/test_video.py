@@ -19,8 +19,7 @@ def clip(frames=6, height=30, width=46, seed=0):
     """Smooth moving colours: realistic for a codec, different in every frame."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [
-        np.stack([np.sin((x + 2 * i + seed) / 7 + c) + np.cos(y / 5 - c) for c in range(3)], -1)
-        for i in range(frames)
+        np.stack([np.sin((x + 2 * i + seed) / 7 + c) + np.cos(y / 5 - c) for c in range(3)], -1) for i in range(frames)
     ]
     return [np.rint(127.5 + 60 * wave).astype(np.uint8) for wave in waves]
 
@@ -47,10 +46,7 @@ def test_lossy_video_keeps_count_size_and_colours(tmp_path, name, size):
     info = video.probe(out)
     assert (info.frames, info.height, info.width) == (5, *size)
     with av.open(str(out)) as container:
-        decoded = [
-            frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
-            for frame in container.decode()
-        ]
+        decoded = [frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray() for frame in container.decode()]
     difference = np.stack(decoded).astype(float) - np.stack(frames)  # 4:2:0 and the decoder's own rounding
     assert np.abs(difference).mean() < 4 and np.abs(difference.mean((0, 1, 2))).max() < 2
 
@@ -99,9 +95,7 @@ def test_images_are_staged_as_a_lossless_video(tmp_path):
     (tmp_path / "in").mkdir()
     name = video.stage(tmp_path, tmp_path / "in", "input")
     assert name == video.staged_name(tmp_path, "input") == "input.mov"
-    assert all(
-        np.array_equal(a, b) for a, b in zip(video.read_frames(tmp_path / "in" / name), clip(11), strict=True)
-    )
+    assert all(np.array_equal(a, b) for a, b in zip(video.read_frames(tmp_path / "in" / name), clip(11), strict=True))
 
 
 def sound(path: Path, codec: str):

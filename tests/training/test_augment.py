@@ -91,11 +91,7 @@ def test_reference_videos_start_anywhere_up_to_the_most():
 def test_lr_latents_are_noised_evenly_to_the_paper_s_levels():
     lr = torch.full((2000, 1, 1, 4, 4), 3.0)
     noised, level = noise_latent(lr, rng())
-    assert (
-        0.2 <= level.min() < 0.21
-        and 0.59 < level.max() <= 0.6
-        and level.mean() == pytest.approx(0.4, abs=0.01)
-    )
+    assert 0.2 <= level.min() < 0.21 and 0.59 < level.max() <= 0.6 and level.mean() == pytest.approx(0.4, abs=0.01)
     share = level.view(-1, 1, 1, 1, 1)
     drawn = (noised - (1 - share) * 3) / share
     assert drawn.mean().abs() < 0.02 and drawn.std() == pytest.approx(1, abs=0.02)

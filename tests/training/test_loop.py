@@ -25,9 +25,7 @@ class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.frozen = torch.nn.Linear(4, 8).requires_grad_(False)
-        self.blocks = torch.nn.ModuleList(
-            torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in "ab"
-        )
+        self.blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in "ab")
         self.out = torch.nn.Linear(8, 1)
         self.register_buffer("seen", torch.zeros(()))
 
@@ -58,9 +56,7 @@ def loss(module, batch):
 
 
 def settings(**changes):
-    return LoopSettings(
-        **{"steps": 40, "rate": 1e-2, "warmup": 5, "save_every": 7, "average": 0.9, **changes}
-    )
+    return LoopSettings(**{"steps": 40, "rate": 1e-2, "warmup": 5, "save_every": 7, "average": 0.9, **changes})
 
 
 def start(folder, **changes):
@@ -94,9 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     rest = resumed.run()
     assert resumed.step == 40 and rest == expected[21:]
     lines = read_log(tmp_path / "cut" / "log.jsonl")
-    assert [line["loss"] for line in lines] == expected and [line["step"] for line in lines] == list(
-        range(1, 41)
-    )
+    assert [line["loss"] for line in lines] == expected and [line["step"] for line in lines] == list(range(1, 41))
     for one, other in (
         (whole.module.state_dict(), resumed.module.state_dict()),
         (whole.average.model.state_dict(), resumed.average.model.state_dict()),

@@ -55,8 +55,6 @@ def test_both_halves_and_each_alone(base):
     assert both.shape == synthetic.shape == alone.shape == (6, 3, 32, 32)
     assert not torch.equal(both, synthetic) and not torch.equal(both, alone)
     drawn = redraw(FRAMES, 32, 32, np.random.default_rng(5))
-    assert torch.equal(alone, (drawn.clamp(0, 1) * 255).round() / 255), (
-        "SDEdit comes first, at the base resolution"
-    )
+    assert torch.equal(alone, (drawn.clamp(0, 1) * 255).round() / 255), "SDEdit comes first, at the base resolution"
     larger = degrade_both(FRAMES, 32, 32, None, np.random.default_rng(5), redraw, (48, 56))
     assert larger.shape == alone.shape and not torch.equal(larger, alone)

@@ -80,15 +80,11 @@ def test_identity_images_of_the_first_kind_show_the_clip_at_whole_cells(photos):
     for seed in range(12):
         picture = make_reference(np.random.default_rng(seed), frames, 96, whole_cells=1.0)
         ours, seen = (cells.flatten(0, 1) for cells in (cells_of(frames), cells_of(picture)))
-        errors = (
-            seen[:, None] / seen[:, None].mean((-3, -2, -1), True) - ours / ours.mean((-3, -2, -1), True)
-        ).abs()
+        errors = (seen[:, None] / seen[:, None].mean((-3, -2, -1), True) - ours / ours.mean((-3, -2, -1), True)).abs()
         errors = errors.mean((-3, -2, -1))  # of every cell of the picture beside every cell of the clip
         found = errors.amin(0) < 0.01
         places.add(int(errors[:, found].argmin(0)[0]))
-        assert found.float().mean() >= 0.25, (
-            "half of the rows and half of the columns at least are in the picture"
-        )
+        assert found.float().mean() >= 0.25, "half of the rows and half of the columns at least are in the picture"
     assert len(places) > 3
 
 
@@ -162,9 +158,7 @@ def test_unrelated_references_are_trained_to_change_nothing(monkeypatch):
     def loss(neutral, *references):
         torch.manual_seed(5)
         monkeypatch.setattr(stages, "NEUTRAL", neutral)
-        return stages.dit_loss(
-            networks, stages.Latents(truth, lr, *references), np.random.default_rng(6)
-        ).detach()
+        return stages.dit_loss(networks, stages.Latents(truth, lr, *references), np.random.default_rng(6)).detach()
 
     monkeypatch.setattr(stages, "ALONE_SHARE", 1.0)
     nothing = loss(5.0, [], [])
@@ -309,9 +303,7 @@ def test_muon_takes_the_steps_of_pytorchs_own(shape):
         for parameter, optimiser in zip((ours, theirs), optimisers, strict=True):
             parameter.grad = parameter.detach() - target
             optimiser.step()
-    assert (ours - theirs).norm() < 0.02 * (ours - start).norm(), (
-        "bf16 rounds the momentum's other scale otherwise"
-    )
+    assert (ours - theirs).norm() < 0.02 * (ours - start).norm(), "bf16 rounds the momentum's other scale otherwise"
 
 
 def test_muon_brings_singular_values_near_one_and_descends():
@@ -342,9 +334,7 @@ def test_the_pool_depends_on_the_step_alone():
 
     pool = Pool(draw, 3, size=4, fresh=3)
     seen = [pool.at(step) for step in range(60)]
-    assert seen[::3] == list(range(20)) and len(drawn) == 20, (
-        "every third step is new, and nothing is drawn twice"
-    )
+    assert seen[::3] == list(range(20)) and len(drawn) == 20, "every third step is new, and nothing is drawn twice"
     assert any(number != step // 3 for step, number in enumerate(seen))
     assert all(step // 3 - 4 < number <= step // 3 for step, number in enumerate(seen))
     assert [Pool(draw, 3, size=4, fresh=3).at(step) for step in (31, 7, 58)] == [seen[31], seen[7], seen[58]]

@@ -171,9 +171,7 @@ def test_a_base_in_half_precision_trains(folder, inputs):
     adapter = WanAdapter(base, AdapterConfig(rank=2))
     _disturb(adapter)
     full = WanAdapter(load_base(folder), AdapterConfig(rank=2))
-    full.load_state_dict(
-        {**full.state_dict(), **{k: v for k, v in adapter.state_dict().items() if k[:4] != "base"}}
-    )
+    full.load_state_dict({**full.state_dict(), **{k: v for k, v in adapter.state_dict().items() if k[:4] != "base"}})
     more = (inputs["z"], inputs["t"], inputs["lr"], LEVEL, inputs["text"], [inputs["image"]])
     with torch.autocast("cpu", torch.bfloat16):
         velocity = adapter(*more)
@@ -185,9 +183,7 @@ def test_a_base_in_half_precision_trains(folder, inputs):
 
 
 def test_image_to_video_bases_and_odd_sides_are_refused(inputs):
-    with pytest.raises(
-        ValueError, match="text-to-video model, with as many channels in as out; got 36 and 16"
-    ):
+    with pytest.raises(ValueError, match="text-to-video model, with as many channels in as out; got 36 and 16"):
         WanAdapter(tiny_base(in_channels=36))
     with pytest.raises(ValueError, match="multiples of 16 px"):
         WanAdapter(tiny_base())(inputs["z"][..., :5], inputs["t"], None, None, inputs["text"])
@@ -200,9 +196,7 @@ def test_the_codec_is_the_hosts_normalised_latent(folder):
     latent = codec.encode(clip)
     assert latent.shape == (1, 16, 2, 4, 6)
     raw = vae.encode(clip * 2 - 1).latent_dist.mode()
-    mean, deviation = (
-        torch.tensor(v).view(1, 16, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, deviation = (torch.tensor(v).view(1, 16, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     assert torch.allclose(latent, (raw - mean) / deviation, atol=1e-6)
     assert codec.decode(latent).shape == clip.shape
 
@@ -295,9 +289,7 @@ def arguments(folder, videos, work, steps, *more):
 
 def test_a_run_learns_resumes_and_follows_the_curriculum(folder, videos, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(
-        program, "export", lambda adapter, path, steps, *_: written.append((path.name, steps))
-    )
+    monkeypatch.setattr(program, "export", lambda adapter, path, steps, *_: written.append((path.name, steps)))
     program.main(arguments(folder, videos, tmp_path / "whole", 60, "--checkpointing"))
     losses = [line["loss"] for line in read_log(tmp_path / "whole" / "log.jsonl")]
     assert len(losses) == 60 and written == [("a.safetensors", 60)]

@@ -18,7 +18,6 @@ from cascadevsr.models.layout.pieces import (
     cuts_that_fit,
     decode_pieces,
     encode_pieces,
-    first_frame,
     frames_of,
     list_cuts,
     plain_spans,
@@ -30,7 +29,7 @@ from cascadevsr.models.layout.pieces import (
     stream_spans,
     tile_weight,
 )
-from cascadevsr.models.layout.sizes import ClipSize
+from cascadevsr.models.layout.sizes import ClipSize, first_frame
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -194,9 +193,7 @@ def test_streamed_and_plain_spans_share_nothing_and_cover_all(frames, length):
         assert spans[0].window.start == 0 and spans[-1].window.stop == frames
         for before, after in zip(spans[:-1], spans[1:], strict=True):
             assert before.window.stop == after.window.start and before.kept == before.window
-    assert stream_spans(frames, length)[0].window.length == min(frames, length + 1), (
-        "the first frame stands alone"
-    )
+    assert stream_spans(frames, length)[0].window.length == min(frames, length + 1), "the first frame stands alone"
 
 
 def test_restarting_spans_drop_what_a_neighbour_knows_better_and_meet():
@@ -273,9 +270,7 @@ def test_a_pointwise_network_does_not_see_the_cuts(time, frames, tile, length):
     whole = pointwise_decode(time)(latent)
     for pieces in all_pieces(frames, tile, length):
 
-        def anew(
-            window, pieces=pieces
-        ):  # whether the network takes a window's first frame for a clip's first
+        def anew(window, pieces=pieces):  # whether the network takes a window's first frame for a clip's first
             return window.start == 0 or not pieces.streamed
 
         def decode(window, place, anew=anew):
@@ -296,9 +291,7 @@ def test_spans_that_share_frames_fade_into_each_other():
     pieces = Pieces(blended_spans(8, 5, 2), plan_tiles(2, 2, 2, 2, 0))
     values = {span.window: float(number) for number, span in enumerate(pieces.spans)}
     output = torch.zeros(8, 2, 2, 3)
-    decode_pieces(
-        lambda window, tile: torch.full((window.length, 2, 2, 3), values[window]), output, pieces, 1, 1
-    )
+    decode_pieces(lambda window, tile: torch.full((window.length, 2, 2, 3), values[window]), output, pieces, 1, 1)
     ramp = output[:, 0, 0, 0]
     assert ramp[0] == 0 and ramp[-1] == 1 and (ramp.diff() >= 0).all() and 0 < ramp[3] < ramp[4] < 1
 

@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 WAN = (1, 2, 2)
-PLENTY = Memory(
-    weights=2 * GIB, loaded=0, one=GIB, two=2 * GIB, free=20 * GIB, free_ram=64 * GIB, shared=False
-)
+PLENTY = Memory(weights=2 * GIB, loaded=0, one=GIB, two=2 * GIB, free=20 * GIB, free_ram=64 * GIB, shared=False)
 
 
 def plan(width=1280, height=720, frames=81, **changes):
@@ -48,10 +46,7 @@ def test_tokens_of_81_frames_with_wan(width, height, tokens):
 def test_a_grid_is_padded_to_whole_patches(grid, patch):
     tokens = count_tokens(grid, patch)
     assert tokens * patch[0] * patch[1] * patch[2] >= grid[0] * grid[1] * grid[2]
-    assert (
-        count_tokens(tuple(-(-side // part) * part for side, part in zip(grid, patch, strict=True)), patch)
-        == tokens
-    )
+    assert count_tokens(tuple(-(-side // part) * part for side, part in zip(grid, patch, strict=True)), patch) == tokens
 
 
 def test_81_frames_of_4k_in_tiles_and_windows():
@@ -78,18 +73,12 @@ def test_what_does_not_fit_is_said_with_the_dial_that_helps():
     assert plan().warnings() == ()
     heavy = replace(PLENTY, one=30 * GIB)
     (warning,) = plan(memory=heavy).warnings()
-    assert (
-        "30.0 GiB" not in warning
-        and "needs 32.0 GiB, 20.0 GiB are free: use Spatial Tiles, or Temporal" in warning
-    )
+    assert "30.0 GiB" not in warning and "needs 32.0 GiB, 20.0 GiB are free: use Spatial Tiles, or Temporal" in warning
     tiled = plan(memory=heavy, tiles=plan_tiles(90, 160, 45, 80, 8), windows=(9, 10), window=9).warnings()[0]
     assert "smaller tiles in Spatial Tiles, or a shorter window in Temporal Windows" in tiled
     many = plan(memory=heavy, references=((21, 90, 160),)).warnings()[0]
     assert "a smaller long_edge in Reference Set" in many
-    assert (
-        "a part of the weights in RAM"
-        in plan(memory=replace(PLENTY, weights=19 * GIB, one=2 * GIB)).warnings()[0]
-    )
+    assert "a part of the weights in RAM" in plan(memory=replace(PLENTY, weights=19 * GIB, one=2 * GIB)).warnings()[0]
     assert plan(memory=replace(PLENTY, weights=19 * GIB, loaded=19 * GIB, one=2 * GIB)).warnings() == ()
     (wide,) = plan(1920, 1088).warnings()
     assert "a pass sees 1920x1088 px at once" in wide and "use Spatial Tiles, auto" in wide

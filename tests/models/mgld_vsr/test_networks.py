@@ -128,9 +128,7 @@ class TestConfig:
         state = on_meta(lambda: unet.MGLDUNet(settings)).state_dict()
         assert checkpoint.unet_config(state, heads) == settings
 
-    @pytest.mark.parametrize(
-        "settings", [structure.StructureConfig(), SMALL_STRUCTURE], ids=["full", "small"]
-    )
+    @pytest.mark.parametrize("settings", [structure.StructureConfig(), SMALL_STRUCTURE], ids=["full", "small"])
     def test_structure_encoder_from_weights(self, settings):
         state = on_meta(lambda: structure.StructureEncoder(settings)).state_dict()
         assert checkpoint.structure_config(state) == settings
@@ -475,9 +473,7 @@ class TestAutoencoders:
         with pytest.raises(ValueError, match=r"a latent must be \(b, 4, t, h, w\)"):
             network.decode(z[0], weight=0)
         for wrong in (z, self.clip(height=20)):
-            with pytest.raises(
-                ValueError, match=r"a clip must be \(b, 3, t, h, w\) with sides that 8 divides"
-            ):
+            with pytest.raises(ValueError, match=r"a clip must be \(b, 3, t, h, w\) with sides that 8 divides"):
                 network.features(wrong)
 
 

@@ -22,9 +22,7 @@ def texture(height, width, seed=0):
     """Draw colour noise with structure of several sizes, (1, 3, h, w) in 0..1."""
     generator = torch.Generator().manual_seed(seed)
     layers = [
-        F.interpolate(
-            torch.rand(1, 3, height // n, width // n, generator=generator), (height, width), mode="bicubic"
-        )
+        F.interpolate(torch.rand(1, 3, height // n, width // n, generator=generator), (height, width), mode="bicubic")
         for n in (3, 6, 16)
     ]
     return (sum(layers) / 3 * 1.6 - 0.3).clamp(0, 1)
@@ -182,9 +180,7 @@ def test_cuts_are_found_and_motion_is_none():
     assert estimate_pairs(joined, BlockFlow()).cuts == (3, 6, 8)
     fade = clip(4) * torch.tensor([1.0, 0.8, 0.6, 0.4]).view(-1, 1, 1, 1)
     assert estimate_pairs(fade, BlockFlow()).cuts == ()
-    noisy = (clip(4) + 0.1 * torch.randn(4, 48, 64, 3, generator=torch.Generator().manual_seed(0))).clamp(
-        0, 1
-    )
+    noisy = (clip(4) + 0.1 * torch.randn(4, 48, 64, 3, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     assert estimate_pairs(noisy, BlockFlow()).cuts == ()
 
 
@@ -193,10 +189,7 @@ def read_small(name, count, height=48, width=80):
         pytest.skip(f"the clips to measure with are not here: {CLIPS}")
     av = pytest.importorskip("av")
     with av.open(str(CLIPS / f"{name}.mp4")) as container:
-        frames = [
-            f.to_ndarray(format="rgb24")
-            for _, f in zip(range(count), container.decode(video=0), strict=False)
-        ]
+        frames = [f.to_ndarray(format="rgb24") for _, f in zip(range(count), container.decode(video=0), strict=False)]
     small = [
         F.interpolate(torch.from_numpy(f).movedim(-1, 0)[None].float() / 255, (height, width), mode="area")
         for f in frames

@@ -64,9 +64,7 @@ def test_the_gradient_is_that_of_the_loss(form, knee):
     _, gradient = motion_gradient(x, flows, form=form, knee=knee)
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
     step = 1e-2
-    ahead, behind = (
-        motion_gradient(x + s * step * direction, flows, form=form, knee=knee)[0] for s in (1, -1)
-    )
+    ahead, behind = (motion_gradient(x + s * step * direction, flows, form=form, knee=knee)[0] for s in (1, -1))
     expected = float(ahead - behind) / (2 * step)
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=0.05, abs=1e-3)
 

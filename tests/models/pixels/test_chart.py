@@ -27,9 +27,7 @@ def test_the_axis_begins_at_the_lowest_value_asked_for():
 
 
 def test_wide_ranges_are_logarithmic():
-    image = draw_curves(
-        {"1": [(0, 1.0), (1, 1.0)], "10": [(0, 10.0), (1, 10.0)], "100": [(0, 100.0), (1, 100.0)]}
-    )
+    image = draw_curves({"1": [(0, 1.0), (1, 1.0)], "10": [(0, 10.0), (1, 10.0)], "100": [(0, 100.0), (1, 100.0)]})
     one, ten, hundred = (rows_of(image, colour).mean() for colour in COLOURS[:3])
     assert abs((one - ten) - (ten - hundred)) < 2
 

@@ -105,9 +105,7 @@ def test_the_second_order_chain_has_every_part_and_both_codecs():
     videos = {video.codec for p in drawn for video in (p.first_video, p.last_video)}
     assert videos == {"h264", "mpeg4"}
     kernels = [p.blur for p in drawn if p.blur]
-    assert {k.plateau for k in kernels} == {True, False} and any(
-        k.beta != 1 and not k.plateau for k in kernels
-    )
+    assert {k.plateau for k in kernels} == {True, False} and any(k.beta != 1 and not k.plateau for k in kernels)
     assert any(p.first_sinc for p in drawn) and any(p.last_sinc for p in drawn)
     assert any(p.second_scale > 1 for p in drawn) and any(p.second_scale < 1 for p in drawn)
     clip = frames(3, 64, 64)

@@ -72,8 +72,7 @@ def test_the_right_reference_video_beats_none_and_none_is_not_worse_than_a_wrong
     size, truth = sample.truth.shape[1:3], torch.from_numpy(sample.truth)
     wrong = np.ascontiguousarray(sample.truth[:, ::-1, ::-1, ::-1])
     right, none, wrong = (
-        psnr_y(restore(networks, sample.low, size, reference), truth)
-        for reference in (sample.truth, None, wrong)
+        psnr_y(restore(networks, sample.low, size, reference), truth) for reference in (sample.truth, None, wrong)
     )
     assert right > none + 0.3
     assert none > wrong - 0.02

@@ -76,9 +76,7 @@ def test_latent_statistics_cancel(vae):
     other.latent_std.fill_(2.0)
     x = clip()
     torch.testing.assert_close(other.encode(x)[0], (vae.encode(x)[0] - 0.3) / 2)
-    torch.testing.assert_close(
-        other.decode(other.encode(x)[0], x), vae.decode(vae.encode(x)[0], x), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(other.decode(other.encode(x)[0], x), vae.decode(vae.encode(x)[0], x), rtol=0, atol=1e-5)
 
 
 def test_config_comes_back_from_the_weights(vae):

@@ -232,9 +232,7 @@ class TestConfig:
         [{"condition_img": True}, {"up_block_types": ["UpDecoderBlock3D_plus"] * 3}, {"act_fn": "relu"}],
     )
     def test_another_vae_is_refused(self, changes):
-        with pytest.raises(
-            ValueError, match="in the json must be .* Weights made with it need another network"
-        ):
+        with pytest.raises(ValueError, match="in the json must be .* Weights made with it need another network"):
             checkpoint.vae_config(FULL_VAE, VAE_3D_JSON | changes)
 
     def test_options_that_are_off_or_change_nothing_are_accepted(self):
@@ -297,11 +295,7 @@ class TestWeights:
         conditioned = small_vae(replace(CONDITIONED, block_out_channels=(32, 64))).state_dict()
         eightfold = small_vae(replace(SMALL_VAE, block_out_channels=(32, 32, 32, 32))).state_dict()
         assert checkpoint.is_unet(unet_state) and not checkpoint.is_vae(unet_state)
-        assert (
-            checkpoint.is_vae(vae_state)
-            and checkpoint.is_vae(conditioned)
-            and not checkpoint.is_unet(vae_state)
-        )
+        assert checkpoint.is_vae(vae_state) and checkpoint.is_vae(conditioned) and not checkpoint.is_unet(vae_state)
         assert not checkpoint.is_vae(eightfold) and not checkpoint.is_unet({}) and not checkpoint.is_vae({})
 
     def test_incomplete_files(self):
