@@ -86,7 +86,7 @@ def watched(job: dict) -> dict:
         return frame_nodes.CascadeInput.execute(vae, target, "bilinear", samples=samples, base_vae=vae).args[:2]
 
     def refine():
-        flow = motion.EstimateMotion.execute(frames, motion.FlowModel("built-in")).args[0]
+        flow = motion.EstimateMotion.execute(frames, motion.LoadFlowModel.execute("built-in").args[0]).args[0]
         steps = {"steps": "percent range", "start_percent": 0.0, "end_percent": 1.0}
         patched = motion.LatentPropagation.execute(model, flow, steps, "both", 0.3, "nearest", 0.001, 0.05)
         patched = low_frequency.LowFrequencyTie.execute(patched.args[0], lr, 0.5, 8.0, 0.0, 1.0).args[0]

@@ -395,9 +395,5 @@ def encode_pieces(
             continue
         if latent is None:
             latent = part.new_zeros(*part.shape[:2], grid.frames, grid.height, grid.width)
-        if len(pieces.tiles) > 1:
-            part = part * (fades[number].view(-1, 1, 1) * pieces.weights[tile])
-        elif kept.length < window.length or fades[number].min() < 1:
-            part = part * fades[number].view(-1, 1, 1)
-        latent[:, :, kept.span][tile.region] += part
+        latent[:, :, kept.span][tile.region] += part * (fades[number].view(-1, 1, 1) * pieces.weights[tile])
     return latent

@@ -66,7 +66,7 @@ def test_cascade_input_sources_and_targets(core, vae, noise):
         _cascade(vae, samples=latent)
     with pytest.raises(ValueError, match=r"base_vae must fit samples \(16 channels expected\)"):
         _cascade(vae, samples={"samples": torch.zeros(1, 4, 8, 8)}, base_vae=vae)
-    with pytest.raises(ValueError, match="target must be scale, short side or exact size; got 'double'"):
+    with pytest.raises(ValueError, match="target must be one of scale, short side, exact size; got 'double'"):
         _cascade(vae, {"target": "double"}, frames=frames)
     with pytest.raises(ValueError, match="filter must be one of"):
         _cascade(vae, mode="nearest", frames=frames)
@@ -188,5 +188,5 @@ def test_every_precision_runs_on_the_cpu(core, tiny_file, prepare, ksample, prec
     result = ksample(model, clip)["samples"]
     assert torch.allclose(result, ksample(exact, clip)["samples"], atol=0.2)
     assert vae.vae_dtype == torch.float32
-    with pytest.raises(ValueError, match="precision must be auto"):
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32"):
         load_restorer(tiny_file, "fp8")

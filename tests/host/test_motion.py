@@ -158,7 +158,7 @@ def test_a_wrong_file_says_what_it_is_and_what_was_expected(core, flow_folder, t
         "cut": "must be complete and readable",
         "small": "which is the small RAFT",
         "small2": "which is the small RAFT",
-        "spy": "which is a part or a relative of the optical flow network SpyNet",
+        "spy": "which is a part or a variant of the optical flow network SpyNet",
         "lora": "which is a LoRA",
         "part": "missing or of another shape, such as mask_predictor.conv.weight",
     }.items():

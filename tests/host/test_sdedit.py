@@ -106,7 +106,7 @@ def test_sizes(wan, noise, redraw):
 
 def test_errors_say_what_to_change(wan, restorer, noise, redraw):
     images = noise(1, 24, 40)
-    with pytest.raises(ValueError, match="min_strength must not lie above max_strength; got 0.5 and 0.2"):
+    with pytest.raises(ValueError, match="min_strength must not be above max_strength; got 0.5 and 0.2"):
         redraw(*restorer, images, (0.5, 0.2))
     with pytest.raises(ValueError, match="SDEdit Degradation: a text-to-video model needs positive; got none"):
         redraw(*wan, images, 0.5)

@@ -117,9 +117,9 @@ def test_inputs_are_refused_with_a_reason(model, clip, ksample):
         _tiles(model, 64, 64, 64)
     with pytest.raises(ValueError, match="overlap must be at least 0 and smaller than the window"):
         _windows(model, 9, 16)
-    with pytest.raises(ValueError, match="tiling must be auto, manual or off; got 'none'"):
+    with pytest.raises(ValueError, match="tiling must be one of auto, manual, off; got 'none'"):
         SpatialTiles.execute(model, {"tiling": "none"})
-    with pytest.raises(ValueError, match="windows must be auto, manual or off; got 'none'"):
+    with pytest.raises(ValueError, match="windows must be one of auto, manual, off; got 'none'"):
         TemporalWindows.execute(model, {"windows": "none"})
     clip.positive[0][1]["area"] = (4, 4, 0, 0)
     with pytest.raises(ValueError, match="Spatial Tiles: .*'area'"):

@@ -495,7 +495,7 @@ def test_unusable_releases_say_why(core, folder, tmp_path, case):
     release = write_release(case, tmp_path / "release", text=False)
     with pytest.raises(ValueError, match=r"decoder must be one that release has \(plain\); got lr-conditioned"):
         _load(release, "auto", "lr-conditioned")
-    with pytest.raises(ValueError, match="preset must be default or reference; got 'fast'"):
+    with pytest.raises(ValueError, match="preset must be one of default, reference; got 'fast'"):
         _load(release, "auto", "auto", "fast")
     state = torch.load(release / "unet" / "unet_video.bin", weights_only=True)
     for lost, words in (

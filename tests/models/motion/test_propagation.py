@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cascadevsr.models.motion import flow
 from cascadevsr.models.motion.flow import propagate
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,11 +104,9 @@ def test_one_flow_serves_a_batch():
 
 def test_memory_is_that_of_single_frames(monkeypatch):
     """Whatever is warped is one frame; the clip is copied once, for the output."""
-    from cascadevsr.models.motion import propagation
-
     seen = []
-    original = propagation.warp
-    monkeypatch.setattr(propagation, "warp", lambda x, *rest: seen.append(x.shape) or original(x, *rest))
+    original = flow.warp
+    monkeypatch.setattr(flow, "warp", lambda x, *rest, **how: seen.append(x.shape) or original(x, *rest, **how))
     propagate(clip(), *flows(1, 1))
     assert seen == [(1, 3, 6, 8)] * 6
 
