@@ -201,9 +201,17 @@ def release(session: Session, trace: Trace) -> None:
 
 
 def reference(session: Session, trace: Trace) -> None:
-    """Take one identity picture through Reference Set, VSR Conditioning, the guider and the built-in model."""
+    """Take one identity picture through Reference Set, VSR Conditioning, the guider and the built-in model.
+
+    Without tiles and windows, which cut the clip and hand references on as they are.
+    """
     graph = _graph("Upscale-with-Identity-Images", VSRReferenceSet={"long_edge": 24})
-    before = ("ImageFromBatch", "VSRCascadeInput", "VSRSpatialTiles", "VSRRefineSigmas", "VSRSeededNoise")
+    for kind in ("VSRSpatialTiles", "VSRTemporalWindows"):
+        key = _find(graph, kind)
+        model = graph.pop(key)["inputs"]["model"]
+        for node in graph.values():
+            node["inputs"] = {name: model if value == [key, 0] else value for name, value in node["inputs"].items()}
+    before = ("ImageFromBatch", "VSRCascadeInput", "VSRRefineSigmas", "VSRSeededNoise")
     session.run(graph, trace, (*before, "VSRRestorerSampler"), ("SamplerCustomAdvanced",))
 
 

@@ -37,7 +37,7 @@ from ..checkpoints import (
     write_converted,
 )
 from .published import SCHEDULE
-from .temporal import rotary_frequencies
+from .temporal import ROTARY_FREQUENCIES
 from .unet import UNetConfig
 from .vae import VAEConfig
 
@@ -307,7 +307,7 @@ def normalise_unet_keys(state: State) -> State:
     """
     found = _without_prefix(state, _UNET_MARK, "UNet")
     weights = {key: value for key, value in found.items() if not key.endswith(_FREQS)}
-    expected = rotary_frequencies()
+    expected = torch.tensor(ROTARY_FREQUENCIES)
     for key in found.keys() - weights.keys():
         value, fits = found[key], found[key].shape == expected.shape
         if fits and not value.is_meta:  # a file in bfloat16 keeps eight bits of them
@@ -319,7 +319,7 @@ def normalise_unet_keys(state: State) -> State:
             )
     ends = "temporal.to_q.weight"
     places = [key.removesuffix("to_q.weight") + _FREQS for key in weights if key.endswith(ends)]
-    return weights | {key: rotary_frequencies() for key in ("temporal_" + _FREQS, *places)}
+    return weights | {key: torch.tensor(ROTARY_FREQUENCIES) for key in ("temporal_" + _FREQS, *places)}
 
 
 def normalise_vae_keys(state: State) -> State:

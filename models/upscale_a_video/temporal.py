@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from ..transformer import silu
 
 ROTARY_WIDTH = 32  # of each head's dims the first 32 are rotated
-ROTARY_BASE = 10000.0
+# Angle per frame of each rotated pair, as every published file has it
+ROTARY_FREQUENCIES = tuple(10000.0 ** (-2 * i / ROTARY_WIDTH) for i in range(ROTARY_WIDTH // 2))
 BUCKETS = 32  # of the relative bias over frames: 16 a direction, of which 8 exact and 8 logarithmic
 FARTHEST = 32  # frames; all distances from here on share the last bucket
 TEMPORAL_EPS = 1e-6  # of every norm that was added to the image model
@@ -114,12 +115,6 @@ class TemporalModule(nn.Module):
         return y
 
 
-def rotary_frequencies(device: torch.device | None = None) -> torch.Tensor:
-    """Angle per frame of the 16 rotated pairs: 10000^(-2i/32)."""
-    values = [ROTARY_BASE ** (-2 * i / ROTARY_WIDTH) for i in range(ROTARY_WIDTH // 2)]
-    return torch.tensor(values, dtype=torch.float32, device=device)
-
-
 class Rotary(nn.Module):
     """Rotary positions along time; the first frame at hand is position 0.
 
@@ -129,12 +124,12 @@ class Rotary(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.freqs = nn.Parameter(rotary_frequencies(), requires_grad=False)
+        self.freqs = nn.Parameter(torch.tensor(ROTARY_FREQUENCIES), requires_grad=False)
 
     def angles(self, frames: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give cos and sin (t, 16), computed in float32, in the dtype of `like`."""
         position = torch.arange(frames, dtype=torch.float32, device=like.device)
-        angle = position[:, None] * rotary_frequencies(like.device)
+        angle = position[:, None] * torch.tensor(ROTARY_FREQUENCIES, device=like.device)
         return angle.cos().to(like), angle.sin().to(like)
 
 
@@ -145,17 +140,6 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((turned, x[..., ROTARY_WIDTH:]), -1)
 
 
-def distance_buckets(frames: int, device: torch.device | None = None) -> torch.Tensor:
-    """Row of the bias table for query frame i and key frame j: (t, t)."""
-    position = torch.arange(frames, device=device)
-    distance = position[:, None] - position[None, :]
-    half, exact = BUCKETS // 2, BUCKETS // 4
-    far = distance.abs().clamp_min(1).float() / exact
-    far = exact + (torch.log(far) / math.log(FARTHEST / exact) * (half - exact)).long()
-    near = torch.where(distance.abs() < exact, distance.abs(), far.clamp_max(half - 1))
-    return near + half * (distance < 0)
-
-
 class RelativeBias(nn.Module):
     """Learned bias on attention scores by the distance in frames, one per head."""
 
@@ -164,8 +148,18 @@ class RelativeBias(nn.Module):
         self.relative_attention_bias = ops.Embedding(BUCKETS, heads)
 
     def forward(self, frames: int, device: torch.device) -> torch.Tensor:
-        """Give (heads, t, t)."""
-        return self.relative_attention_bias(distance_buckets(frames, device)).permute(2, 0, 1)
+        """Give (heads, t, t) for query frame i and key frame j.
+
+        Half of the table's rows are for keys before the query, half for those after it. Of each half one part counts
+        near frames one by one, the other far ones on a logarithmic scale up to FARTHEST.
+        """
+        position = torch.arange(frames, device=device)
+        distance = position[:, None] - position[None, :]
+        half, exact = BUCKETS // 2, BUCKETS // 4
+        far = distance.abs().clamp_min(1).float() / exact
+        far = exact + (torch.log(far) / math.log(FARTHEST / exact) * (half - exact)).long()
+        near = torch.where(distance.abs() < exact, distance.abs(), far.clamp_max(half - 1))
+        return self.relative_attention_bias(near + half * (distance < 0)).permute(2, 0, 1)
 
 
 class TemporalAttention(nn.Module):
