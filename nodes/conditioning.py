@@ -108,7 +108,7 @@ class VSRConditioning(io.ComfyNode):
         unanswered: dict[str, Any] = {}
         count = 0 if references is None else len(references.items)
         system = lr_latent.get(SYSTEM_KEY)
-        if system is not None:
+        if system is not None and system.condition is not None:
             with services.titled(_TITLE):
                 clip = LRClip(lr_latent, noise_level, count, lambda like: _draw(source, like))
                 conditioned = system.condition(clip)

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..models.layout.sizes import ClipSize, resize_clip, target_size
 from .host import host_vae, services
-from .host.keys import SIZE_KEY
+from .host.keys import SIZE_KEY, SYSTEM_KEY
 from .host.vae import RestorerVAE
 
 _CASCADE, _DECODE = "Cascade Input", "Temporal Decode"
@@ -106,7 +106,7 @@ class CascadeInput(io.ComfyNode):
                 "a larger size."
             )
         if isinstance(target_vae, RestorerVAE):
-            latent = target_vae.lr_latent(low, size, filter)
+            latent = {SYSTEM_KEY: target_vae.system, **target_vae.lr_latent(low, size, filter)}
         elif host_vae.is_regular(target_vae):
             latent = {"samples": host_vae.encode_resized(target_vae, low, size, filter)}
         else:

@@ -11,7 +11,7 @@ NOISE_STEPS = 1000  # steps of the schedules in whose thousandths a noise level 
 
 # In a LATENT
 SIZE_KEY = "vsr_size"  # the exact frames, height and width that the padded latent stands for
-SYSTEM_KEY = "vsr_system"  # the System whose LR clip "samples" are, where that is more than a latent
+SYSTEM_KEY = "vsr_system"  # the System whose LR clip "samples" are
 ALPHAS_KEY = "vsr_lr_alphas"  # (steps,) float32 shares of signal power of the schedule that noises LR frames
 DEVIATION_KEY = "vsr_lr_deviation"  # spread of what the encoder finds, where the LR latent is drawn from it
 WORK_KEY = "vsr_work_size"  # (height, width) px the latent's picture has where a small one was enlarged

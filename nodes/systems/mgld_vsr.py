@@ -42,7 +42,7 @@ from ...models.mgld_vsr.vae import (
 )
 from ...models.schedules import ddpm_timesteps
 from ..host import services
-from ..host.keys import DEVIATION_KEY, PUBLISHED, SYSTEM_KEY, WORK_KEY
+from ..host.keys import DEVIATION_KEY, PUBLISHED, WORK_KEY
 from ..host.model import (
     RestorerModel,
     RestorerNetwork,
@@ -249,7 +249,7 @@ class MGLDVAE(RestorerVAE):
         work = work_size(size, self.shortest)
         encoder = partial(self.piece_encoder, deviation=self.published)
         latent = self.encode_clips(frames, work, mode, piece_encoder=encoder)
-        entries = {"samples": latent[:, : self.latent_channels], SYSTEM_KEY: self.system}
+        entries = {"samples": latent[:, : self.latent_channels]}
         if self.published:
             entries[DEVIATION_KEY] = latent[:, self.latent_channels :]
         if work != size:

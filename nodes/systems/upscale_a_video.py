@@ -44,7 +44,7 @@ from ...models.upscale_a_video.vae import (
     piece_encoder,
 )
 from ..host import services
-from ..host.keys import ALPHAS_KEY, LEVEL_KEY, NOISE_STEPS, PUBLISHED, SYSTEM_KEY
+from ..host.keys import ALPHAS_KEY, LEVEL_KEY, NOISE_STEPS, PUBLISHED
 from ..host.model import (
     RestorerModel,
     RestorerNetwork,
@@ -228,7 +228,7 @@ class UpscaleAVideoVAE(RestorerVAE):
     def lr_latent(self, frames: torch.Tensor, size: ClipSize, mode: str) -> dict:
         """Give the LR frames themselves, at the latent's grid: this model sees pixels, not latents."""
         samples = services.to_output(lr_grid(frames, size, mode))
-        return {"samples": samples, SYSTEM_KEY: self.system, ALPHAS_KEY: self._lr_alphas}
+        return {"samples": samples, ALPHAS_KEY: self._lr_alphas}
 
     def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece."""

@@ -1,0 +1,92 @@
+"""Long work shows that it goes on: the bar moves at least every 2 s, however slow a network is, and Stop works."""
+
+import time
+
+import pytest
+import torch
+
+LEAST = 2.0  # seconds between two signs of life at most
+
+
+@pytest.fixture
+def signs(core):
+    """The (time, done, total) of every update of the host's progress bar."""
+    import comfy.utils
+
+    before, seen = comfy.utils.PROGRESS_BAR_HOOK, []
+    comfy.utils.set_progress_bar_global_hook(lambda done, total, *_, **__: seen.append((time.monotonic(), done, total)))
+    yield seen
+    comfy.utils.set_progress_bar_global_hook(before)
+
+
+@pytest.fixture
+def slowed():
+    """Make `count` layers of a network take `seconds` more: slowed(network, count, seconds)."""
+    hooks = []
+
+    def slow(network: torch.nn.Module, count: int, seconds: float) -> None:
+        layers = [each for each in network.modules() if not list(each.children()) and list(each.parameters(False))]
+        for layer in layers[:: max(1, len(layers) // count)]:
+            hooks.append(layer.register_forward_pre_hook(lambda *_: time.sleep(seconds)))
+
+    yield slow
+    for hook in hooks:
+        hook.remove()
+
+
+def _check(signs, began, ended):
+    assert ended - began > 1.5 * LEAST, "the work was too quick to tell"
+    moments = [began, *(moment for moment, *_ in signs), ended]
+    assert max(after - before for before, after in zip(moments, moments[1:], strict=False)) < LEAST
+    shares = [done / total for _, done, total in signs]
+    assert shares == sorted(shares) and shares[-1] <= 1, "the bar never runs backwards"
+    assert len(set(shares)) > 3, "the bar moves inside a piece"
+
+
+def test_one_long_piece_of_our_vae(vae, noise, signs, slowed):
+    """A single piece of a slow network takes more than the 2 s: its layers tick."""
+    slowed(vae.first_stage_model.encoder, 12, 0.3)
+    began = time.monotonic()
+    vae.encode(noise(5, 16, 16))
+    _check(signs, began, time.monotonic())
+
+
+def test_one_long_piece_of_the_hosts_vae(core, signs, slowed):
+    from cascadevsr.nodes.host import host_vae
+
+    from .base_models import make_vae
+
+    vae = make_vae("wan21")
+    slowed(vae.first_stage_model, 30, 0.15)
+    began = time.monotonic()
+    host_vae.decode(vae, torch.zeros(1, vae.latent_channels, 2, 4, 4))
+    _check(signs, began, time.monotonic())
+
+
+def test_stop_works_inside_a_piece(core, vae, noise, signs, slowed):
+    import comfy.model_management as management
+
+    slowed(vae.first_stage_model.encoder, 12, 0.3)
+    management.interrupt_current_processing(True)
+    began = time.monotonic()
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            vae.encode(noise(5, 16, 16))
+    finally:
+        management.interrupt_current_processing(False)
+    assert time.monotonic() - began < LEAST
+
+
+def test_long_steps_of_a_sampler(core, model, prepare, signs, slowed):
+    """Blocks of the network tick inside a step."""
+    clip = prepare(5, 8, 8, (32, 32))
+    slowed(model.model.diffusion_model, 12, 0.15)
+    guider = core.custom.CFGGuider.execute(model, clip.positive, clip.negative, 1.0).args[0]
+    euler = core.custom.KSamplerSelect.execute("euler").args[0]
+    from cascadevsr.nodes.sampling import AddressedNoise, RefineSigmas
+
+    sigmas = RefineSigmas.execute(model, 1.0, 2, 1.0).args[0]
+    signs.clear()
+    began = time.monotonic()
+    core.custom.SamplerCustomAdvanced.execute(AddressedNoise(1), guider, euler, sigmas, clip.samples)
+    _check(signs, began, time.monotonic())
