@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Cascade VSR's door: demo, test, serve, upscale, bench, train. `python3 run.py --help` lists them."""
+"""Cascade VSR's door: demo, upscale, serve, train and more. `python3 run.py --help` lists the commands."""
 
 import os
 import sys

@@ -1,8 +1,8 @@
 """Guidance by references, in three branches: as a GUIDER, and as a patch for the host's KSampler.
 
 At every step, in order: positive, negative and, in the first steps, the positive without references are predicted; text
-is guided as the host does (CFG); the third branch's share is added (models/unimmvsr/guidance.py). The guider predicts
-all branches in one call, the patch its own after CFG; both give the same numbers.
+is guided as the host does (CFG); the third branch's share is added (`guide_references`). The guider predicts all
+branches in one call, the patch its own after CFG; both give the same numbers.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Where and when: sizes, temporal windows, spatial tiles and addressed noise."""
+"""Where and when: sizes; windows, tiles and spans; addressed noise; the plan of a run."""

@@ -1,1 +1,1 @@
-"""Optical flow: warping, consistency and estimation."""
+"""Optical flow and its estimators; propagation and guidance of a clip along it."""

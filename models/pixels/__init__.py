@@ -1,1 +1,1 @@
-"""What happens to frames: colour, degradation, codecs and measures."""
+"""What happens to frames: colour, degradation, compression, measures and charts."""

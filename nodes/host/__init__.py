@@ -1,1 +1,1 @@
-"""Everything of the pack that knows the insides of ComfyUI, so that the nodes need not."""
+"""What nodes and systems share of ComfyUI's insides: checks, keys, our MODELs and VAEs, its own VAEs and Wan."""

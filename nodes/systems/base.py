@@ -9,7 +9,7 @@ A system is one folder in models/ (its networks, host-free) and one file here wi
 Sampling goes: Cascade Input asks the VAE for the LR clip, VSR Conditioning lets the system join it (`condition`),
 Spatial Tiles and Temporal Windows read the sizes it works best at (`tiles`, `windows`, `published`).
 
-A fourth system is a folder in models/ and a file here: docs/design.md, "How to add a system".
+Another system is a folder in models/ and a file here: docs/design.md, "How to add a system".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the checkpoint.py of every published system offers: run.py convert and the loader find systems by it."""
+"""What the checkpoint.py of every published system offers: `run.py convert` finds systems by it."""
 
 from importlib import import_module
 

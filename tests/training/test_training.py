@@ -1,4 +1,4 @@
-"""The training code at toy size: exact flow, degradations, losses, both stages, resume, export."""
+"""The training code at toy size: exact flow, batches, losses, all stages, resume, export, Muon."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The plan of a run: token counts of the specification, sums, words and warnings."""
+"""The plan of a run: token counts worked out by hand, sums, words and warnings."""
 
 from dataclasses import replace
 

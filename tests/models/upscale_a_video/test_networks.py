@@ -309,7 +309,7 @@ class TestWeights:
 
 class TestBlocks:
     def test_buckets_of_distance(self):
-        """The rule of the specification, written out for single pairs."""
+        """The rule of docs/systems/upscale_a_video.md (Temporal attention), written out for single pairs."""
 
         def bucket(distance):
             m = abs(distance)
