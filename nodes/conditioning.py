@@ -100,7 +100,8 @@ class VSRConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lr_latent, noise_level, seed, positive=None, negative=None, references=None, noise=None):
+    def execute(cls, lr_latent: dict, noise_level: float, seed: int, positive: list | None = None,
+                negative: list | None = None, references: References | None = None, noise: Any = None):  # fmt: skip
         """Noise the LR clip by its address and attach everything to copies of the conditionings."""
         lr = services.check_latent(_TITLE, "lr_latent", lr_latent)
         source = AddressedNoise(seed ^ LR_STREAM) if noise is None else noise
@@ -220,7 +221,9 @@ class ReferenceSet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae, images, videos, long_edge, start_policy=None):
+    def execute(
+        cls, vae: comfy.sd.VAE | None, images: dict, videos: dict, long_edge: int, start_policy: dict | None = None
+    ):
         """Encode every picture as a clip of one frame and every video as a clip."""
         _check_video_vae(vae)
         clips = []

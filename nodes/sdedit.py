@@ -126,9 +126,9 @@ class SDEditDegradation(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, vae, images, size, min_strength, max_strength, steps, cfg, seed, positive=None, negative=None
-    ):
+    def execute(cls, model: ModelPatcher, vae: VAE | None, images: torch.Tensor, size: dict, min_strength: float,
+                max_strength: float, steps: int, cfg: float, seed: int, positive: list | None = None,
+                negative: list | None = None):  # fmt: skip
         """Encode at the base resolution, sample from the drawn step, decode."""
         frames = services.check_frames(_TITLE, "images", images)
         _check_pair(model, vae)

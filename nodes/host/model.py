@@ -46,14 +46,16 @@ _licences_logged: set[str] = set()
 class RestorerNetwork(torch.nn.Module):
     """The host's calling convention for a network: wrappers around it, and progress of its blocks."""
 
-    def forward(self, x, timestep, context=None, transformer_options=None, **conditions):
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None = None,
+                transformer_options: dict | None = None, **conditions):  # fmt: skip
         """Predict through the wrappers of the host and of other nodes."""
         options = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timestep, context, options, **conditions)
 
-    def predict(self, x, timestep, context, transformer_options, **conditions):
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
+                **conditions):  # fmt: skip
         """Give what the network predicts for x, which holds the LR clip on its last channels."""
         raise NotImplementedError
 
@@ -160,7 +162,7 @@ class Unanswered(comfy.conds.CONDConstant):
     model gives under the same key win, so it is used by models only that do not know the key.
     """
 
-    def process_cond(self, batch_size, **kwargs):
+    def process_cond(self, batch_size: int, **kwargs):
         """Raise: the sampled model has put nothing in this place."""
         raise ValueError(self.cond)
 
@@ -226,7 +228,8 @@ def frames_at_once(model: comfy.model_base.BaseModel, frames: int) -> int:
 # What guards a run
 
 
-def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+def _outer_sample(executor: WrapperExecutor, noise: torch.Tensor, latent_image: torch.Tensor, sampler: object,
+                  sigmas: torch.Tensor, *args, **kwargs):  # fmt: skip
     """Refuse a schedule that breaks the run, and start its progress."""
     check_sigmas(sigmas)
     sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")

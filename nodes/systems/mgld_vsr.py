@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -116,7 +117,8 @@ class MGLDConfig(comfy.supported_models_base.BASE):
 class HostNetworks(RestorerNetwork):
     """Structure encoder and UNet with the host's calling convention and layers."""
 
-    def __init__(self, config: Networks, dtype=None, device=None, operations=None):
+    def __init__(self, config: Networks, dtype: torch.dtype | None = None, device: torch.device | None = None,
+                 operations: Any = None):  # fmt: skip
         super().__init__()
         layers = services.layers(operations, dtype, device)
         self.config, self.dtype = config, dtype
@@ -127,7 +129,8 @@ class HostNetworks(RestorerNetwork):
         self.register_buffer(EMPTY_PROMPT, torch.zeros(1, config.words, config.unet.context_dim))
         self.to(device=device, dtype=dtype)
 
-    def predict(self, x, timestep, context, transformer_options, **_):
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
+                **_):  # fmt: skip
         """Predict the noise in `x` = noisy latents and LR latents on 4 + 4 channels."""
         size = ClipSize(*x.shape[2:])
         x = pad_clip(x, ClipSize(max(size.frames, self.config.fill), size.height, size.width))
@@ -141,7 +144,9 @@ class HostNetworks(RestorerNetwork):
 class StartsFromLatent(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
     """Noise prediction that always starts from its start latent, full noise included, as it was trained."""
 
-    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ):
         """Add noise of deviation sigma to the latent."""
         return super().noise_scaling(sigma, noise, latent_image, False)
 
@@ -152,7 +157,7 @@ class MGLDModel(RestorerModel):
     lr_channels, lr_name = LATENT_CHANNELS, "low-resolution latent"
     spacing = Spacing(ddpm_timesteps, ends_clean=True)
 
-    def __init__(self, model_config, device=None):
+    def __init__(self, model_config: MGLDConfig, device: torch.device | None = None):
         super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostNetworks)
         self.model_sampling = StartsFromLatent(model_config)
         alphas = plan.SCHEDULE.alphas_cumprod().double()

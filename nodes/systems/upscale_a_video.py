@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.clip_model
 import comfy.conds
@@ -113,13 +114,15 @@ class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
 class HostUNet(RestorerNetwork, VideoUNet):
     """The network with the host's calling convention and layers."""
 
-    def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None):
+    def __init__(self, config: UNetConfig, dtype: torch.dtype | None = None, device: torch.device | None = None,
+                 operations: Any = None):  # fmt: skip
         layers = services.layers(operations, dtype, device)
         super().__init__(config, ops=layers, attention=services.attention)
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
 
-    def predict(self, x, timestep, context, transformer_options, noise_level=None, **_):
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
+                noise_level: torch.Tensor | None = None, **_):  # fmt: skip
         """Predict v for `x` = noisy latents and noised LR frames on 4 + 3 channels."""
         if context is None:
             raise ValueError(
@@ -136,7 +139,7 @@ class UpscaleAVideoModel(RestorerModel):
 
     lr_channels, lr_name = 3, "low-resolution frames"
 
-    def __init__(self, model_config, device=None):
+    def __init__(self, model_config: UpscaleAVideoConfig, device: torch.device | None = None):
         schedule = model_config.schedule
         kinds = comfy.model_base.ModelType
         kind = {"v_prediction": kinds.V_PREDICTION, "epsilon": kinds.EPS}.get(schedule.prediction_type)
@@ -209,9 +212,7 @@ class UpscaleAVideoVAE(RestorerVAE):
         layers = services.layers(comfy.ops.manual_cast, dtype, None)
         network = UpscaleVAE(config, layers, services.attention)
         numbers = config.block_out_channels[0] * management.dtype_size(dtype)
-        spans = partial(blended_spans, overlap=_SHARED)
-        if loading.preset == PUBLISHED:
-            spans = _published_spans
+        spans = _published_spans if loading.preset == PUBLISHED else partial(blended_spans, overlap=_SHARED)
         law = VAELaw(
             space=SCALE,
             time=1,
@@ -239,8 +240,7 @@ class UpscaleAVideoVAE(RestorerVAE):
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what decodes a piece; a plain decoder has no place for LR frames."""
         guide = lr_grid(lr, size) if lr is not None and self.first_stage_model.config.condition else None
-        place = (self.device, self.vae_dtype)
-        return piece_decoder(self.first_stage_model, latent, guide, lr_weight, *place)
+        return piece_decoder(self.first_stage_model, latent, guide, lr_weight, self.device, self.vae_dtype)
 
 
 def _published_spans(frames: int, length: int) -> tuple:
@@ -272,7 +272,8 @@ def _load_clip(release: checkpoint.Release, loading: Loading, disable_dynamic: b
 
 
 class _TextTower(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options=None, config=None, special=None):
+    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
+                 model_options: dict | None = None, *, config: dict, special: dict):  # fmt: skip
         super().__init__(
             device=device,
             dtype=dtype,
@@ -286,7 +287,7 @@ class _TextTower(comfy.sd1_clip.SDClipModel):
         )
 
 
-def _tower(config, dtype, device, operations):
+def _tower(config: dict, dtype: torch.dtype | None, device: torch.device | str, operations: Any):
     """Build the host's text model with as many tokens as the weights have."""
     model = comfy.clip_model.CLIPTextModel(config, dtype, device, operations)
     if config["vocab_size"] != model.get_input_embeddings().num_embeddings:
@@ -295,7 +296,8 @@ def _tower(config, dtype, device, operations):
     return model
 
 
-def _make_tokenizer(embedding_directory=None, tokenizer_data=None, config=None, files=None, pad=0):
+def _make_tokenizer(embedding_directory: str | list[str] | None = None, tokenizer_data: dict | None = None,
+                    *, config: dict, files: Mapping[str, str], pad: int):  # fmt: skip
     """Build the host's tokenizer from the release's files; without a vocabulary, from the host's own."""
     settings = {
         "pad_with_end": False,
