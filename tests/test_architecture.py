@@ -1,6 +1,7 @@
 """The shape of the house, checked by parsing every file: who imports whom, sizes, what is never written."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -28,6 +29,8 @@ DOWNWARDS = {  # nothing imports research: runner/bench.py and runner/train.py l
     "research": {"research", "training", "runner", "models"},
 }
 SYSTEMS = {"unimmvsr", "upscale_a_video", "mgld_vsr"}  # side by side: none knows another
+PUBLISHED = SYSTEMS - {"unimmvsr"}  # UniMMVSR's references and sampling serve every system
+NAMED = re.compile(r"_*(upscale_?a_?video|mgld)\w*", re.IGNORECASE)  # as names in code
 NETWORKS = {"vae.py", "unet.py", "dit.py", "decoder.py"}
 UNPICKLERS = {"pickle.load", "pickle.loads", "pickle.Unpickler"}
 
@@ -90,6 +93,32 @@ def systems_stand_side_by_side_on_the_ground_floor(name, tree):
         yield from ((line, ".".join(parts)) for line, parts in used if SYSTEMS & set(parts) - own)
 
 
+def systems_are_told_apart_in_their_files_only(name, tree):
+    """What differs between systems is in their descriptors (nodes/systems/base.py), not in branches elsewhere."""
+    if folder_of(name) not in ("nodes", "models", "training") or "systems" in Path(name).parts:
+        return
+    for node in ast.walk(tree):  # no node asks a patcher or model for what a System says
+        if (
+            folder_of(name) == "nodes"
+            and isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("getattr", "hasattr")
+        ):
+            asked = node.args[1]
+            if isinstance(asked, ast.Constant) and str(asked.value).startswith("vsr_"):
+                yield node.lineno, ast.unparse(node)
+    if PUBLISHED & set(Path(name).parts):
+        return
+    for line, parts in imports(name, tree)[1]:
+        if PUBLISHED & set(parts) or parts[:2] == ("nodes", "systems") and SYSTEMS & set(parts):
+            yield line, ".".join(parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in PUBLISHED:
+            yield node.lineno, f"the key {node.value!r}"
+        for field in ("id", "attr", "name", "asname", "arg"):
+            if NAMED.fullmatch(str(getattr(node, field, None))):
+                yield node.lineno, getattr(node, field)
+
+
 def nothing_executes_pickled_code(name, tree):
     for call in calls(tree, {"torch.load"}):
         safe = [key.value for key in call.keywords if key.arg == "weights_only"]
@@ -119,6 +148,7 @@ RULES = [
     nothing_executes_pickled_code,
     no_bare_except,
     no_print_in_the_pack,
+    systems_are_told_apart_in_their_files_only,
 ]
 
 
@@ -152,6 +182,13 @@ def test_rule(rule):
         (RULES[3], "nodes/a.py", "pickle.loads(data)"),
         (RULES[4], "run.py", "try:\n    pass\nexcept:\n    pass"),
         (RULES[5], "nodes/a.py", "print('x')"),
+        (RULES[6], "nodes/a.py", "if system.key == 'mgld_vsr': pass"),
+        (RULES[6], "nodes/host/a.py", "isinstance(model, UpscaleAVideoModel)"),
+        (RULES[6], "nodes/a.py", "from .systems.unimmvsr import SYSTEM"),
+        (RULES[6], "nodes/a.py", "from ..models.mgld_vsr import published"),
+        (RULES[6], "models/motion/a.py", "def steps(mgld=False): pass"),
+        (RULES[6], "training/a.py", "import_module('..models').upscale_a_video"),
+        (RULES[6], "nodes/a.py", "getattr(model, 'vsr_tiles', None)"),
     ],
 )
 def test_rule_catches(rule, name, text):
