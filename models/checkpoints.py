@@ -16,6 +16,7 @@ State = dict[str, torch.Tensor]
 
 PLAIN, CONDITIONED = "plain", "lr-conditioned"  # decoders of published releases: without and with LR frames
 DECODERS = ("auto", PLAIN, CONDITIONED)
+S_LAB = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")  # in the order in which they are preferred
 
 _ZIP, _PICKLE = b"PK", b"\x80"  # first bytes of torch files: the zip form, and the one before torch 1.6

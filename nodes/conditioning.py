@@ -30,7 +30,7 @@ from .sampling import AddressedNoise
 from .systems.base import LRClip
 
 ReferencesType = io.Custom("VSR_REFERENCES")  # a models.unimmvsr.references.References
-_TITLE, _SET = "VSR Conditioning", "Reference Set"
+_TITLE, _SET = "VSR Conditioning", services.REFERENCE_SET
 # Latent cells of all references; 81 frames of 1280x720 are 302 400 with a VAE of 8 px and 4 frames a cell
 _MOST_CELLS = 400_000
 _LR_ENTRIES = (SYSTEM_KEY, ALPHAS_KEY, DEVIATION_KEY)  # of a LATENT; what is sampled is no LR clip any more

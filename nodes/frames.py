@@ -16,7 +16,7 @@ from .host import host_vae, services
 from .host.keys import SIZE_KEY
 from .host.vae import RestorerVAE
 
-_CASCADE, _DECODE = "Cascade Input", "Temporal Decode"
+_CASCADE, _DECODE = "Cascade Input", services.DECODE
 _FILTERS = ("bilinear", "bicubic", "lanczos")
 
 

@@ -30,6 +30,11 @@ DOWNWARDS = {  # nothing imports research: runner/bench.py and runner/train.py l
 }
 SYSTEMS = {"unimmvsr", "upscale_a_video", "mgld_vsr"}  # side by side: none knows another
 PUBLISHED = SYSTEMS - {"unimmvsr"}  # UniMMVSR's references and sampling serve every system
+NODES = (
+    *("Load Video Restorer", "Cascade Input", "VSR Conditioning", "Reference Set", "Temporal Decode", "Spatial Tiles"),
+    *("Temporal Windows", "Load Flow Model", "Estimate Motion", "Restorer Sampler", "Refine Sigmas", "Seeded Noise"),
+    *("Reference Tokens", "Load VSR Adapter", "Motion Guidance", "Latent Propagation", "SDEdit Degradation"),
+)
 NAMED = re.compile(r"_*(upscale_?a_?video|mgld)\w*", re.IGNORECASE)  # as names in code
 NETWORKS = {"vae.py", "unet.py", "dit.py", "decoder.py"}
 UNPICKLERS = {"pickle.load", "pickle.loads", "pickle.Unpickler"}
@@ -119,6 +124,15 @@ def systems_are_told_apart_in_their_files_only(name, tree):
                 yield node.lineno, getattr(node, field)
 
 
+def core_messages_name_no_node(name, tree):
+    """The core knows no nodes: who calls it names the node in its errors (nodes/host/services.py, titled)."""
+    if folder_of(name) == "models" and name != "models/layout/plan.py":  # the plan's remedies are what VSR Plan shows
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+                yield from ((node.lineno, title) for title in NODES if title in node.value)
+
+
 def nothing_executes_pickled_code(name, tree):
     for call in calls(tree, {"torch.load"}):
         safe = [key.value for key in call.keywords if key.arg == "weights_only"]
@@ -149,6 +163,7 @@ RULES = [
     no_bare_except,
     no_print_in_the_pack,
     systems_are_told_apart_in_their_files_only,
+    core_messages_name_no_node,
 ]
 
 
@@ -189,6 +204,7 @@ def test_rule(rule):
         (RULES[6], "models/motion/a.py", "def steps(mgld=False): pass"),
         (RULES[6], "training/a.py", "import_module('..models').upscale_a_video"),
         (RULES[6], "nodes/a.py", "getattr(model, 'vsr_tiles', None)"),
+        (RULES[7], "models/a.py", "raise ValueError(f'{n} references. Unlink Reference Set.')"),
     ],
 )
 def test_rule_catches(rule, name, text):

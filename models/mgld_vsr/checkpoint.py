@@ -23,6 +23,7 @@ import torch
 from ..checkpoints import (
     CONDITIONED,
     PLAIN,
+    S_LAB,
     CheckpointError,
     State,
     count_blocks,
@@ -40,8 +41,7 @@ from .unet import UNetConfig
 from .vae import VAEConfig
 
 NAME, ARCHITECTURE = "MGLD-VSR", "mgld_vsr"
-_TERMS = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
-LICENCE = f"{NAME} weights: {_TERMS}"
+LICENCE = f"{NAME} weights: {S_LAB}"
 HOLDS = "mgldvsr_unet.ckpt, a converted file, or the folder of both checkpoints"
 MAIN, SEQUENCE = "mgldvsr_unet", "video_vae_cfw"  # names of the two files
 EMPTY_PROMPT = "empty_prompt"  # in a converted file: what the text encoder makes of no words
@@ -54,6 +54,12 @@ _PUBLISHED = {
     "first_stage_model.": "first_stage.",
     "cond_stage_model.model.": TEXT,
 }
+# Entries that tell a converted file, the published one, and the one with the sequence decoder
+MARKS = _CONVERTED, _UNCONVERTED, _DECODER = (
+    "structure.fea_tran.",
+    "structcond_stage_model.",
+    "decoder.temporal_mixing.temporal_alpha",
+)
 _LEFT_OVER = "loss."  # of the decoder's training
 _OPTIONS = "options"
 
@@ -83,7 +89,7 @@ class Release:
 
 def is_sequence_vae(state: Mapping[str, torch.Tensor]) -> bool:
     """Return whether entries are those of the sequence decoder."""
-    return "decoder.temporal_mixing.temporal_alpha" in state and "encoder.conv_in.weight" in state
+    return _DECODER in state and "encoder.conv_in.weight" in state
 
 
 def is_release_folder(path: Path) -> bool:
@@ -118,7 +124,7 @@ def open_state(state: State, metadata: Mapping[str, str], path: Path) -> Release
 
     The published UNet file brings the decoder that is beside it.
     """
-    if any(key.startswith("structure.fea_tran.") for key in state):
+    if any(key.startswith(_CONVERTED) for key in state):
         sequence = strip_prefix(state, SEQUENCE_VAE)
         return Release(
             path.name,
@@ -126,7 +132,7 @@ def open_state(state: State, metadata: Mapping[str, str], path: Path) -> Release
             (lambda: sequence) if sequence else None,
             _heads(metadata, path.name),
         )
-    if any(key.startswith("structcond_stage_model.") for key in state):
+    if any(key.startswith(_UNCONVERTED) for key in state):
         return _published(path.name, lambda: state, path.parent)
     if is_sequence_vae(state):
         raise CheckpointError(
@@ -219,7 +225,7 @@ def vae_config(state: Mapping[str, torch.Tensor]) -> VAEConfig:
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),
         num_res_blocks=count_blocks(state, "encoder.down.0.block."),
-        sequence="decoder.temporal_mixing.temporal_alpha" in state,
+        sequence=_DECODER in state,
     )
 
 

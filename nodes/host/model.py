@@ -95,7 +95,8 @@ class RestorerModel(comfy.model_base.BaseModel):
                 "without it. Take both from the VSR Conditioning node."
             )
         check_lr(lr, values["noise"], self.system.name, self.lr_channels, self.lr_name)
-        return lr.to(values["device"])
+        lr = lr.to(values["device"])
+        return self.process_latent_in(lr) if self.system.lr_is_latent else lr
 
 
 def system_of(patcher: comfy.model_patcher.ModelPatcher) -> Any:
@@ -210,7 +211,7 @@ def reference_conds(model: comfy.model_base.BaseModel, values: Mapping, frames: 
                 f"got {latent.shape[1]}. Give Reference Set the VAE of the sampled model."
             )
         latents.append(model.process_latent_in(latent).to(values["device"]))
-    with services.titled("Reference Set"):
+    with services.titled(services.REFERENCE_SET):
         starts = references.starts(frames_at_once(model, frames), rule)
     return {"references": comfy.conds.CONDList(latents), "reference_starts": comfy.conds.CONDConstant(starts)}
 

@@ -29,6 +29,7 @@ from .keys import SIZE_KEY, WORK_KEY
 
 CATEGORY = "video/upscaling/Cascade VSR"
 SAMPLER = "KSampler / SamplerCustomAdvanced"  # who is named where the host's samplers are used wrongly
+DECODE, REFERENCE_SET = "Temporal Decode", "Reference Set"  # nodes whose inputs others find wrong
 BUILT_IN = "built-in"
 RESTORER_FOLDER = "video_restorers"
 FLOW_FOLDER = "optical_flow"  # the host's own

@@ -70,7 +70,6 @@ from .base import (
 # Peak per output pixel and frame, in numbers per channel of the first level: 3.5 to 4.3 and 0.6 to 1.0 were counted
 # on the published size (live tensors, spans of 5 and 3 frames); the rest is for the work space of convolutions.
 _DECODE_NUMBERS, _ENCODE_NUMBERS = 5.5, 1.5
-_SHARED = 2  # frames that two spans of a decoded clip share
 _FIRST_STAGE = "first_stage."
 _FIRST_DECODER = (f"{_FIRST_STAGE}decoder.", f"{_FIRST_STAGE}post_quant_conv.")
 
@@ -163,10 +162,6 @@ class MGLDModel(RestorerModel):
         alphas = plan.SCHEDULE.alphas_cumprod().double()
         self.model_sampling.set_sigmas(((1 - alphas) / alphas).sqrt().float())
 
-    def concat_cond(self, **values):
-        """Give the clean LR latent (b, 4, t, h, w) that joins the noisy one on the channels."""
-        return self.process_latent_in(super().concat_cond(**values))
-
     def extra_conds(self, **values):
         """Let text in only where it is as wide as the empty prompt that the model was trained on."""
         out = super().extra_conds(**values)
@@ -241,7 +236,7 @@ class MGLDVAE(RestorerVAE):
             sides=(320, 256, 192, 128, 96, 64),
             overlap=16,
             lengths=(plan.SEGMENT, 4, 3),
-            spans=_published_spans if self.published else partial(blended_spans, overlap=_SHARED),
+            spans=_published_spans if self.published else blended_spans,
             encode_spans=_published_spans if self.published else plain_spans,  # frames are encoded one by one
         )
         super().__init__(network, state, dtype, law, LATENT_CHANNELS, disable_dynamic)
@@ -327,8 +322,7 @@ SYSTEM = System(
     name=checkpoint.NAME,
     holds=checkpoint.HOLDS,
     licence=checkpoint.LICENCE,
-    # Of a converted file, of the published one, and of the sequence decoder, which alone is an error
-    marks=("structure.fea_tran.", "structcond_stage_model.", "decoder.temporal_mixing.temporal_alpha"),
+    marks=checkpoint.MARKS,  # those of the sequence decoder, which alone is an error, too
     open_state=checkpoint.open_state,
     open_release=checkpoint.open_release,
     load_model=_load_model,

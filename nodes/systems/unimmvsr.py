@@ -107,10 +107,6 @@ class UniMMVSRModel(RestorerModel):
         """Keep time in 0..1 even where a sampling node set a multiplier of its own."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
-    def concat_cond(self, **values):
-        """Give the LR latent (b, 16, T, h, w) that joins the noisy one on the channels."""
-        return self.process_latent_in(super().concat_cond(**values))
-
     def extra_conds(self, **values):
         """Add the noise level and the references; text goes in only where the weights have a place for it."""
         out = super().extra_conds(**values)
@@ -157,7 +153,7 @@ class UniMMVSRVAE(RestorerVAE):
         """Give what decodes a piece."""
         place = (self.device, self.vae_dtype)
         clip = None if lr is None else ResizedFrames(lr, size, "bicubic", *place)
-        with services.titled("Temporal Decode"):
+        with services.titled(services.DECODE):
             return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place)
 
 

@@ -74,7 +74,6 @@ from .base import (
 # Peak per output pixel and frame, in numbers per channel of the first level: 5.3 to 6.0 and 3.7 were counted on
 # the published size (live tensors at 64..720 rows); the rest is for the work space of convolutions.
 _DECODE_NUMBERS, _ENCODE_NUMBERS = 7, 4.5
-_SHARED = 2  # frames that two spans of a decoded clip share
 # Folders of a release whose files are not listed by themselves
 _FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "low_res_scheduler", "scheduler", "propagator")
 _NAME, _KEY = "h", "clip_h"  # the host's names of this family
@@ -212,7 +211,7 @@ class UpscaleAVideoVAE(RestorerVAE):
         layers = services.layers(comfy.ops.manual_cast, dtype, None)
         network = UpscaleVAE(config, layers, services.attention)
         numbers = config.block_out_channels[0] * management.dtype_size(dtype)
-        spans = _published_spans if loading.preset == PUBLISHED else partial(blended_spans, overlap=_SHARED)
+        spans = _published_spans if loading.preset == PUBLISHED else blended_spans
         law = VAELaw(
             space=SCALE,
             time=1,
@@ -382,8 +381,7 @@ SYSTEM = System(
     name=checkpoint.NAME,
     holds=checkpoint.HOLDS,
     licence=checkpoint.LICENCE,
-    # Of its UNet, and of its VAEs, which alone are an error that says what to choose
-    marks=("attn_temporal.to_q.weight", "decoder.mid_block.resnets.0.conv1.weight"),
+    marks=(checkpoint.UNET_MARK, checkpoint.VAE_MARK),  # VAEs alone are an error that says what to choose
     open_state=checkpoint.open_state,
     open_release=checkpoint.open_release,
     load_model=_load_model,
