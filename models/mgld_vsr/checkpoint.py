@@ -3,7 +3,7 @@
 1. Detect: a folder with the two Lightning checkpoints, a file that `convert` wrote, or the first checkpoint alone.
    `mgldvsr_unet.ckpt` holds UNet, structure encoder, first stage, text encoder and RAFT under prefixes,
    `video_vae_cfw.ckpt` the sequence decoder and what its training left over.
-2. Open: a Release whose `main` and `sequence` read the weights, under our prefixes.
+2. Open: a Release whose `main` and `sequence` read the weights, each file once, under our prefixes.
 3. Deduce: every size is read from shapes; numbers of heads are in no weight, and in no json either: the published
    ones are the defaults, a converted file may state others.
 4. Convert: what inference needs as one safetensors file, the empty prompt already encoded.
@@ -13,6 +13,7 @@ docs/systems/mgld_vsr.md lists the published files.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -154,7 +155,11 @@ def _published(name: str, read: Callable[[], State], folder: Path) -> Release:
             )
         return {key: value for key, value in state.items() if not key.startswith(_LEFT_OVER)}
 
-    return Release(name, lambda: check_whole(rename(read()), name), None if sequence is None else read_sequence)
+    @functools.cache  # MODEL and VAE are both made of it
+    def read_main() -> State:
+        return check_whole(rename(read()), name)
+
+    return Release(name, read_main, None if sequence is None else read_sequence)
 
 
 def rename(state: Mapping[str, torch.Tensor]) -> State:
