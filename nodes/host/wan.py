@@ -151,14 +151,10 @@ def _append_references(
     options, own = transformer_options or {}, list(context_latents or ())
     options[LEVEL_KEY] = noise_level
     options[STARTS_KEY] = {len(own) + number: start for number, start in enumerate(reference_starts, 1)}
-    streams = [_widen(latent, x.shape[1]) for latent in (*own, *references)]
+    streams = [F.pad(each, (0,) * 7 + (x.shape[1] - each.shape[1],)) for each in (*own, *references)]
     if streams:
         kwargs["context_latents"] = streams
     return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
-
-
-def _widen(latent: torch.Tensor, channels: int) -> torch.Tensor:
-    return F.pad(latent, (0, 0, 0, 0, 0, 0, 0, channels - latent.shape[1]))
 
 
 def _own_starts(original: Callable) -> Callable:
