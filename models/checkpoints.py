@@ -16,6 +16,7 @@ State = dict[str, torch.Tensor]
 
 PLAIN, CONDITIONED = "plain", "lr-conditioned"  # decoders of published releases: without and with LR frames
 DECODERS = ("auto", PLAIN, CONDITIONED)
+S_LAB = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")  # in the order in which they are preferred
 
 _ZIP, _PICKLE = b"PK", b"\x80"  # first bytes of torch files: the zip form, and the one before torch 1.6
@@ -34,7 +35,7 @@ class _Bookkeeping:
     def __init__(self, *args, **kwargs):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object):
         pass
 
 
@@ -162,7 +163,7 @@ def write_converted(target: Path, tensors: State, metadata: Mapping[str, str], s
     say(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e9:.2f} GB. {metadata['licence']}")
 
 
-def _off(value) -> bool:
+def _off(value: object) -> bool:
     """Tell whether an option, or all in a group of options, is switched off."""
     if isinstance(value, Mapping):
         value = list(value.values())
@@ -221,7 +222,7 @@ def _empty_dict(*_):
     return OrderedDict()
 
 
-def _find_tensors(content) -> State:
+def _find_tensors(content: object) -> State:
     if not isinstance(content, Mapping):
         return {}
     for name in _NESTED:

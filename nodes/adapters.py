@@ -19,7 +19,8 @@ import comfy.model_patcher
 import comfy.ops
 import folder_paths
 import torch
-from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 from comfy_api.latest import io
 
 from ..models.unimmvsr.adapter import LEVEL_KEYS, Adapter, LevelEmbedding, load_adapter
@@ -58,7 +59,7 @@ class ReferenceTokens(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model):
+    def execute(cls, model: ModelPatcher):
         """Clone the model and patch the clone."""
         patched, system = model.clone(), system_of(model)
         if system is None or not system.takes_references:  # those that take them anyway stay as they are
@@ -102,7 +103,7 @@ class LoadVSRAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, adapter, strength):
+    def execute(cls, model: ModelPatcher, adapter: str, strength: float):
         """Clone the model and patch the clone."""
         path = adapter_path(adapter)
         patched = model.clone()
@@ -111,7 +112,7 @@ class LoadVSRAdapter(io.ComfyNode):
         return io.NodeOutput(patched)
 
     @classmethod
-    def validate_inputs(cls, adapter):
+    def validate_inputs(cls, adapter: str):
         """Say before the run where a missing adapter belongs."""
         try:
             adapter_path(adapter)
@@ -120,7 +121,7 @@ class LoadVSRAdapter(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, adapter, strength, model=None):
+    def fingerprint_inputs(cls, adapter: str, strength: float, model: ModelPatcher | None = None):
         """Load again when the file changed; the host asks before there is a model."""
         path = adapter_path(adapter)
         return f"{path}:{services.newest_change(path)}:{strength}"
@@ -254,14 +255,16 @@ class _LevelHook:
         self._embedding, self._strength = embedding, strength
         self._now = {}  # by time embedding: the host calls copies of a model on several GPUs at once
 
-    def __call__(self, module, args, output):
+    def __call__(self, module: torch.nn.Module, args: tuple, output: torch.Tensor):
         """Return the time embedding (b * n, width) with the level's (b, width) added."""
         level = self._now.get(id(module))
         if level is None:
             return output
         return output + level.to(output).repeat_interleave(output.shape[0] // level.shape[0], 0)
 
-    def around_network(self, executor, x, timestep, context, clip_fea, time_concat, options, **kwargs):
+    def around_network(self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor,
+                       clip_fea: torch.Tensor | None, time_concat: torch.Tensor | None, options: dict,
+                       **kwargs):  # fmt: skip
         """Embed the level of a call before the network runs."""
         call = (x, timestep, context, clip_fea, time_concat, options)
         level, place = options.get(LEVEL_KEY), id(executor.class_obj.time_embedding)
@@ -278,7 +281,7 @@ def _warn_of_levels(name: str, adapter: Adapter):
     """Make the wrapper that says, once a run, that a noise level is none of the adapter's training."""
     low, high = adapter.info.level_min, adapter.info.level_max
 
-    def prepare(executor, model, noise_shape, conds, *args, **kwargs):
+    def prepare(executor: WrapperExecutor, model: ModelPatcher, noise_shape: list, conds: dict, *args, **kwargs):
         levels = {cond.get(LEVEL_KEY) for group in conds.values() for cond in group} - {None}
         for level in sorted(level for level in levels if not low <= level <= high):
             text = "%s: noise_level %g is outside the %g to %g that %s was trained with"

@@ -30,7 +30,7 @@ from .sampling import AddressedNoise
 from .systems.base import LRClip
 
 ReferencesType = io.Custom("VSR_REFERENCES")  # a models.unimmvsr.references.References
-_TITLE, _SET = "VSR Conditioning", "Reference Set"
+_TITLE, _SET = "VSR Conditioning", services.REFERENCE_SET
 # Latent cells of all references; 81 frames of 1280x720 are 302 400 with a VAE of 8 px and 4 frames a cell
 _MOST_CELLS = 400_000
 _LR_ENTRIES = (SYSTEM_KEY, ALPHAS_KEY, DEVIATION_KEY)  # of a LATENT; what is sampled is no LR clip any more
@@ -100,7 +100,8 @@ class VSRConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lr_latent, noise_level, seed, positive=None, negative=None, references=None, noise=None):
+    def execute(cls, lr_latent: dict, noise_level: float, seed: int, positive: list | None = None,
+                negative: list | None = None, references: References | None = None, noise: Any = None):  # fmt: skip
         """Noise the LR clip by its address and attach everything to copies of the conditionings."""
         lr = services.check_latent(_TITLE, "lr_latent", lr_latent)
         source = AddressedNoise(seed ^ LR_STREAM) if noise is None else noise
@@ -220,7 +221,9 @@ class ReferenceSet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae, images, videos, long_edge, start_policy=None):
+    def execute(
+        cls, vae: comfy.sd.VAE | None, images: dict, videos: dict, long_edge: int, start_policy: dict | None = None
+    ):
         """Encode every picture as a clip of one frame and every video as a clip."""
         _check_video_vae(vae)
         clips = []

@@ -16,7 +16,7 @@ from .host import host_vae, services
 from .host.keys import SIZE_KEY, SYSTEM_KEY
 from .host.vae import RestorerVAE
 
-_CASCADE, _DECODE = "Cascade Input", "Temporal Decode"
+_CASCADE, _DECODE = "Cascade Input", services.DECODE
 _FILTERS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -88,7 +88,8 @@ class CascadeInput(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, target_vae, target, filter, frames=None, samples=None, base_vae=None):
+    def execute(cls, target_vae: comfy.sd.VAE | None, target: dict, filter: str, frames: torch.Tensor | None = None,
+                samples: dict | None = None, base_vae: comfy.sd.VAE | None = None):  # fmt: skip
         """Get the frames, work out the exact size and encode."""
         _check_vae(_CASCADE, "target_vae", target_vae)
         if (frames is None) == (samples is None):
@@ -203,7 +204,8 @@ class TemporalDecode(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, samples, vae, lr_weight, chunk, tile, lr_frames=None):
+    def execute(cls, samples: dict, vae: comfy.sd.VAE | None, lr_weight: float, chunk: int, tile: int,
+                lr_frames: torch.Tensor | None = None):  # fmt: skip
         """Decode with the restorer's VAE, or with another one and crop."""
         _check_vae(_DECODE, "vae", vae)
         return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, lr_frames, lr_weight))

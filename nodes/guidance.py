@@ -73,7 +73,15 @@ class ReferenceCFGGuider(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, s_txt, s_ref, ref_steps, negative=None):
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        s_txt: float,
+        s_ref: float,
+        ref_steps: int,
+        negative: list | None = None,
+    ):
         """Set the three branches up."""
         with services.titled(_GUIDER):
             guidance = ReferenceGuidance(s_txt, s_ref, ref_steps)
@@ -116,7 +124,7 @@ class ReferenceCFG(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, s_ref, ref_steps):
+    def execute(cls, model: ModelPatcher, s_ref: float, ref_steps: int):
         """Clone the model and put the third branch after its CFG; a second node replaces the first."""
         with services.titled(_PATCH):
             patch = ReferencePatch(ReferenceGuidance(0.0, s_ref, ref_steps))
@@ -140,14 +148,16 @@ def take_references(model: ModelPatcher) -> ModelPatcher:
 class ReferenceGuider(comfy.samplers.CFGGuider):
     """The host's guider with a third branch, which sees no references, in the first steps."""
 
-    def __init__(self, model, positive, negative, guidance: ReferenceGuidance):
+    def __init__(self, model: ModelPatcher, positive: list, negative: list | None, guidance: ReferenceGuidance):
         super().__init__(model)
         self.guidance = guidance
         conds = {"positive": positive, "negative": negative}
         self.inner_set_conds({name: cond for name, cond in conds.items() if cond is not None})
         self.set_cfg(guidance.cfg)
 
-    def predict_noise(self, x, timestep, model_options=None, seed=None):
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None
+    ):
         """Predict all branches in one call; text is guided as the host does, functions of other packs included."""
         options, positive = model_options or {}, self.conds["positive"]
         negative = self.conds.get("negative")

@@ -96,12 +96,12 @@ class LoadVideoRestorer(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, restorer, precision, decoder=DECODERS[0], preset=DEFAULT):
+    def execute(cls, restorer: str, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT):
         """Load the file or folder behind the name."""
         return io.NodeOutput(*load_restorer(restorer_path(restorer), precision, decoder, preset))
 
     @classmethod
-    def validate_inputs(cls, restorer):
+    def validate_inputs(cls, restorer: str):
         """Say before the run where a missing restorer belongs; the host would only say that it is missing."""
         try:
             restorer_path(restorer)
@@ -110,7 +110,7 @@ class LoadVideoRestorer(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, restorer, precision, decoder=DECODERS[0], preset=DEFAULT):
+    def fingerprint_inputs(cls, restorer: str, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT):
         """Load again when the file changed."""
         path = restorer_path(restorer)
         return f"{path}:{services.newest_change(path)}:{precision}:{decoder}:{preset}"

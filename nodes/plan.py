@@ -88,8 +88,9 @@ class VSRPlan(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, steps, cfg, width, height, length, model=None, guider=None, samples=None, references=None,
-                sigmas=None):  # fmt: skip
+    def execute(cls, steps: int, cfg: float, width: int, height: int, length: int, model: ModelPatcher | None = None,
+                guider: CFGGuider | None = None, samples: dict | None = None, references: References | None = None,
+                sigmas: torch.Tensor | None = None):  # fmt: skip
         """Count, and show the text."""
         if model is None and guider is None:
             raise ValueError(f"{_WHO}: needs a model or a guider; got neither. Link the one that the sampler gets.")
@@ -167,7 +168,7 @@ def _rehearse(patcher: ModelPatcher, conds: dict, shape: tuple[int, ...]) -> tup
     merge_nested_dicts(inner.setdefault("wrappers", {}), patcher.wrappers, copy_dict1=False)
     found = []
 
-    def estimate(model, noise_shape, conds, **_):
+    def estimate(model: ModelPatcher, noise_shape: list, conds: dict, **_):
         found.extend(estimate_memory(model, list(noise_shape), conds))
         return model.model, conds, []
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import comfy.model_sampling
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
 from comfy_api.latest import io
 
@@ -92,13 +93,14 @@ class SeededNoise(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed):
+    def execute(cls, seed: int):
         """Wrap the seed."""
         return io.NodeOutput(AddressedNoise(seed))
 
 
 @torch.no_grad()
-def sample_restorer_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+def sample_restorer_euler(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
+                          callback: Callable | None = None, disable: bool | None = None):  # fmt: skip
     """Follow the flow in straight steps; the last step lands on the prediction itself, exactly."""
     for step, sigma, following in _steps(sigmas, sigmas):
         denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
@@ -109,7 +111,8 @@ def sample_restorer_euler(model, x, sigmas, extra_args=None, callback=None, disa
 
 
 @torch.no_grad()
-def sample_restorer_plms(model, x, sigmas, extra_args=None, callback=None, disable=None):
+def sample_restorer_plms(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
+                         callback: Callable | None = None, disable: bool | None = None):  # fmt: skip
     """Follow the flow with up to four past velocities; its order holds for even sigmas (shift 1)."""
     history: list[torch.Tensor] = []
     for step, sigma, following in _steps(sigmas, sigmas):
@@ -133,7 +136,8 @@ def sample_restorer_plms(model, x, sigmas, extra_args=None, callback=None, disab
 
 
 @torch.no_grad()
-def sample_restorer_pndm(model, x, sigmas, extra_args=None, callback=None, disable=None):
+def sample_restorer_pndm(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
+                         callback: Callable | None = None, disable: bool | None = None):  # fmt: skip
     """Follow the flow with up to four past velocities, one network evaluation a step, on sigmas of any spacing."""
     times = sigmas.tolist()
     history: list[torch.Tensor] = []
@@ -151,7 +155,8 @@ def sample_restorer_pndm(model, x, sigmas, extra_args=None, callback=None, disab
 
 
 @torch.no_grad()
-def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None, eta=0.0):
+def sample_restorer_ddim(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
+                         callback: Callable | None = None, disable: bool | None = None, eta: float = 0.0):  # fmt: skip
     """Step with the published DDIM of Upscale-A-Video (eta 0 .. 1 mixes in fresh noise).
 
     Where a node edits the prediction, the noise estimate still comes from the unedited one. Works on the
@@ -179,7 +184,8 @@ def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disab
 
 
 @torch.no_grad()
-def sample_restorer_ddpm(model, x, sigmas, extra_args=None, callback=None, disable=None):
+def sample_restorer_ddpm(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
+                         callback: Callable | None = None, disable: bool | None = None):  # fmt: skip
     """Step with the ancestral DDPM of MGLD-VSR: every step but the last adds fresh noise.
 
     What nodes put among the AFTER_STEP functions then acts on the sample itself, as published. Works on the
@@ -276,7 +282,7 @@ class RestorerSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, sampler, eta=0.0):
+    def execute(cls, sampler: str, eta: float = 0.0):
         """Wrap the sampler function for the services."""
         services.check_choice(_SAMPLER, "sampler", sampler, _SAMPLERS)
         if eta > 0 and sampler != "ddim":
@@ -342,7 +348,7 @@ class RefineSigmas(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, start_sigma, steps, shift):
+    def execute(cls, model: ModelPatcher, start_sigma: float, steps: int, shift: float):
         """Compute the sigmas, and read the model's own shift for the denoise."""
         sampling = model.get_model_object("model_sampling")
         if isinstance(sampling, comfy.model_sampling.CONST):

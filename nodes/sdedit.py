@@ -126,13 +126,18 @@ class SDEditDegradation(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, vae, images, size, min_strength, max_strength, steps, cfg, seed, positive=None, negative=None
-    ):
+    def execute(cls, model: ModelPatcher, vae: VAE | None, images: torch.Tensor, size: dict, min_strength: float,
+                max_strength: float, steps: int, cfg: float, seed: int, positive: list | None = None,
+                negative: list | None = None):  # fmt: skip
         """Encode at the base resolution, sample from the drawn step, decode."""
         frames = services.check_frames(_TITLE, "images", images)
         _check_pair(model, vae)
-        schedule = _schedule(min_strength, max_strength, steps)
+        if min_strength > max_strength:
+            raise ValueError(
+                f"{_TITLE}: min_strength must not be above max_strength; got {min_strength:g} and {max_strength:g}. "
+                "Swap them."
+            )
+        schedule = SDEdit(round(min_strength * steps), round(max_strength * steps), steps)
         k = schedule.draw(np.random.default_rng(seed))
         target = ClipSize(frames.shape[0], *asked_size(_TITLE, "size", size, *frames.shape[1:3]))
         latent = _encode(vae, frames, target)
@@ -156,12 +161,6 @@ def _check_pair(model: ModelPatcher, vae: VAE | None) -> None:
             f"{_TITLE}: vae must be the video VAE of model ({channels} channels); got {got}. Link the VAE that "
             "belongs to the model."
         )
-
-
-def _schedule(low: float, high: float, steps: int) -> SDEdit:
-    if low > high:
-        raise ValueError(f"{_TITLE}: min_strength must not be above max_strength; got {low:g} and {high:g}. Swap them.")
-    return SDEdit(round(low * steps), round(high * steps), steps)
 
 
 def _encode(vae: VAE, frames: torch.Tensor, target: ClipSize) -> torch.Tensor:

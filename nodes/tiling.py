@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.context_windows as context_windows
-import comfy.model_base
 import comfy.model_management as management
 import comfy.utils
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.latest import io
 
 from ..models.layout.pieces import Tile, TileFuser, Window, plan_tiles, plan_weights, plan_windows
@@ -72,7 +73,7 @@ class SpatialTiles(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, tiling):
+    def execute(cls, model: ModelPatcher, tiling: dict):
         """Clone the model and wrap its prediction."""
         patched, kind = model.clone(), tiling["tiling"]
         services.check_choice(_TILES, "tiling", kind, ("auto", "manual", "off"))
@@ -130,7 +131,7 @@ class TemporalWindows(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, windows):
+    def execute(cls, model: ModelPatcher, windows: dict):
         """Clone the model and set the host's context handler."""
         patched, kind = model.clone(), windows["windows"]
         services.check_choice(_WINDOWS, "windows", kind, ("auto", "manual", "off"))
@@ -196,7 +197,8 @@ class _TilePreparation:
     space: int
     published: Callable | None
 
-    def __call__(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
+    def __call__(self, executor: WrapperExecutor, model: ModelPatcher, noise_shape: list, conds: dict, *args,
+                 model_options: dict | None = None, **kwargs):  # fmt: skip
         services.check_clip(_TILES, tuple(noise_shape))
         windows = model_options.get("context_handler")
         tile = self.size or self._largest(model, noise_shape, conds, windows)
@@ -224,7 +226,8 @@ class _TilePreparation:
         return rows, columns, min(self.sizes.overlap // self.space, min(rows, columns) // 4)
 
 
-def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
+def _tiled_batch(executor: WrapperExecutor, model: BaseModel, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
+                 model_options: dict):  # fmt: skip
     """Predict every conditioning tile by tile; out of memory, with tiles of half the side for the whole run."""
     choice = model_options.get("transformer_options", {}).get(TILES_KEY)
     while choice is not None:
@@ -265,9 +268,7 @@ def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
     return executor(model, conds, x_in, timestep, model_options)
 
 
-def _count_together(
-    model: comfy.model_base.BaseModel, plan: tuple[Tile, ...], conds: list, x_in: torch.Tensor, most: int
-) -> int:
+def _count_together(model: BaseModel, plan: tuple[Tile, ...], conds: list, x_in: torch.Tensor, most: int) -> int:
     """Say how many tiles to predict as one batch: on a GPU as many as fit, on a CPU one, which is as quick."""
     if management.is_device_cpu(x_in.device):
         return 1
@@ -349,7 +350,8 @@ class WindowHandler(context_windows.IndexListContextHandler):
         super().__init__(**settings)
         self._published, self._plans = plan, {}
 
-    def should_use_context(self, model, conds, x_in, timestep, model_options):
+    def should_use_context(self, model: BaseModel, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
+                           model_options: dict):  # fmt: skip
         """Leave a clip that fits into one window to the plain call, bit for bit."""
         services.check_clip(_WINDOWS, tuple(x_in.shape))
         long = x_in.shape[self.dim] > self.context_length
@@ -360,15 +362,15 @@ class WindowHandler(context_windows.IndexListContextHandler):
             )
         return long
 
-    def get_context_windows(self, model, x_in, model_options):
+    def get_context_windows(self, model: BaseModel, x_in: torch.Tensor, model_options: dict):
         """Plan the windows with the core's rule."""
         length, make = x_in.shape[self.dim], context_windows.IndexListContextWindow
         windows = self._plan(length)[0]
         return [make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in windows]
 
-    def evaluate_context_windows(
-        self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs
-    ):
+    def evaluate_context_windows(self, calc_cond_batch: Callable, model: BaseModel, x_in: torch.Tensor, conds: list,
+                                 timestep: torch.Tensor, enumerated: list, model_options: dict, *args,
+                                 **kwargs):  # fmt: skip
         """Evaluate as the host does, with the progress of a window's share of the step."""
         count = len(self._plan(x_in.shape[self.dim])[0])
         options = part_of_step(model_options, enumerated[0][0], count)
@@ -376,9 +378,9 @@ class WindowHandler(context_windows.IndexListContextHandler):
             calc_cond_batch, model, x_in, conds, timestep, enumerated, options, *args, **kwargs
         )
 
-    def combine_context_window_results(
-        self, x_in, sub_conds_out, sub_conds, window, window_idx, total_windows, timestep, final, counts, biases
-    ):
+    def combine_context_window_results(self, x_in: torch.Tensor, sub_conds_out: list, sub_conds: list, window: Any,
+                                       window_idx: int, total_windows: int, timestep: torch.Tensor, final: list,
+                                       counts: list, biases: list):  # fmt: skip
         """Add a window's predictions with weights that sum to one; the host then divides by ones."""
         weights = self._plan(x_in.shape[self.dim])[1][window_idx]
         weights = weights.to(x_in.device).view(-1, *[1] * (x_in.ndim - self.dim - 1))

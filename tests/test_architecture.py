@@ -1,6 +1,7 @@
 """The shape of the house, checked by parsing every file: who imports whom, sizes, what is never written."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -28,6 +29,13 @@ DOWNWARDS = {  # nothing imports research: runner/bench.py and runner/train.py l
     "research": {"research", "training", "runner", "models"},
 }
 SYSTEMS = {"unimmvsr", "upscale_a_video", "mgld_vsr"}  # side by side: none knows another
+PUBLISHED = SYSTEMS - {"unimmvsr"}  # UniMMVSR's references and sampling serve every system
+NODES = (
+    *("Load Video Restorer", "Cascade Input", "VSR Conditioning", "Reference Set", "Temporal Decode", "Spatial Tiles"),
+    *("Temporal Windows", "Load Flow Model", "Estimate Motion", "Restorer Sampler", "Refine Sigmas", "Seeded Noise"),
+    *("Reference Tokens", "Load VSR Adapter", "Motion Guidance", "Latent Propagation", "SDEdit Degradation"),
+)
+NAMED = re.compile(r"_*(upscale_?a_?video|mgld)\w*", re.IGNORECASE)  # as names in code
 NETWORKS = {"vae.py", "unet.py", "dit.py", "decoder.py"}
 UNPICKLERS = {"pickle.load", "pickle.loads", "pickle.Unpickler"}
 
@@ -90,6 +98,41 @@ def systems_stand_side_by_side_on_the_ground_floor(name, tree):
         yield from ((line, ".".join(parts)) for line, parts in used if SYSTEMS & set(parts) - own)
 
 
+def systems_are_told_apart_in_their_files_only(name, tree):
+    """What differs between systems is in their descriptors (nodes/systems/base.py), not in branches elsewhere."""
+    if folder_of(name) not in ("nodes", "models", "training") or "systems" in Path(name).parts:
+        return
+    for node in ast.walk(tree):  # no node asks a patcher or model for what a System says
+        if (
+            folder_of(name) == "nodes"
+            and isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("getattr", "hasattr")
+        ):
+            asked = node.args[1]
+            if isinstance(asked, ast.Constant) and str(asked.value).startswith("vsr_"):
+                yield node.lineno, ast.unparse(node)
+    if PUBLISHED & set(Path(name).parts):
+        return
+    for line, parts in imports(name, tree)[1]:
+        if PUBLISHED & set(parts) or parts[:2] == ("nodes", "systems") and SYSTEMS & set(parts):
+            yield line, ".".join(parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in PUBLISHED:
+            yield node.lineno, f"the key {node.value!r}"
+        for field in ("id", "attr", "name", "asname", "arg"):
+            if NAMED.fullmatch(str(getattr(node, field, None))):
+                yield node.lineno, getattr(node, field)
+
+
+def core_messages_name_no_node(name, tree):
+    """The core knows no nodes: who calls it names the node in its errors (nodes/host/services.py, titled)."""
+    if folder_of(name) == "models" and name != "models/layout/plan.py":  # the plan's remedies are what VSR Plan shows
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+                yield from ((node.lineno, title) for title in NODES if title in node.value)
+
+
 def nothing_executes_pickled_code(name, tree):
     for call in calls(tree, {"torch.load"}):
         safe = [key.value for key in call.keywords if key.arg == "weights_only"]
@@ -119,6 +162,8 @@ RULES = [
     nothing_executes_pickled_code,
     no_bare_except,
     no_print_in_the_pack,
+    systems_are_told_apart_in_their_files_only,
+    core_messages_name_no_node,
 ]
 
 
@@ -152,6 +197,14 @@ def test_rule(rule):
         (RULES[3], "nodes/a.py", "pickle.loads(data)"),
         (RULES[4], "run.py", "try:\n    pass\nexcept:\n    pass"),
         (RULES[5], "nodes/a.py", "print('x')"),
+        (RULES[6], "nodes/a.py", "if system.key == 'mgld_vsr': pass"),
+        (RULES[6], "nodes/host/a.py", "isinstance(model, UpscaleAVideoModel)"),
+        (RULES[6], "nodes/a.py", "from .systems.unimmvsr import SYSTEM"),
+        (RULES[6], "nodes/a.py", "from ..models.mgld_vsr import published"),
+        (RULES[6], "models/motion/a.py", "def steps(mgld=False): pass"),
+        (RULES[6], "training/a.py", "import_module('..models').upscale_a_video"),
+        (RULES[6], "nodes/a.py", "getattr(model, 'vsr_tiles', None)"),
+        (RULES[7], "models/a.py", "raise ValueError(f'{n} references. Unlink Reference Set.')"),
     ],
 )
 def test_rule_catches(rule, name, text):
@@ -165,6 +218,34 @@ def test_there_is_no_circle():
             here = Path(name).with_suffix("").parts
             graph[here] = {parts for _, parts in imports(name, ast.parse(text))[1]} - {here}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+TYPED = {"nodes": 0.9, "models": 0.95}  # least share of parameters with a type
+
+
+def parameters(tree):
+    """Give the parameters of all functions; self, cls, *args and **kwargs are left out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            yield from ((node.name, each) for each in named if each.arg not in ("self", "cls"))
+
+
+@pytest.mark.parametrize("folder", TYPED)
+def test_helpers_are_typed(folder):
+    texts = {name: text for name, text in sources().items() if folder_of(name) == folder}
+    found = [(name, *each) for name, text in texts.items() for each in parameters(ast.parse(text))]
+    bare = [f"{name}:{each.lineno} {where}({each.arg})" for name, where, each in found if each.annotation is None]
+    share = 1 - len(bare) / len(found)
+    assert share >= TYPED[folder], f"{share:.1%} of {len(found)} parameters are typed\n" + "\n".join(bare[:10])
+
+
+def test_untyped_parameters_are_found():
+    tree = ast.parse("def f(self, a, b: int, *args, c=1, **options):\n    def g(cls, d: str = ''): pass")
+    assert [(where, each.arg) for where, each in parameters(tree) if each.annotation is None] == [
+        ("f", "a"),
+        ("f", "c"),
+    ]
 
 
 def test_files_stay_readable():

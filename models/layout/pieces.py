@@ -229,7 +229,7 @@ def plain_spans(frames: int, length: int) -> tuple[Span, ...]:
     return tuple(Span(window, window) for window in windows)
 
 
-def blended_spans(frames: int, length: int, overlap: int) -> tuple[Span, ...]:
+def blended_spans(frames: int, length: int, overlap: int = 2) -> tuple[Span, ...]:
     """Cut a clip into spans of one length that share `overlap` frames, kept whole and faded into each other."""
     return tuple(Span(w, w) for w in plan_windows(frames, length, min(overlap, length - 1)))
 

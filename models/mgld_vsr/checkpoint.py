@@ -3,7 +3,7 @@
 1. Detect: a folder with the two Lightning checkpoints, a file that `convert` wrote, or the first checkpoint alone.
    `mgldvsr_unet.ckpt` holds UNet, structure encoder, first stage, text encoder and RAFT under prefixes,
    `video_vae_cfw.ckpt` the sequence decoder and what its training left over.
-2. Open: a Release whose `main` and `sequence` read the weights, under our prefixes.
+2. Open: a Release whose `main` and `sequence` read the weights, each file once, under our prefixes.
 3. Deduce: every size is read from shapes; numbers of heads are in no weight, and in no json either: the published
    ones are the defaults, a converted file may state others.
 4. Convert: what inference needs as one safetensors file, the empty prompt already encoded.
@@ -13,6 +13,7 @@ docs/systems/mgld_vsr.md lists the published files.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import torch
 from ..checkpoints import (
     CONDITIONED,
     PLAIN,
+    S_LAB,
     CheckpointError,
     State,
     count_blocks,
@@ -40,8 +42,7 @@ from .unet import UNetConfig
 from .vae import VAEConfig
 
 NAME, ARCHITECTURE = "MGLD-VSR", "mgld_vsr"
-_TERMS = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
-LICENCE = f"{NAME} weights: {_TERMS}"
+LICENCE = f"{NAME} weights: {S_LAB}"
 HOLDS = "mgldvsr_unet.ckpt, a converted file, or the folder of both checkpoints"
 MAIN, SEQUENCE = "mgldvsr_unet", "video_vae_cfw"  # names of the two files
 EMPTY_PROMPT = "empty_prompt"  # in a converted file: what the text encoder makes of no words
@@ -54,6 +55,12 @@ _PUBLISHED = {
     "first_stage_model.": "first_stage.",
     "cond_stage_model.model.": TEXT,
 }
+# Entries that tell a converted file, the published one, and the one with the sequence decoder
+MARKS = _CONVERTED, _UNCONVERTED, _DECODER = (
+    "structure.fea_tran.",
+    "structcond_stage_model.",
+    "decoder.temporal_mixing.temporal_alpha",
+)
 _LEFT_OVER = "loss."  # of the decoder's training
 _OPTIONS = "options"
 
@@ -83,7 +90,7 @@ class Release:
 
 def is_sequence_vae(state: Mapping[str, torch.Tensor]) -> bool:
     """Return whether entries are those of the sequence decoder."""
-    return "decoder.temporal_mixing.temporal_alpha" in state and "encoder.conv_in.weight" in state
+    return _DECODER in state and "encoder.conv_in.weight" in state
 
 
 def is_release_folder(path: Path) -> bool:
@@ -118,7 +125,7 @@ def open_state(state: State, metadata: Mapping[str, str], path: Path) -> Release
 
     The published UNet file brings the decoder that is beside it.
     """
-    if any(key.startswith("structure.fea_tran.") for key in state):
+    if any(key.startswith(_CONVERTED) for key in state):
         sequence = strip_prefix(state, SEQUENCE_VAE)
         return Release(
             path.name,
@@ -126,7 +133,7 @@ def open_state(state: State, metadata: Mapping[str, str], path: Path) -> Release
             (lambda: sequence) if sequence else None,
             _heads(metadata, path.name),
         )
-    if any(key.startswith("structcond_stage_model.") for key in state):
+    if any(key.startswith(_UNCONVERTED) for key in state):
         return _published(path.name, lambda: state, path.parent)
     if is_sequence_vae(state):
         raise CheckpointError(
@@ -148,7 +155,11 @@ def _published(name: str, read: Callable[[], State], folder: Path) -> Release:
             )
         return {key: value for key, value in state.items() if not key.startswith(_LEFT_OVER)}
 
-    return Release(name, lambda: check_whole(rename(read()), name), None if sequence is None else read_sequence)
+    @functools.cache  # MODEL and VAE are both made of it
+    def read_main() -> State:
+        return check_whole(rename(read()), name)
+
+    return Release(name, read_main, None if sequence is None else read_sequence)
 
 
 def rename(state: Mapping[str, torch.Tensor]) -> State:
@@ -219,7 +230,7 @@ def vae_config(state: Mapping[str, torch.Tensor]) -> VAEConfig:
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),
         num_res_blocks=count_blocks(state, "encoder.down.0.block."),
-        sequence="decoder.temporal_mixing.temporal_alpha" in state,
+        sequence=_DECODER in state,
     )
 
 

@@ -225,7 +225,7 @@ def _check_layers(name: str, layers: State) -> None:
                 raise _refuse(name, f"have one rank in both matrices of {layer!r}", f"{down} and {up}")
 
 
-def _refuse(name: str, rule: str, got) -> CheckpointError:
+def _refuse(name: str, rule: str, got: object) -> CheckpointError:
     return CheckpointError(
         f"the adapter must {rule}; got {got} in {name}. The file is damaged, or made for another version: download or "
         "export it again."

@@ -21,6 +21,7 @@ import torch
 from ..checkpoints import (
     CONDITIONED,
     PLAIN,
+    S_LAB,
     WEIGHT_SUFFIXES,
     CheckpointError,
     State,
@@ -42,8 +43,7 @@ from .unet import UNetConfig
 from .vae import VAEConfig
 
 NAME, ARCHITECTURE = "Upscale-A-Video", "upscale_a_video"
-_TERMS = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
-LICENCE = f"{NAME} weights: {_TERMS}"
+LICENCE = f"{NAME} weights: {S_LAB}"
 HOLDS = "the UNet, a converted file, or the released folder"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 VAE_PREFIXES = {PLAIN: "vae.", CONDITIONED: "vae_video."}  # in a converted file
@@ -54,8 +54,8 @@ _CONVERTED = {
     "text_encoder.": "text_config",
 }
 _VOCABULARY = 49408  # tokens of CLIP's own vocabulary, which every host has: it is not stored again
-_UNET_MARK = "mid_block.attentions.0.transformer_blocks.0.attn_temporal.to_q.weight"
-_VAE_MARK = "decoder.mid_block.resnets.0.conv1.weight"
+UNET_MARK = "mid_block.attentions.0.transformer_blocks.0.attn_temporal.to_q.weight"
+VAE_MARK = "decoder.mid_block.resnets.0.conv1.weight"
 _FREQS = "rotary_emb.freqs"
 _ATTENTION_NAMES = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
 
@@ -106,13 +106,13 @@ class Release:
 
 def is_unet(state: State) -> bool:
     """Return whether a state dict, under any prefix, holds this UNet."""
-    prefix = _prefix(state, _UNET_MARK)
+    prefix = _prefix(state, UNET_MARK)
     return prefix is not None and prefix + "class_embedding.weight" in state
 
 
 def is_vae(state: State) -> bool:
     """Return whether a state dict, under any prefix, holds this VAE: four-fold, or conditioned on LR frames."""
-    prefix = _prefix(state, _VAE_MARK)
+    prefix = _prefix(state, VAE_MARK)
     if prefix is None or prefix + "post_quant_conv.weight" not in state:
         return False
     levels = count_blocks(state, prefix + "decoder.up_blocks.")
@@ -305,7 +305,7 @@ def normalise_unet_keys(state: State) -> State:
     Files may lack the frequencies or share one tensor for all of them; each gets its own copy of the constants.
     Frequencies that are not those constants are a CheckpointError.
     """
-    found = _without_prefix(state, _UNET_MARK, "UNet")
+    found = _without_prefix(state, UNET_MARK, "UNet")
     weights = {key: value for key, value in found.items() if not key.endswith(_FREQS)}
     expected = torch.tensor(ROTARY_FREQUENCIES)
     for key in found.keys() - weights.keys():
@@ -325,7 +325,7 @@ def normalise_unet_keys(state: State) -> State:
 def normalise_vae_keys(state: State) -> State:
     """Give the VAE's entries under the names :class:`~.vae.UpscaleVAE` has, from either naming of attention."""
     named = {}
-    for key, value in _without_prefix(state, _VAE_MARK, "VAE").items():
+    for key, value in _without_prefix(state, VAE_MARK, "VAE").items():
         if ".attentions." in key:
             for new, published in _ATTENTION_NAMES.items():
                 key = key.replace("." + new, "." + published)

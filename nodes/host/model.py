@@ -46,14 +46,16 @@ _licences_logged: set[str] = set()
 class RestorerNetwork(torch.nn.Module):
     """The host's calling convention for a network: wrappers around it, and progress of its blocks."""
 
-    def forward(self, x, timestep, context=None, transformer_options=None, **conditions):
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None = None,
+                transformer_options: dict | None = None, **conditions):  # fmt: skip
         """Predict through the wrappers of the host and of other nodes."""
         options = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timestep, context, options, **conditions)
 
-    def predict(self, x, timestep, context, transformer_options, **conditions):
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
+                **conditions):  # fmt: skip
         """Give what the network predicts for x, which holds the LR clip on its last channels."""
         raise NotImplementedError
 
@@ -93,7 +95,8 @@ class RestorerModel(comfy.model_base.BaseModel):
                 "without it. Take both from the VSR Conditioning node."
             )
         check_lr(lr, values["noise"], self.system.name, self.lr_channels, self.lr_name)
-        return lr.to(values["device"])
+        lr = lr.to(values["device"])
+        return self.process_latent_in(lr) if self.system.lr_is_latent else lr
 
 
 def system_of(patcher: comfy.model_patcher.ModelPatcher) -> Any:
@@ -160,7 +163,7 @@ class Unanswered(comfy.conds.CONDConstant):
     model gives under the same key win, so it is used by models only that do not know the key.
     """
 
-    def process_cond(self, batch_size, **kwargs):
+    def process_cond(self, batch_size: int, **kwargs):
         """Raise: the sampled model has put nothing in this place."""
         raise ValueError(self.cond)
 
@@ -208,7 +211,7 @@ def reference_conds(model: comfy.model_base.BaseModel, values: Mapping, frames: 
                 f"got {latent.shape[1]}. Give Reference Set the VAE of the sampled model."
             )
         latents.append(model.process_latent_in(latent).to(values["device"]))
-    with services.titled("Reference Set"):
+    with services.titled(services.REFERENCE_SET):
         starts = references.starts(frames_at_once(model, frames), rule)
     return {"references": comfy.conds.CONDList(latents), "reference_starts": comfy.conds.CONDConstant(starts)}
 
@@ -226,7 +229,8 @@ def frames_at_once(model: comfy.model_base.BaseModel, frames: int) -> int:
 # What guards a run
 
 
-def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+def _outer_sample(executor: WrapperExecutor, noise: torch.Tensor, latent_image: torch.Tensor, sampler: object,
+                  sigmas: torch.Tensor, *args, **kwargs):  # fmt: skip
     """Refuse a schedule that breaks the run, and start its progress."""
     check_sigmas(sigmas)
     sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.model_management as management
@@ -28,6 +29,7 @@ from .keys import SIZE_KEY, WORK_KEY
 
 CATEGORY = "video/upscaling/Cascade VSR"
 SAMPLER = "KSampler / SamplerCustomAdvanced"  # who is named where the host's samplers are used wrongly
+DECODE, REFERENCE_SET = "Temporal Decode", "Reference Set"  # nodes whose inputs others find wrong
 BUILT_IN = "built-in"
 RESTORER_FOLDER = "video_restorers"
 FLOW_FOLDER = "optical_flow"  # the host's own
@@ -159,7 +161,7 @@ def check_count(title: str, name: str, count: int, wanted: int) -> None:
         )
 
 
-def video_format(title: str, model) -> comfy.latent_formats.LatentFormat:
+def video_format(title: str, model: comfy.model_patcher.ModelPatcher) -> comfy.latent_formats.LatentFormat:
     """Give the latent format of a MODEL; raise where its latents have no time axis."""
     latent_format = model.get_model_object("latent_format")
     if latent_format.latent_dimensions != 3:
@@ -286,7 +288,7 @@ def pick_dtypes(precision: str, device: torch.device) -> tuple[torch.dtype, torc
     return storage, management.unet_manual_cast(storage, device, supported)
 
 
-def layers(operations, dtype: torch.dtype | None, device: torch.device | None) -> SimpleNamespace:
+def layers(operations: Any, dtype: torch.dtype | None, device: torch.device | None) -> SimpleNamespace:
     """Bind dtype and device to the host's layers, as the core builds layers without either."""
     names = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
     return SimpleNamespace(**{name: partial(getattr(operations, name), dtype=dtype, device=device) for name in names})

@@ -13,7 +13,7 @@ wrappers of the patcher: with it they come and go.
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import comfy.conds
 import comfy.ldm.wan.model
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ...models.unimmvsr.references import PAPER_RULE, StartRule
 from .keys import LEVEL_KEY, LR_KEY, LR_NOISE_KEY, NOISE_STEPS, STARTS_KEY
@@ -134,36 +134,32 @@ def _target_frames(model: BaseModel, values: dict) -> int:
 
 
 def _append_references(
-    executor,
-    x,
-    timestep,
-    context,
-    clip_fea=None,
-    time_dim_concat=None,
-    transformer_options=None,
-    references=(),
-    reference_starts=(),
-    noise_level=None,
-    context_latents=None,
+    executor: WrapperExecutor,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    clip_fea: torch.Tensor | None = None,
+    time_dim_concat: torch.Tensor | None = None,
+    transformer_options: dict | None = None,
+    references: Sequence[torch.Tensor] = (),
+    reference_starts: Sequence[int] = (),
+    noise_level: torch.Tensor | None = None,
+    context_latents: Sequence[torch.Tensor] | None = None,
     **kwargs,
 ):
     """Put references behind the host's own in-context latents, widened by zeros to the channels of x."""
     options, own = transformer_options or {}, list(context_latents or ())
     options[LEVEL_KEY] = noise_level
     options[STARTS_KEY] = {len(own) + number: start for number, start in enumerate(reference_starts, 1)}
-    streams = [_widen(latent, x.shape[1]) for latent in (*own, *references)]
+    streams = [F.pad(each, (0,) * 7 + (x.shape[1] - each.shape[1],)) for each in (*own, *references)]
     if streams:
         kwargs["context_latents"] = streams
     return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
 
 
-def _widen(latent: torch.Tensor, channels: int) -> torch.Tensor:
-    return F.pad(latent, (0, 0, 0, 0, 0, 0, 0, channels - latent.shape[1]))
-
-
 def _own_starts(original: Callable) -> Callable:
     @functools.wraps(original)
-    def rope_encode(*args, transformer_options=None, source_id=0, **kwargs):
+    def rope_encode(*args, transformer_options: dict | None = None, source_id: int = 0, **kwargs):
         """Give a reference of ours positions from its own start on, and anything else the host's."""
         options = transformer_options or {}
         start = options.get(STARTS_KEY, {}).get(source_id)
@@ -174,7 +170,7 @@ def _own_starts(original: Callable) -> Callable:
     return rope_encode
 
 
-def _count_references(executor, model, noise_shape, conds, *args, **kwargs):
+def _count_references(executor: WrapperExecutor, model: ModelPatcher, noise_shape: list, conds: dict, *args, **kwargs):
     """Tell the memory estimate about references, after windows and tiles have made the latent smaller."""
     cells = max((reference_cells(cond) for group in conds.values() for cond in group), default=0)
     if cells and len(noise_shape) == 5:
@@ -183,7 +179,7 @@ def _count_references(executor, model, noise_shape, conds, *args, **kwargs):
 
 
 def _with_more_frames(prepare: Callable, cells: int) -> Callable:
-    def enlarged(model, noise_shape, *args, **kwargs):
+    def enlarged(model: ModelPatcher, noise_shape: list, *args, **kwargs):
         extra = math.ceil(cells / math.prod(noise_shape[3:]))
         shape = [*noise_shape[:2], noise_shape[2] + extra, *noise_shape[3:]]
         return prepare(model, shape, *args, **kwargs)

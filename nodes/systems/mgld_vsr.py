@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -69,7 +70,6 @@ from .base import (
 # Peak per output pixel and frame, in numbers per channel of the first level: 3.5 to 4.3 and 0.6 to 1.0 were counted
 # on the published size (live tensors, spans of 5 and 3 frames); the rest is for the work space of convolutions.
 _DECODE_NUMBERS, _ENCODE_NUMBERS = 5.5, 1.5
-_SHARED = 2  # frames that two spans of a decoded clip share
 _FIRST_STAGE = "first_stage."
 _FIRST_DECODER = (f"{_FIRST_STAGE}decoder.", f"{_FIRST_STAGE}post_quant_conv.")
 
@@ -116,7 +116,8 @@ class MGLDConfig(comfy.supported_models_base.BASE):
 class HostNetworks(RestorerNetwork):
     """Structure encoder and UNet with the host's calling convention and layers."""
 
-    def __init__(self, config: Networks, dtype=None, device=None, operations=None):
+    def __init__(self, config: Networks, dtype: torch.dtype | None = None, device: torch.device | None = None,
+                 operations: Any = None):  # fmt: skip
         super().__init__()
         layers = services.layers(operations, dtype, device)
         self.config, self.dtype = config, dtype
@@ -127,7 +128,8 @@ class HostNetworks(RestorerNetwork):
         self.register_buffer(EMPTY_PROMPT, torch.zeros(1, config.words, config.unet.context_dim))
         self.to(device=device, dtype=dtype)
 
-    def predict(self, x, timestep, context, transformer_options, **_):
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
+                **_):  # fmt: skip
         """Predict the noise in `x` = noisy latents and LR latents on 4 + 4 channels."""
         size = ClipSize(*x.shape[2:])
         x = pad_clip(x, ClipSize(max(size.frames, self.config.fill), size.height, size.width))
@@ -141,7 +143,9 @@ class HostNetworks(RestorerNetwork):
 class StartsFromLatent(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
     """Noise prediction that always starts from its start latent, full noise included, as it was trained."""
 
-    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ):
         """Add noise of deviation sigma to the latent."""
         return super().noise_scaling(sigma, noise, latent_image, False)
 
@@ -152,15 +156,11 @@ class MGLDModel(RestorerModel):
     lr_channels, lr_name = LATENT_CHANNELS, "low-resolution latent"
     spacing = Spacing(ddpm_timesteps, ends_clean=True)
 
-    def __init__(self, model_config, device=None):
+    def __init__(self, model_config: MGLDConfig, device: torch.device | None = None):
         super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostNetworks)
         self.model_sampling = StartsFromLatent(model_config)
         alphas = plan.SCHEDULE.alphas_cumprod().double()
         self.model_sampling.set_sigmas(((1 - alphas) / alphas).sqrt().float())
-
-    def concat_cond(self, **values):
-        """Give the clean LR latent (b, 4, t, h, w) that joins the noisy one on the channels."""
-        return self.process_latent_in(super().concat_cond(**values))
 
     def extra_conds(self, **values):
         """Let text in only where it is as wide as the empty prompt that the model was trained on."""
@@ -236,7 +236,7 @@ class MGLDVAE(RestorerVAE):
             sides=(320, 256, 192, 128, 96, 64),
             overlap=16,
             lengths=(plan.SEGMENT, 4, 3),
-            spans=_published_spans if self.published else partial(blended_spans, overlap=_SHARED),
+            spans=_published_spans if self.published else blended_spans,
             encode_spans=_published_spans if self.published else plain_spans,  # frames are encoded one by one
         )
         super().__init__(network, state, dtype, law, LATENT_CHANNELS, disable_dynamic)
@@ -322,8 +322,7 @@ SYSTEM = System(
     name=checkpoint.NAME,
     holds=checkpoint.HOLDS,
     licence=checkpoint.LICENCE,
-    # Of a converted file, of the published one, and of the sequence decoder, which alone is an error
-    marks=("structure.fea_tran.", "structcond_stage_model.", "decoder.temporal_mixing.temporal_alpha"),
+    marks=checkpoint.MARKS,  # those of the sequence decoder, which alone is an error, too
     open_state=checkpoint.open_state,
     open_release=checkpoint.open_release,
     load_model=_load_model,

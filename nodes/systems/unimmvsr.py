@@ -6,7 +6,8 @@ flow models predict eps - z_HR.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
@@ -76,15 +77,16 @@ class UniMMVSRConfig(comfy.supported_models_base.BASE):
 class HostDiT(RestorerNetwork, UniMMVSRDiT):
     """The transformer with the host's calling convention, layers and sign."""
 
-    def __init__(self, config: DiTConfig, dtype=None, device=None, operations=None):
+    def __init__(self, config: DiTConfig, dtype: torch.dtype | None = None, device: torch.device | None = None,
+                 operations: Any = None):  # fmt: skip
         layers = services.layers(operations, dtype, device)
         super().__init__(config, ops=layers, attention=services.attention)
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
 
-    def predict(
-        self, x, timestep, context, transformer_options, noise_level=None, references=(), reference_starts=None, **_
-    ):
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
+                noise_level: torch.Tensor | None = None, references: Sequence[torch.Tensor] = (),
+                reference_starts: Sequence[int] | None = None, **_):  # fmt: skip
         """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
         noisy, lr = x.chunk(2, dim=1)
         level = torch.zeros_like(timestep) if noise_level is None else noise_level
@@ -97,17 +99,13 @@ class UniMMVSRModel(RestorerModel):
 
     lr_channels, lr_name = UniMMVSRFormat.latent_channels, "low-resolution latent"
 
-    def __init__(self, model_config, device=None):
+    def __init__(self, model_config: UniMMVSRConfig, device: torch.device | None = None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostDiT)
         self.memory_usage_factor_conds = ("references",)
 
-    def process_timestep(self, timestep, **kwargs):
+    def process_timestep(self, timestep: torch.Tensor, **kwargs):
         """Keep time in 0..1 even where a sampling node set a multiplier of its own."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
-
-    def concat_cond(self, **values):
-        """Give the LR latent (b, 16, T, h, w) that joins the noisy one on the channels."""
-        return self.process_latent_in(super().concat_cond(**values))
 
     def extra_conds(self, **values):
         """Add the noise level and the references; text goes in only where the weights have a place for it."""
@@ -155,7 +153,7 @@ class UniMMVSRVAE(RestorerVAE):
         """Give what decodes a piece."""
         place = (self.device, self.vae_dtype)
         clip = None if lr is None else ResizedFrames(lr, size, "bicubic", *place)
-        with services.titled("Temporal Decode"):
+        with services.titled(services.DECODE):
             return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place)
 
 

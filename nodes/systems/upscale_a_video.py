@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.clip_model
 import comfy.conds
@@ -73,7 +74,6 @@ from .base import (
 # Peak per output pixel and frame, in numbers per channel of the first level: 5.3 to 6.0 and 3.7 were counted on
 # the published size (live tensors at 64..720 rows); the rest is for the work space of convolutions.
 _DECODE_NUMBERS, _ENCODE_NUMBERS = 7, 4.5
-_SHARED = 2  # frames that two spans of a decoded clip share
 # Folders of a release whose files are not listed by themselves
 _FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "low_res_scheduler", "scheduler", "propagator")
 _NAME, _KEY = "h", "clip_h"  # the host's names of this family
@@ -113,13 +113,15 @@ class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
 class HostUNet(RestorerNetwork, VideoUNet):
     """The network with the host's calling convention and layers."""
 
-    def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None):
+    def __init__(self, config: UNetConfig, dtype: torch.dtype | None = None, device: torch.device | None = None,
+                 operations: Any = None):  # fmt: skip
         layers = services.layers(operations, dtype, device)
         super().__init__(config, ops=layers, attention=services.attention)
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
 
-    def predict(self, x, timestep, context, transformer_options, noise_level=None, **_):
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
+                noise_level: torch.Tensor | None = None, **_):  # fmt: skip
         """Predict v for `x` = noisy latents and noised LR frames on 4 + 3 channels."""
         if context is None:
             raise ValueError(
@@ -136,7 +138,7 @@ class UpscaleAVideoModel(RestorerModel):
 
     lr_channels, lr_name = 3, "low-resolution frames"
 
-    def __init__(self, model_config, device=None):
+    def __init__(self, model_config: UpscaleAVideoConfig, device: torch.device | None = None):
         schedule = model_config.schedule
         kinds = comfy.model_base.ModelType
         kind = {"v_prediction": kinds.V_PREDICTION, "epsilon": kinds.EPS}.get(schedule.prediction_type)
@@ -209,9 +211,7 @@ class UpscaleAVideoVAE(RestorerVAE):
         layers = services.layers(comfy.ops.manual_cast, dtype, None)
         network = UpscaleVAE(config, layers, services.attention)
         numbers = config.block_out_channels[0] * management.dtype_size(dtype)
-        spans = partial(blended_spans, overlap=_SHARED)
-        if loading.preset == PUBLISHED:
-            spans = _published_spans
+        spans = _published_spans if loading.preset == PUBLISHED else blended_spans
         law = VAELaw(
             space=SCALE,
             time=1,
@@ -239,8 +239,7 @@ class UpscaleAVideoVAE(RestorerVAE):
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what decodes a piece; a plain decoder has no place for LR frames."""
         guide = lr_grid(lr, size) if lr is not None and self.first_stage_model.config.condition else None
-        place = (self.device, self.vae_dtype)
-        return piece_decoder(self.first_stage_model, latent, guide, lr_weight, *place)
+        return piece_decoder(self.first_stage_model, latent, guide, lr_weight, self.device, self.vae_dtype)
 
 
 def _published_spans(frames: int, length: int) -> tuple:
@@ -272,7 +271,8 @@ def _load_clip(release: checkpoint.Release, loading: Loading, disable_dynamic: b
 
 
 class _TextTower(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options=None, config=None, special=None):
+    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
+                 model_options: dict | None = None, *, config: dict, special: dict):  # fmt: skip
         super().__init__(
             device=device,
             dtype=dtype,
@@ -286,7 +286,7 @@ class _TextTower(comfy.sd1_clip.SDClipModel):
         )
 
 
-def _tower(config, dtype, device, operations):
+def _tower(config: dict, dtype: torch.dtype | None, device: torch.device | str, operations: Any):
     """Build the host's text model with as many tokens as the weights have."""
     model = comfy.clip_model.CLIPTextModel(config, dtype, device, operations)
     if config["vocab_size"] != model.get_input_embeddings().num_embeddings:
@@ -295,7 +295,8 @@ def _tower(config, dtype, device, operations):
     return model
 
 
-def _make_tokenizer(embedding_directory=None, tokenizer_data=None, config=None, files=None, pad=0):
+def _make_tokenizer(embedding_directory: str | list[str] | None = None, tokenizer_data: dict | None = None,
+                    *, config: dict, files: Mapping[str, str], pad: int):  # fmt: skip
     """Build the host's tokenizer from the release's files; without a vocabulary, from the host's own."""
     settings = {
         "pad_with_end": False,
@@ -380,8 +381,7 @@ SYSTEM = System(
     name=checkpoint.NAME,
     holds=checkpoint.HOLDS,
     licence=checkpoint.LICENCE,
-    # Of its UNet, and of its VAEs, which alone are an error that says what to choose
-    marks=("attn_temporal.to_q.weight", "decoder.mid_block.resnets.0.conv1.weight"),
+    marks=(checkpoint.UNET_MARK, checkpoint.VAE_MARK),  # VAEs alone are an error that says what to choose
     open_state=checkpoint.open_state,
     open_release=checkpoint.open_release,
     load_model=_load_model,
