@@ -31,6 +31,7 @@ from ..models.motion.raft import build_raft, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
 from .host import services
+from .host.vae import watched_layers
 from .prediction import PredictionEdit, Wanted, clip_shape, percent_inputs, percent_range
 from .recognise import recognise
 from .systems import all_systems
@@ -199,13 +200,10 @@ class EstimateMotion(io.ComfyNode):
                 f"{_ESTIMATE}: flow_model must come from Load Flow Model or Load Optical Flow Model; got "
                 f"{type(flow_model).__name__}. Link one of them."
             )
-        with services.titled(_ESTIMATE):
+        with services.titled(_ESTIMATE), watched_layers(flow_model.model) as show:
+            estimator, device = _loaded(flow_model, *frames.shape[1:3]), services.main_device()
             motion = estimate_pairs(
-                frames,
-                _loaded(flow_model, *frames.shape[1:3]),
-                device=services.main_device(),
-                progress=services.Progress(),
-                check_cancelled=services.check_cancelled,
+                frames, estimator, device=device, progress=show, check_cancelled=services.check_cancelled
             )
         if motion.cuts:
             logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, motion.cuts)))

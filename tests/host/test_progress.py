@@ -63,6 +63,19 @@ def test_one_long_piece_of_the_hosts_vae(core, signs, slowed):
     _check(signs, began, time.monotonic())
 
 
+def test_one_pair_of_a_slow_flow_network(core, noise, signs, slowed):
+    from cascadevsr.models.motion.estimation import FlowNetwork, SpyFlow
+    from cascadevsr.models.motion.spynet import SpyNet
+    from cascadevsr.nodes.host import services
+    from cascadevsr.nodes.motion import EstimateMotion
+
+    network = FlowNetwork(SpyFlow(SpyNet()))
+    slowed(network, 30, 0.15)
+    began = time.monotonic()
+    EstimateMotion.execute(noise(2, 48, 64), services.wrap_network(network))
+    _check(signs, began, time.monotonic())
+
+
 def test_stop_works_inside_a_piece(core, vae, noise, signs, slowed):
     import comfy.model_management as management
 
