@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def report(ablations: Sequence[Ablation], outcomes: Mapping[str, Outcomes], path
     for ablation in ablations:
         lines += _chapter(ablation, outcomes[ablation.name], pictures)
     partial = path.with_name(f".{path.name}.part")
+    lines = [line if line.startswith(("|", "!")) else textwrap.fill(line, 120) for line in lines]
     partial.write_text("\n".join(lines), encoding="utf-8")
     os.replace(partial, path)
 
