@@ -87,7 +87,7 @@ class RestorerModel(comfy.model_base.BaseModel):
     spacing: Spacing | None = None  # None: a flow model, sampled with any spacing
 
     def concat_cond(self, **values):
-        """Give the LR clip (b, lr_channels, t, h, w) that joins the noisy latent on the channels."""
+        """Give the LR clip (b, lr_channels, t, h, w) that joins the noisy latent on the channels, scaled as it is."""
         lr = values.get(LR_KEY)
         if lr is None:
             raise ValueError(
