@@ -46,10 +46,9 @@ class ReferenceTokens(io.ComfyNode):
             display_name=_TOKENS,
             category=services.CATEGORY,
             description=(
-                "Lets a plain Wan 2.1 or 2.2 model take the references of VSR Conditioning, "
-                "as tokens beside the clip's own, each reference with its own time indices. "
-                "Without references it changes nothing. Load VSR Adapter includes this; the "
-                "built-in restorer needs neither."
+                "Lets a plain Wan 2.1 or 2.2 model take the references of VSR Conditioning, as tokens beside the "
+                "clip's own, each reference with its own time indices. Without references it changes nothing. Load VSR "
+                "Adapter includes this; the built-in restorer needs neither."
             ),
             search_aliases=["in-context", "identity", "reference latents", "context latents", "multi-id", "wan"],
             inputs=[
@@ -262,9 +261,17 @@ class _LevelHook:
             return output
         return output + level.to(output).repeat_interleave(output.shape[0] // level.shape[0], 0)
 
-    def around_network(self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor,
-                       clip_fea: torch.Tensor | None, time_concat: torch.Tensor | None, options: dict,
-                       **kwargs):  # fmt: skip
+    def around_network(
+        self,
+        executor: WrapperExecutor,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        clip_fea: torch.Tensor | None,
+        time_concat: torch.Tensor | None,
+        options: dict,
+        **kwargs,
+    ):
         """Embed the level of a call before the network runs."""
         call = (x, timestep, context, clip_fea, time_concat, options)
         level, place = options.get(LEVEL_KEY), id(executor.class_obj.time_embedding)

@@ -19,9 +19,8 @@ class ColourMatch(io.ComfyNode):
             node_id="VSRColourMatch",
             display_name=_TITLE,
             category=services.CATEGORY,
-            description=(
-                "Gives an upscaled clip the colours of the clip it was made from, frame by frame; detail is kept."
-            ),
+            description="Gives an upscaled clip the colours of the clip it was made from, frame by frame; "
+            "detail is kept.",
             search_aliases=["color match", "colour fix", "color correction", "wavelet", "adain", "lab"],
             inputs=[
                 io.Image.Input("images", tooltip="The clip to correct."),

@@ -70,9 +70,8 @@ class VSRConditioning(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
                     tooltip=(
-                        "Seed of this noise. No effect at noise level 0, except with MGLD-VSR's "
-                        "reference preset, which draws the latent at random from the encoder's "
-                        "distribution."
+                        "Seed of this noise. No effect at noise level 0, except with MGLD-VSR's reference preset, "
+                        "which draws the latent at random from the encoder's distribution."
                     ),
                 ),
                 io.Conditioning.Input("positive", optional=True, tooltip="Prompt; leave unlinked for none."),
@@ -100,8 +99,16 @@ class VSRConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lr_latent: dict, noise_level: float, seed: int, positive: list | None = None,
-                negative: list | None = None, references: References | None = None, noise: Any = None):  # fmt: skip
+    def execute(
+        cls,
+        lr_latent: dict,
+        noise_level: float,
+        seed: int,
+        positive: list | None = None,
+        negative: list | None = None,
+        references: References | None = None,
+        noise: Any = None,
+    ):
         """Noise the LR clip by its address and attach everything to copies of the conditionings."""
         lr = services.check_latent(_TITLE, "lr_latent", lr_latent)
         source = AddressedNoise(seed ^ LR_STREAM) if noise is None else noise
@@ -170,18 +177,16 @@ class ReferenceSet(io.ComfyNode):
         starts = io.String.Input(
             "starts",
             default="",
-            tooltip=(
-                "First time index of every reference, in latent frames, separated by commas, for example 20, 22, 40."
-            ),
+            tooltip="First time index of every reference, in latent frames, separated by commas, for "
+            "example 20, 22, 40.",
         )
         return io.Schema(
             node_id="VSRReferenceSet",
             display_name=_SET,
             category=services.CATEGORY,
             description=(
-                "Encodes pictures and videos that the restorer may take detail from: "
-                "identity pictures of a person or thing, or the unedited high-resolution "
-                "video of an edit."
+                "Encodes pictures and videos that the restorer may take detail from: identity pictures of a person or "
+                "thing, or the unedited high-resolution video of an edit."
             ),
             search_aliases=["reference image", "identity", "id image", "reference video", "multi-modal"],
             inputs=[
@@ -211,9 +216,8 @@ class ReferenceSet(io.ComfyNode):
                     ],
                     optional=True,
                     tooltip=(
-                        "First time index of the references. model: as the weights were trained; "
-                        "paper: from latent frame 20 on; after video: directly after the clip; "
-                        "manual: the numbers in starts."
+                        "First time index of the references. model: as the weights were trained; paper: from latent "
+                        "frame 20 on; after video: directly after the clip; manual: the numbers in starts."
                     ),
                 ),
             ],

@@ -31,9 +31,8 @@ class DegradeVideo(io.ComfyNode):
                     options=list(PRESETS),
                     default="bicubic",
                     tooltip=(
-                        "bicubic: reduction only; real: blur, noise, JPEG and H.264; generated: "
-                        "soft; old film: grain; second order: the complete, stronger chain of "
-                        "RealBasicVSR."
+                        "bicubic: reduction only; real: blur, noise, JPEG and H.264; generated: soft; old film: grain; "
+                        "second order: the complete, stronger chain of RealBasicVSR."
                     ),
                 ),
                 io.Int.Input(

@@ -88,8 +88,15 @@ class CascadeInput(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, target_vae: comfy.sd.VAE | None, target: dict, filter: str, frames: torch.Tensor | None = None,
-                samples: dict | None = None, base_vae: comfy.sd.VAE | None = None):  # fmt: skip
+    def execute(
+        cls,
+        target_vae: comfy.sd.VAE | None,
+        target: dict,
+        filter: str,
+        frames: torch.Tensor | None = None,
+        samples: dict | None = None,
+        base_vae: comfy.sd.VAE | None = None,
+    ):
         """Get the frames, work out the exact size and encode."""
         _check_vae(_CASCADE, "target_vae", target_vae)
         if (frames is None) == (samples is None):
@@ -171,41 +178,68 @@ class TemporalDecode(io.ComfyNode):
             node_id="VSRTemporalDecode",
             display_name=_DECODE,
             category=services.CATEGORY,
-            description=("Decodes a video latent in chunks that continue each other, guided by the "
-                        "low-resolution frames. The result has exactly the size and frame count set "
-                        "in Cascade Input."),
+            description=(
+                "Decodes a video latent in chunks that continue each other, guided by the low-resolution frames. The "
+                "result has exactly the size and frame count set in Cascade Input."
+            ),
             search_aliases=["vae decode", "video decode", "temporal vae", "decode video"],
             inputs=[
                 io.Latent.Input("samples", tooltip="The sampled latent."),
                 io.Vae.Input("vae", tooltip="The restorer's VAE; any video VAE works without lr_frames."),
                 io.Image.Input(
-                    "lr_frames", optional=True, tooltip=("The low-resolution frames from Cascade "
-                                                        "Input; with them the result is sharper and "
-                                                        "more faithful.")
+                    "lr_frames",
+                    optional=True,
+                    tooltip=(
+                        "The low-resolution frames from Cascade Input; with them the result is sharper and more "
+                        "faithful."
+                    ),
                 ),
                 io.Float.Input(
-                    "lr_weight", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip=("Influence of the low-resolution frames on the decoder: 1 full, 0 none "
-                            "(the built-in decoder then uses its own estimate of them); it is dec_w "
-                            "of MGLD-VSR."),
+                    "lr_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip=(
+                        "Influence of the low-resolution frames on the decoder: 1 full, 0 none (the built-in decoder "
+                        "then uses its own estimate of them); it is dec_w of MGLD-VSR."
+                    ),
                 ),
                 io.Int.Input(
-                    "chunk", default=host_vae.CHUNK, min=4, max=1024, step=4, advanced=True,
-                    tooltip=("Frames decoded together; fewer need less memory. Upscale-A-Video "
-                            "decodes at most 8 together, MGLD-VSR 5, and blends the chunks."),
+                    "chunk",
+                    default=host_vae.CHUNK,
+                    min=4,
+                    max=1024,
+                    step=4,
+                    advanced=True,
+                    tooltip=(
+                        "Frames decoded together; fewer need less memory. Upscale-A-Video "
+                        "decodes at most 8 together, MGLD-VSR 5, and blends the chunks."
+                    ),
                 ),
                 io.Int.Input(
-                    "tile", default=0, min=0, max=8192, step=64, advanced=True,
-                    tooltip=("Side of a tile in output px; 0 decodes whole frames if they fit into "
-                            "memory."),
+                    "tile",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    step=64,
+                    advanced=True,
+                    tooltip=("Side of a tile in output px; 0 decodes whole frames if they fit into memory."),
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The clip at its exact size.")],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, samples: dict, vae: comfy.sd.VAE | None, lr_weight: float, chunk: int, tile: int,
-                lr_frames: torch.Tensor | None = None):  # fmt: skip
+    def execute(
+        cls,
+        samples: dict,
+        vae: comfy.sd.VAE | None,
+        lr_weight: float,
+        chunk: int,
+        tile: int,
+        lr_frames: torch.Tensor | None = None,
+    ):
         """Decode with the restorer's VAE, or with another one and crop."""
         _check_vae(_DECODE, "vae", vae)
         return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, lr_frames, lr_weight))

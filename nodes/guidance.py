@@ -28,15 +28,26 @@ _PATCH = "Reference CFG (KSampler)"
 _POST = "sampler_post_cfg_function"
 
 _S_REF = io.Float.Input(
-    "s_ref", default=1.0, min=0.0, max=20.0, step=0.05,
-    tooltip=("Strength of guidance by references: 0 uses them as a condition only, 1 is the published "
-            "value, larger values over-sharpen."),
-)  # fmt: skip
+    "s_ref",
+    default=1.0,
+    min=0.0,
+    max=20.0,
+    step=0.05,
+    tooltip=(
+        "Strength of guidance by references: 0 uses them as a condition only, 1 is the published "
+        "value, larger values over-sharpen."
+    ),
+)
 _REF_STEPS = io.Int.Input(
-    "ref_steps", default=15, min=0, max=1000,
-    tooltip=("Number of first steps of this sampler's run in which s_ref acts, 15 of 50 as published; "
-            "later steps cost one prediction less."),
-)  # fmt: skip
+    "ref_steps",
+    default=15,
+    min=0,
+    max=1000,
+    tooltip=(
+        "Number of first steps of this sampler's run in which s_ref acts, 15 of 50 as published; "
+        "later steps cost one prediction less."
+    ),
+)
 
 
 class ReferenceCFGGuider(io.ComfyNode):
@@ -49,28 +60,36 @@ class ReferenceCFGGuider(io.ComfyNode):
             node_id="VSRReferenceGuider",
             display_name=_GUIDER,
             category=services.CATEGORY,
-            description=("Guides sampling by text and by references, with separate strengths, as in "
-                        "the UniMMVSR paper. Guidance by references acts in the first steps only, "
-                        "where structure is decided."),
+            description=(
+                "Guides sampling by text and by references, with separate strengths, as in the UniMMVSR paper. "
+                "Guidance by references acts in the first steps only, where structure is decided."
+            ),
             search_aliases=["cfg", "guider", "three-way cfg", "dual cfg", "reference guidance", "s_ref", "unimmvsr"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample, with its tiles, windows and other patches."),
                 io.Conditioning.Input("positive", tooltip="Prompt, clip and references, from VSR Conditioning."),
                 io.Conditioning.Input(
-                    "negative", optional=True,
-                    tooltip=("The same with the negative prompt, from the same VSR Conditioning; "
-                            "needed unless s_txt is 0."),
+                    "negative",
+                    optional=True,
+                    tooltip="The same with the negative prompt, from the same VSR Conditioning; needed "
+                    "unless s_txt is 0.",
                 ),
                 io.Float.Input(
-                    "s_txt", default=3.0, min=0.0, max=30.0, step=0.1,
-                    tooltip=("Strength of guidance by text: the usual cfg minus 1, so 3 is cfg 4; 0 "
-                            "omits the negative and its cost."),
+                    "s_txt",
+                    default=3.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip=(
+                        "Strength of guidance by text: the usual cfg minus 1, so 3 is cfg 4; 0 "
+                        "omits the negative and its cost."
+                    ),
                 ),
                 _S_REF,
                 _REF_STEPS,
             ],
             outputs=[io.Guider.Output(tooltip="Guider for SamplerCustomAdvanced.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
@@ -108,20 +127,21 @@ class ReferenceCFG(io.ComfyNode):
             node_id="VSRReferenceCFG",
             display_name=_PATCH,
             category=services.CATEGORY,
-            description=("Adds guidance by references to a model, for KSampler and the host's "
-                        "guiders. The strength of the text is KSampler's cfg, which is 1 + s_txt: 4 "
-                        "for the published s_txt of 3."),
+            description=(
+                "Adds guidance by references to a model, for KSampler and the host's guiders. The strength of the text "
+                "is KSampler's cfg, which is 1 + s_txt: 4 for the published s_txt of 3."
+            ),
             search_aliases=["cfg", "three-way cfg", "reference guidance", "s_ref", "ksampler", "unimmvsr"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip=("The model to sample. In KSampler cfg = 1 + s_txt: 4 for the "
-                                     "published s_txt of 3."),
+                    "model",
+                    tooltip=("The model to sample. In KSampler cfg = 1 + s_txt: 4 for the published s_txt of 3."),
                 ),
                 _S_REF,
                 _REF_STEPS,
             ],
             outputs=[io.Model.Output(tooltip="The model with guidance by references.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, model: ModelPatcher, s_ref: float, ref_steps: int):

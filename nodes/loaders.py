@@ -72,10 +72,9 @@ class LoadVideoRestorer(io.ComfyNode):
                     default=DECODERS[0],
                     optional=True,
                     tooltip=(
-                        "Upscale-A-Video: plain is vae_3d; lr-conditioned is vae_video, which is "
-                        "steadier and suits animation; auto takes plain if it is present. "
-                        "MGLD-VSR: lr-conditioned is its sequence decoder, plain the decoder of "
-                        "Stable Diffusion; auto takes the sequence decoder."
+                        "Upscale-A-Video: plain is vae_3d; lr-conditioned is vae_video, which is steadier and suits "
+                        "animation; auto takes plain if it is present. MGLD-VSR: lr-conditioned is its sequence "
+                        "decoder, plain the decoder of Stable Diffusion; auto takes the sequence decoder."
                     ),
                 ),
                 io.Combo.Input(

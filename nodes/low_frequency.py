@@ -42,9 +42,8 @@ class LowFrequencyTie(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip=(
-                        "Strength of the tie: 0 changes nothing, 1 replaces the low frequencies by those of the clip."
-                    ),
+                    tooltip="Strength of the tie: 0 changes nothing, 1 replaces the low frequencies by "
+                    "those of the clip.",
                 ),
                 io.Float.Input(
                     "cutoff",

@@ -42,9 +42,8 @@ class CompareMeasure(io.ComfyNode):
             display_name=_TITLE,
             category=services.CATEGORY,
             description=(
-                "Compares two clips of the same size: PSNR, SSIM, sharpness, warping error, "
-                "flicker, colour drift, and a picture of both. With the low-resolution "
-                "frames a plain bicubic upscale is measured too."
+                "Compares two clips of the same size: PSNR, SSIM, sharpness, warping error, flicker, colour drift, and "
+                "a picture of both. With the low-resolution frames a plain bicubic upscale is measured too."
             ),
             search_aliases=["psnr", "ssim", "compare", "metrics", "quality", "flicker", "warping error"],
             is_output_node=True,

@@ -169,9 +169,8 @@ class EstimateMotion(io.ComfyNode):
             display_name=_ESTIMATE,
             category=services.CATEGORY,
             description=(
-                "Estimates the motion of every pixel from frame to frame, in both "
-                "directions, and finds scene cuts. It works on the low-resolution frames, "
-                "pair by pair, which is fast and needs little memory."
+                "Estimates the motion of every pixel from frame to frame, in both directions, and finds scene cuts. It "
+                "works on the low-resolution frames, pair by pair, which is fast and needs little memory."
             ),
             search_aliases=["optical flow", "motion", "flow", "scene cut", "raft"],
             inputs=[
@@ -249,9 +248,8 @@ class LatentPropagation(io.ComfyNode):
             display_name=_PROPAGATE,
             category=services.CATEGORY,
             description=(
-                "Carries predictions from frame to frame along the motion, where the motion "
-                "is certain, so that texture stays on its object. For any video model; it "
-                "restarts at scene cuts."
+                "Carries predictions from frame to frame along the motion, where the motion is certain, so that "
+                "texture stays on its object. For any video model; it restarts at scene cuts."
             ),
             search_aliases=["temporal consistency", "flicker", "flow propagation", "upscale-a-video"],
             inputs=[

@@ -41,9 +41,8 @@ class MotionGuidance(io.ComfyNode):
             display_name=_TITLE,
             category=services.CATEGORY,
             description=(
-                "Reduces flicker: moves the predictions of neighbouring frames towards each "
-                "other along the motion, where both frames show the same point. For any "
-                "video model; it restarts at scene cuts."
+                "Reduces flicker: moves the predictions of neighbouring frames towards each other along the motion, "
+                "where both frames show the same point. For any video model; it restarts at scene cuts."
             ),
             search_aliases=["temporal consistency", "flicker", "optical flow", "warping loss", "mgld-vsr"],
             inputs=[

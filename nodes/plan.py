@@ -39,11 +39,14 @@ class VSRPlan(io.ComfyNode):
         """Describe the node."""
         sides = [
             io.Int.Input(
-                name, default=0, min=0, max=16384,
+                name,
+                default=0,
+                min=0,
+                max=16384,
                 tooltip=f"Output {what}, if samples are not linked; 0 takes it from samples.",
             )
             for name, what in (("width", "width in px"), ("height", "height in px"), ("length", "frames"))
-        ]  # fmt: skip
+        ]
         return io.Schema(
             node_id="VSRPlan",
             display_name=_WHO,
@@ -54,43 +57,59 @@ class VSRPlan(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input(
-                    "model", optional=True,
+                    "model",
+                    optional=True,
                     tooltip="The model as the sampler gets it, with all its patches; or link guider.",
                 ),
                 io.Guider.Input(
-                    "guider", optional=True,
-                    tooltip=("The guider of SamplerCustomAdvanced; its model, branches and references "
-                            "are planned."),
+                    "guider",
+                    optional=True,
+                    tooltip=("The guider of SamplerCustomAdvanced; its model, branches and references are planned."),
                 ),
                 io.Latent.Input(
-                    "samples", optional=True,
+                    "samples",
+                    optional=True,
                     tooltip="The latent that will be sampled, or Cascade Input's lr_latent; or give width, height and "
                     "length.",
                 ),
                 io.Custom("VSR_REFERENCES").Input(
-                    "references", optional=True, tooltip=("References from Reference Set; a guider "
-                                                         "has its own.")
+                    "references", optional=True, tooltip=("References from Reference Set; a guider has its own.")
                 ),
                 io.Sigmas.Input("sigmas", optional=True, tooltip="The sigmas of the run, instead of steps."),
                 io.Int.Input(
-                    "steps", default=20, min=1, max=1000,
-                    tooltip=("Steps of the run if sigmas are not linked, with one network evaluation "
-                            "each."),
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=1000,
+                    tooltip=("Steps of the run if sigmas are not linked, with one network evaluation each."),
                 ),
                 io.Float.Input(
-                    "cfg", default=1.0, min=0.0, max=100.0, step=0.1,
-                    tooltip=("KSampler's cfg, which adds a branch unless it is 1; a guider has its "
-                            "own."),
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip=("KSampler's cfg, which adds a branch unless it is 1; a guider has its own."),
                 ),
                 *sides,
             ],
             outputs=[io.String.Output(display_name="plan", tooltip="The plan as text.")],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, steps: int, cfg: float, width: int, height: int, length: int, model: ModelPatcher | None = None,
-                guider: CFGGuider | None = None, samples: dict | None = None, references: References | None = None,
-                sigmas: torch.Tensor | None = None):  # fmt: skip
+    def execute(
+        cls,
+        steps: int,
+        cfg: float,
+        width: int,
+        height: int,
+        length: int,
+        model: ModelPatcher | None = None,
+        guider: CFGGuider | None = None,
+        samples: dict | None = None,
+        references: References | None = None,
+        sigmas: torch.Tensor | None = None,
+    ):
         """Count, and show the text."""
         if model is None and guider is None:
             raise ValueError(f"{_WHO}: needs a model or a guider; got neither. Link the one that the sampler gets.")

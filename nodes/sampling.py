@@ -99,8 +99,7 @@ class SeededNoise(io.ComfyNode):
 
 
 @torch.no_grad()
-def sample_restorer_euler(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
-                          callback: Callable | None = None, disable: bool | None = None):  # fmt: skip
+def sample_restorer_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Follow the flow in straight steps; the last step lands on the prediction itself, exactly."""
     for step, sigma, following in _steps(sigmas, sigmas):
         denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
@@ -111,8 +110,7 @@ def sample_restorer_euler(model: Any, x: torch.Tensor, sigmas: torch.Tensor, ext
 
 
 @torch.no_grad()
-def sample_restorer_plms(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
-                         callback: Callable | None = None, disable: bool | None = None):  # fmt: skip
+def sample_restorer_plms(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Follow the flow with up to four past velocities; its order holds for even sigmas (shift 1)."""
     history: list[torch.Tensor] = []
     for step, sigma, following in _steps(sigmas, sigmas):
@@ -136,8 +134,7 @@ def sample_restorer_plms(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extr
 
 
 @torch.no_grad()
-def sample_restorer_pndm(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
-                         callback: Callable | None = None, disable: bool | None = None):  # fmt: skip
+def sample_restorer_pndm(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Follow the flow with up to four past velocities, one network evaluation a step, on sigmas of any spacing."""
     times = sigmas.tolist()
     history: list[torch.Tensor] = []
@@ -155,8 +152,7 @@ def sample_restorer_pndm(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extr
 
 
 @torch.no_grad()
-def sample_restorer_ddim(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
-                         callback: Callable | None = None, disable: bool | None = None, eta: float = 0.0):  # fmt: skip
+def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None, eta=0.0):
     """Step with the published DDIM of Upscale-A-Video (eta 0 .. 1 mixes in fresh noise).
 
     Where a node edits the prediction, the noise estimate still comes from the unedited one. Works on the
@@ -184,8 +180,7 @@ def sample_restorer_ddim(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extr
 
 
 @torch.no_grad()
-def sample_restorer_ddpm(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None = None,
-                         callback: Callable | None = None, disable: bool | None = None):  # fmt: skip
+def sample_restorer_ddpm(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Step with the ancestral DDPM of MGLD-VSR: every step but the last adds fresh noise.
 
     What nodes put among the AFTER_STEP functions then acts on the sample itself, as published. Works on the
@@ -257,29 +252,37 @@ class RestorerSampler(io.ComfyNode):
             node_id="VSRRestorerSampler",
             display_name=_SAMPLER,
             category=services.CATEGORY,
-            description=("Samplers for restorers. euler suits one step (fidelity mode); plms reuses "
-                        "past predictions and suits many steps; pndm does so with one network call a "
-                        "step, as in the UniMMVSR paper; ddim is the sampler of Upscale-A-Video, "
-                        "ddpm that of MGLD-VSR."),
+            description=(
+                "Samplers for restorers. euler suits one step (fidelity mode); plms reuses past predictions and suits "
+                "many steps; pndm does so with one network call a step, as in the UniMMVSR paper; ddim is the sampler "
+                "of Upscale-A-Video, ddpm that of MGLD-VSR."
+            ),
             search_aliases=["sampler", "plms", "pndm", "euler", "ddim", "ddpm", "ancestral", "vsr sampler"],
             inputs=[
                 io.Combo.Input(
                     "sampler",
                     options=list(_SAMPLERS),
                     default="euler",
-                    tooltip=("euler: straight steps, suits one step; plms: multistep, for 8 steps and "
-                            "more; ddim: for Upscale-A-Video, as published also with Latent "
-                            "Propagation; ddpm: ancestral, for MGLD-VSR, as published also with "
-                            "Motion Guidance; pndm: multistep with exactly one network call a step, "
-                            "at any shift, for the paper's 50 steps."),
+                    tooltip=(
+                        "euler: straight steps, suits one step; plms: multistep, for 8 steps and more; ddim: for "
+                        "Upscale-A-Video, as published also with Latent Propagation; ddpm: ancestral, for MGLD-VSR, as "
+                        "published also with Motion Guidance; pndm: multistep with exactly one network call a step, at "
+                        "any shift, for the paper's 50 steps."
+                    ),
                 ),
                 io.Float.Input(
-                    "eta", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
+                    "eta",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
                     tooltip="Noise added between the steps of ddim: 0 none, 1 as much as DDPM.",
                 ),
             ],
             outputs=[io.Sampler.Output(tooltip="Sampler for SamplerCustomAdvanced.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, sampler: str, eta: float = 0.0):
@@ -301,10 +304,9 @@ class RefineSigmas(io.ComfyNode):
             display_name=_SIGMAS,
             category=services.CATEGORY,
             description=(
-                "Makes sigmas from a start sigma that you choose. On flow models with a "
-                "large shift KSampler's denoise 0.3 starts near sigma 0.8; here 0.3 means "
-                "0.3. For Upscale-A-Video and MGLD-VSR it gives the steps of the published "
-                "programs."
+                "Makes sigmas from a start sigma that you choose. On flow models with a large shift KSampler's denoise "
+                "0.3 starts near sigma 0.8; here 0.3 means 0.3. For Upscale-A-Video and MGLD-VSR it gives the steps of "
+                "the published programs."
             ),
             search_aliases=["sigmas", "scheduler", "denoise", "sdedit", "start sigma", "ddim", "ddpm"],
             inputs=[
@@ -336,9 +338,8 @@ class RefineSigmas(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.01,
-                    tooltip=(
-                        "Moves steps towards the noisy end; 1 spaces them evenly, as in UniMMVSR. Flow models only."
-                    ),
+                    tooltip="Moves steps towards the noisy end; 1 spaces them evenly, as in UniMMVSR. Flow "
+                    "models only.",
                 ),
             ],
             outputs=[

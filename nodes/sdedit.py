@@ -56,10 +56,9 @@ class SDEditDegradation(io.ComfyNode):
             display_name=_TITLE,
             category=services.CATEGORY,
             description=(
-                "Makes a low-resolution clip as a base model would have made it: reduces a "
-                "good clip, noises its latent to a random step and denoises it with the "
-                "model. Structure drifts. Add Degrade Video after it for the complete "
-                "degradation of the UniMMVSR paper."
+                "Makes a low-resolution clip as a base model would have made it: reduces a good clip, noises its "
+                "latent to a random step and denoises it with the model. Structure drifts. Add Degrade Video after it "
+                "for the complete degradation of the UniMMVSR paper."
             ),
             search_aliases=["sdedit", "degradation", "training pairs", "base model", "low resolution", "drift"],
             inputs=[
@@ -126,9 +125,20 @@ class SDEditDegradation(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, vae: VAE | None, images: torch.Tensor, size: dict, min_strength: float,
-                max_strength: float, steps: int, cfg: float, seed: int, positive: list | None = None,
-                negative: list | None = None):  # fmt: skip
+    def execute(
+        cls,
+        model: ModelPatcher,
+        vae: VAE | None,
+        images: torch.Tensor,
+        size: dict,
+        min_strength: float,
+        max_strength: float,
+        steps: int,
+        cfg: float,
+        seed: int,
+        positive: list | None = None,
+        negative: list | None = None,
+    ):
         """Encode at the base resolution, sample from the drawn step, decode."""
         frames = services.check_frames(_TITLE, "images", images)
         _check_pair(model, vae)

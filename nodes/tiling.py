@@ -24,7 +24,7 @@ import comfy.utils
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..models.layout.pieces import Tile, TileFuser, Window, plan_tiles, plan_weights, plan_windows
@@ -121,9 +121,8 @@ class TemporalWindows(io.ComfyNode):
                     "windows",
                     options=[option("auto", []), option("manual", manual), option("off", [])],
                     tooltip=(
-                        "auto: the length that the model was trained with, otherwise 33 frames "
-                        "with an overlap of 8; manual: the lengths below; off: the whole clip at "
-                        "once."
+                        "auto: the length that the model was trained with, otherwise 33 frames with an overlap of 8; "
+                        "manual: the lengths below; off: the whole clip at once."
                     ),
                 ),
             ],
@@ -197,8 +196,7 @@ class _TilePreparation:
     space: int
     published: Callable | None
 
-    def __call__(self, executor: WrapperExecutor, model: ModelPatcher, noise_shape: list, conds: dict, *args,
-                 model_options: dict | None = None, **kwargs):  # fmt: skip
+    def __call__(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
         services.check_clip(_TILES, tuple(noise_shape))
         windows = model_options.get("context_handler")
         tile = self.size or self._largest(model, noise_shape, conds, windows)
@@ -226,8 +224,7 @@ class _TilePreparation:
         return rows, columns, min(self.sizes.overlap // self.space, min(rows, columns) // 4)
 
 
-def _tiled_batch(executor: WrapperExecutor, model: BaseModel, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
-                 model_options: dict):  # fmt: skip
+def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
     """Predict every conditioning tile by tile; out of memory, with tiles of half the side for the whole run."""
     choice = model_options.get("transformer_options", {}).get(TILES_KEY)
     while choice is not None:
@@ -350,8 +347,7 @@ class WindowHandler(context_windows.IndexListContextHandler):
         super().__init__(**settings)
         self._published, self._plans = plan, {}
 
-    def should_use_context(self, model: BaseModel, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
-                           model_options: dict):  # fmt: skip
+    def should_use_context(self, model, conds, x_in, timestep, model_options):
         """Leave a clip that fits into one window to the plain call, bit for bit."""
         services.check_clip(_WINDOWS, tuple(x_in.shape))
         long = x_in.shape[self.dim] > self.context_length
@@ -368,9 +364,9 @@ class WindowHandler(context_windows.IndexListContextHandler):
         windows = self._plan(length)[0]
         return [make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in windows]
 
-    def evaluate_context_windows(self, calc_cond_batch: Callable, model: BaseModel, x_in: torch.Tensor, conds: list,
-                                 timestep: torch.Tensor, enumerated: list, model_options: dict, *args,
-                                 **kwargs):  # fmt: skip
+    def evaluate_context_windows(
+        self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs
+    ):
         """Evaluate as the host does, with the progress of a window's share of the step."""
         count = len(self._plan(x_in.shape[self.dim])[0])
         options = part_of_step(model_options, enumerated[0][0], count)
@@ -378,9 +374,9 @@ class WindowHandler(context_windows.IndexListContextHandler):
             calc_cond_batch, model, x_in, conds, timestep, enumerated, options, *args, **kwargs
         )
 
-    def combine_context_window_results(self, x_in: torch.Tensor, sub_conds_out: list, sub_conds: list, window: Any,
-                                       window_idx: int, total_windows: int, timestep: torch.Tensor, final: list,
-                                       counts: list, biases: list):  # fmt: skip
+    def combine_context_window_results(
+        self, x_in, sub_conds_out, sub_conds, window, window_idx, total_windows, timestep, final, counts, biases
+    ):
         """Add a window's predictions with weights that sum to one; the host then divides by ones."""
         weights = self._plan(x_in.shape[self.dim])[1][window_idx]
         weights = weights.to(x_in.device).view(-1, *[1] * (x_in.ndim - self.dim - 1))

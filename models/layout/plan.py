@@ -132,9 +132,13 @@ class RunPlan:
             ("passes", f"{sum(self.branches):,} x {len(self.tiles)} x {len(self.windows)} = {self.passes:,}"),
             ("memory", f"weights {_gib(memory.weights)}, a pass {_gib(memory.one)}, two at once {_gib(memory.two)}"),
             ("", f"resulting frames {_gib(self.frame_bytes)} of RAM, the latent {_gib(self._latent_bytes)} a copy"),
-            ("free", f"{_gib(memory.free_ram)} of RAM" if memory.shared else
-             f"{_gib(memory.free)} on the device, {_gib(memory.free_ram)} of RAM"),
-        ]  # fmt: skip
+            (
+                "free",
+                f"{_gib(memory.free_ram)} of RAM"
+                if memory.shared
+                else f"{_gib(memory.free)} on the device, {_gib(memory.free_ram)} of RAM",
+            ),
+        ]
         if not self.references:
             rows = [row for row in rows if row[0] != "references"]
         rows += [("warning", warning) for warning in self.warnings()] or [("fits", "nothing stands in the way")]

@@ -125,9 +125,8 @@ class Motion:
         expected = latent_frames(self.frames, time)
         if latents != expected:
             raise ValueError(
-                f"the motion must be that of the sampled clip; got motion of {self.frames} frames, which is "
-                f"{expected} latent frames, and a latent with {latents}. Estimate the motion on all LR frames of "
-                "this clip."
+                f"the motion must be that of the sampled clip; got motion of {self.frames} frames, which is {expected} "
+                f"latent frames, and a latent with {latents}. Estimate the motion on all LR frames of this clip."
             )
         if latents == 1:
             still = torch.zeros(1, 2, 0, height, width, device=device)

@@ -46,16 +46,28 @@ _licences_logged: set[str] = set()
 class RestorerNetwork(torch.nn.Module):
     """The host's calling convention for a network: wrappers around it, and progress of its blocks."""
 
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None = None,
-                transformer_options: dict | None = None, **conditions):  # fmt: skip
+    def forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor | None = None,
+        transformer_options: dict | None = None,
+        **conditions,
+    ):
         """Predict through the wrappers of the host and of other nodes."""
         options = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timestep, context, options, **conditions)
 
-    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
-                **conditions):  # fmt: skip
+    def predict(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor | None,
+        transformer_options: dict,
+        **conditions,
+    ):
         """Give what the network predicts for x, which holds the LR clip on its last channels."""
         raise NotImplementedError
 
@@ -171,10 +183,9 @@ class Unanswered(comfy.conds.CONDConstant):
 def unanswered_references(count: int) -> Unanswered:
     """Make what VSR Conditioning puts where a model's references belong."""
     return Unanswered(
-        f"{SAMPLER}: references need a model that takes them; got {count} with a model that would "
-        "ignore them. Put Reference Tokens or Load VSR Adapter after the model (plain Wan 2.1 and "
-        "2.2), use the built-in model of Load Video Restorer, or unlink Reference Set from VSR "
-        "Conditioning."
+        f"{SAMPLER}: references need a model that takes them; got {count} with a model that would ignore them. Put "
+        "Reference Tokens or Load VSR Adapter after the model (plain Wan 2.1 and 2.2), use the built-in model of Load "
+        "Video Restorer, or unlink Reference Set from VSR Conditioning."
     )
 
 
@@ -229,8 +240,15 @@ def frames_at_once(model: comfy.model_base.BaseModel, frames: int) -> int:
 # What guards a run
 
 
-def _outer_sample(executor: WrapperExecutor, noise: torch.Tensor, latent_image: torch.Tensor, sampler: object,
-                  sigmas: torch.Tensor, *args, **kwargs):  # fmt: skip
+def _outer_sample(
+    executor: WrapperExecutor,
+    noise: torch.Tensor,
+    latent_image: torch.Tensor,
+    sampler: object,
+    sigmas: torch.Tensor,
+    *args,
+    **kwargs,
+):
     """Refuse a schedule that breaks the run, and start its progress."""
     check_sigmas(sigmas)
     sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")

@@ -146,9 +146,8 @@ def check_clip(title: str, shape: tuple[int, ...]) -> None:
     """Raise where what is sampled is no clip (b, c, T, h, w), but packs sound or other data with it."""
     if len(shape) != 5:
         raise ValueError(
-            f"{title}: the sampled latent must be a video latent (5 dimensions); got {shape}, which "
-            "packs sound or other data. Set this node to off, or sample the video latent alone "
-            "(Separate AV Latent)."
+            f"{title}: the sampled latent must be a video latent (5 dimensions); got {shape}, which packs sound or "
+            "other data. Set this node to off, or sample the video latent alone (Separate AV Latent)."
         )
 
 
@@ -204,9 +203,8 @@ def latent_target(title: str, latent: Mapping, space: int, time: int) -> tuple[C
         if slack[0] >= time:  # too long by whole latent frames: it may carry guides
             counts = ", ".join(str(whole.frames + step * time) for step in (-1, 0, 1))
             remedy = (
-                f"Its frame counts are 1 + {time} n ({counts}). Remove guide frames that a node "
-                "appended with LTXVCropGuides after the sampler; lengthen a clip before Cascade "
-                "Input."
+                f"Its frame counts are 1 + {time} n ({counts}). Remove guide frames that a node appended with "
+                "LTXVCropGuides after the sampler; lengthen a clip before Cascade Input."
             )
         raise ValueError(
             f"{title}: the latent must have the grid of its target size {size.frames} x {size.width}x{size.height}; "

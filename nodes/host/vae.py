@@ -123,8 +123,15 @@ class RestorerVAE(comfy.sd.VAE):
         """Encode frames (B, H, W, C) as one clip, or clips (b, t, H, W, C), into latents (b, c, T, h, w)."""
         return self.encode_clips(pixel_samples)
 
-    def encode_tiled(self, pixel_samples: torch.Tensor, tile_x: int | None = None, tile_y: int | None = None,
-                     overlap: int | None = None, tile_t: int | None = None, overlap_t: int | None = None):  # fmt: skip
+    def encode_tiled(
+        self,
+        pixel_samples: torch.Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ):
         """Encode with tiles of the given px; `tile_t` sets the frames of a span, whose overlap is the law's."""
         side = None if tile_x is None else max(1, min(tile_x, tile_y or tile_x) // self.law.space)
         return self.encode_clips(pixel_samples, chunk=tile_t, side=side, overlap=(overlap or 0) // self.law.space)
@@ -177,8 +184,15 @@ class RestorerVAE(comfy.sd.VAE):
                     break
         return services.mark_finite(output)
 
-    def decode_tiled(self, samples: torch.Tensor, tile_x: int | None = None, tile_y: int | None = None,
-                     overlap: int | None = None, tile_t: int | None = None, overlap_t: int | None = None):  # fmt: skip
+    def decode_tiled(
+        self,
+        samples: torch.Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ):
         """Decode with tiles of the given cells; `tile_t` latent frames a span, whose overlap is the law's."""
         side = None if tile_x is None else min(tile_x, tile_y or tile_x)
         return self.decode(samples, {"chunk": tile_t and tile_t * self.law.time, "side": side, "overlap": overlap or 0})

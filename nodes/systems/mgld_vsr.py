@@ -116,8 +116,13 @@ class MGLDConfig(comfy.supported_models_base.BASE):
 class HostNetworks(RestorerNetwork):
     """Structure encoder and UNet with the host's calling convention and layers."""
 
-    def __init__(self, config: Networks, dtype: torch.dtype | None = None, device: torch.device | None = None,
-                 operations: Any = None):  # fmt: skip
+    def __init__(
+        self,
+        config: Networks,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any = None,
+    ):
         super().__init__()
         layers = services.layers(operations, dtype, device)
         self.config, self.dtype = config, dtype
@@ -128,8 +133,9 @@ class HostNetworks(RestorerNetwork):
         self.register_buffer(EMPTY_PROMPT, torch.zeros(1, config.words, config.unet.context_dim))
         self.to(device=device, dtype=dtype)
 
-    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
-                **_):  # fmt: skip
+    def predict(
+        self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict, **_
+    ):
         """Predict the noise in `x` = noisy latents and LR latents on 4 + 4 channels."""
         size = ClipSize(*x.shape[2:])
         x = pad_clip(x, ClipSize(max(size.frames, self.config.fill), size.height, size.width))

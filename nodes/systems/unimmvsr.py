@@ -77,16 +77,29 @@ class UniMMVSRConfig(comfy.supported_models_base.BASE):
 class HostDiT(RestorerNetwork, UniMMVSRDiT):
     """The transformer with the host's calling convention, layers and sign."""
 
-    def __init__(self, config: DiTConfig, dtype: torch.dtype | None = None, device: torch.device | None = None,
-                 operations: Any = None):  # fmt: skip
+    def __init__(
+        self,
+        config: DiTConfig,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any = None,
+    ):
         layers = services.layers(operations, dtype, device)
         super().__init__(config, ops=layers, attention=services.attention)
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
 
-    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
-                noise_level: torch.Tensor | None = None, references: Sequence[torch.Tensor] = (),
-                reference_starts: Sequence[int] | None = None, **_):  # fmt: skip
+    def predict(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor | None,
+        transformer_options: dict,
+        noise_level: torch.Tensor | None = None,
+        references: Sequence[torch.Tensor] = (),
+        reference_starts: Sequence[int] | None = None,
+        **_,
+    ):
         """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
         noisy, lr = x.chunk(2, dim=1)
         level = torch.zeros_like(timestep) if noise_level is None else noise_level

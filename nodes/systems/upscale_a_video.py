@@ -113,15 +113,13 @@ class UpscaleAVideoConfig(comfy.supported_models_base.BASE):
 class HostUNet(RestorerNetwork, VideoUNet):
     """The network with the host's calling convention and layers."""
 
-    def __init__(self, config: UNetConfig, dtype: torch.dtype | None = None, device: torch.device | None = None,
-                 operations: Any = None):  # fmt: skip
+    def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None):
         layers = services.layers(operations, dtype, device)
         super().__init__(config, ops=layers, attention=services.attention)
         self.dtype = dtype
         self.to(device=device, dtype=dtype)
 
-    def predict(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None, transformer_options: dict,
-                noise_level: torch.Tensor | None = None, **_):  # fmt: skip
+    def predict(self, x, timestep, context, transformer_options, noise_level=None, **_):
         """Predict v for `x` = noisy latents and noised LR frames on 4 + 3 channels."""
         if context is None:
             raise ValueError(
@@ -271,8 +269,7 @@ def _load_clip(release: checkpoint.Release, loading: Loading, disable_dynamic: b
 
 
 class _TextTower(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-                 model_options: dict | None = None, *, config: dict, special: dict):  # fmt: skip
+    def __init__(self, device="cpu", dtype=None, model_options=None, *, config: dict, special: dict):
         super().__init__(
             device=device,
             dtype=dtype,
@@ -295,8 +292,7 @@ def _tower(config: dict, dtype: torch.dtype | None, device: torch.device | str, 
     return model
 
 
-def _make_tokenizer(embedding_directory: str | list[str] | None = None, tokenizer_data: dict | None = None,
-                    *, config: dict, files: Mapping[str, str], pad: int):  # fmt: skip
+def _make_tokenizer(embedding_directory=None, tokenizer_data=None, *, config: dict, files: Mapping[str, str], pad: int):
     """Build the host's tokenizer from the release's files; without a vocabulary, from the host's own."""
     settings = {
         "pad_with_end": False,
