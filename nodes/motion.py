@@ -1,4 +1,9 @@
-"""Motion of a clip for the network: flow models, their estimate on the LR frames, and latent propagation."""
+"""Motion of a clip: flow models, their estimate on the LR frames, and latent propagation.
+
+1. Load Flow Model builds the network of a file, as the host's OPTICAL_FLOW, or the estimator without weights.
+2. Estimate Motion runs it on every pair of frames, both ways, finds scene cuts, and paints the flows.
+3. Latent Propagation puts a wrapper on a MODEL that mixes neighbours into its predictions at chosen steps.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,7 @@ from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
 from .host import services
 from .host.vae import watched_layers
-from .prediction import PredictionEdit, Wanted, clip_shape, percent_inputs, percent_range
+from .prediction import PredictionEdit, Wanted, clip_shape, frames_a_latent, percent_inputs, percent_range
 from .recognise import recognise
 from .systems import all_systems
 
@@ -357,11 +362,6 @@ def check_motion(title: str, motion: object) -> None:
         raise ValueError(
             f"{title}: motion must come from Estimate Motion; got {type(motion).__name__}. Link that node."
         )
-
-
-def frames_a_latent(model: ModelPatcher) -> int:
-    """Give how many frames of a clip a latent frame of a MODEL holds."""
-    return getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
 
 
 def _choose_steps(model: ModelPatcher, steps: dict) -> Wanted:

@@ -23,8 +23,17 @@ from ..models.motion.guidance import (
 )
 from .host import services
 from .host.keys import AFTER_STEP_KEY, STEPPING_KEY
-from .motion import MotionType, check_motion, frames_a_latent
-from .prediction import PredictionEdit, Wanted, clip_shape, from_clip, percent_inputs, percent_range, to_clip
+from .motion import MotionType, check_motion
+from .prediction import (
+    PredictionEdit,
+    Wanted,
+    clip_shape,
+    frames_a_latent,
+    from_clip,
+    percent_inputs,
+    percent_range,
+    to_clip,
+)
 
 _KEY = "vsr_motion_guidance"
 _TITLE = "Motion Guidance"

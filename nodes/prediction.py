@@ -93,6 +93,11 @@ def clip_shape(title: str, x: torch.Tensor) -> tuple[int, int, int]:
     return (x.shape[2] if x.ndim == 5 else x.shape[0], *x.shape[-2:])
 
 
+def frames_a_latent(model: ModelPatcher) -> int:
+    """Give how many frames of a clip a latent frame of a MODEL holds."""
+    return getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
+
+
 def guide_frames(executor: Callable[..., torch.Tensor], x: torch.Tensor, frames: int) -> int:
     """Count the guide frames that a latent has (LTX appends them) behind the `frames` latent frames of its clip."""
     surplus = x.shape[2] - frames if x.ndim == 5 else 0

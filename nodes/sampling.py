@@ -1,8 +1,10 @@
 """Noise, samplers and sigmas of the published methods, as the host's own NOISE, SAMPLER and SIGMAS.
 
-Every sampler here is a function (model, x, sigmas) -> clean latent for the host's KSAMPLER; `model(x, sigma)` gives the
-clean latent that the network predicts. At every step, in order: predict; show the prediction (callback); step to the
-next sigma. They differ in the last part:
+Every sampler here is a function (model, x, sigmas) -> clean latent for the host's KSAMPLER. At every step it
+
+1. predicts: `model(x, sigma)` gives the clean latent that the network sees in x;
+2. shows the prediction (callback), which moves the preview and the bar;
+3. steps to the next sigma. They differ in this:
 
 - euler: straight to the next sigma along the present velocity (x - clean) / sigma; the last step gives the prediction.
 - plms: along a mean of up to four past velocities (even sigmas), a two-stage first step.
