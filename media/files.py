@@ -125,7 +125,7 @@ def _try_name(out: Path) -> None:
         raise MediaError(f"OUT: cannot write in {out.parent} ({error.strerror}). Choose another place.") from error
 
 
-def _signature() -> str:
+def signature() -> str:
     """Name this machine: a process number tells nothing about a file that another machine left on a shared disk."""
     return f"{_TEMPORARY}{hashlib.sha256(platform.node().encode()).hexdigest()[:6]}-"
 
@@ -140,7 +140,7 @@ def sweep(folder: Path, older_than: float = 2 * 24 * 3600) -> None:
 
 
 def _is_dead(name: str) -> bool:
-    found = re.match(re.escape(_signature()) + r"(\d+)-", name)
+    found = re.match(re.escape(signature()) + r"(\d+)-", name)
     if not found or sys.platform == "win32":  # there, asking for a process by its number may end it
         return False
     try:
@@ -159,7 +159,7 @@ def replacing(out: Path, folder: bool = False) -> Iterator[Path]:
     Its name is short, whatever OUT's is, and says whose it is, so that `sweep` finds it after a kill.
     """
     out = out.absolute()
-    prefix = f"{_signature()}{os.getpid()}-"
+    prefix = f"{signature()}{os.getpid()}-"
     if folder:
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
     else:

@@ -70,6 +70,11 @@ def frames(timeline: Timeline, wish: Wish | None = None, start: int = 0, stop: i
         )
 
 
+def read_frames(source: Path) -> Iterator[np.ndarray]:
+    """Yield the frames of a source as (h, w, 3) uint8."""
+    return frames(probe(source))
+
+
 def _finished(frame: np.ndarray, timeline: Timeline, wish: Wish) -> np.ndarray:
     if wish.tonemap and timeline.colour.hdr:
         frame = tone_mapped(frame, timeline.colour.transfer)

@@ -131,10 +131,13 @@ def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
             )
 
 
-def bind_output(workflow: Workflow, name: str, keep_savers: bool = False) -> str:
-    """Capture the result's frames under `name`, drop lossy savers, and return the capturing node's id."""
+def bind_output(workflow: Workflow, name: str, keep_savers: bool = False, bits: int = 8) -> str:
+    """Capture the result's frames under `name`, drop lossy savers, and return the capturing node's id.
+
+    `bits` a channel: 8 or 16.
+    """
     link = final_frames(workflow)
-    capture = workflow.add(CAPTURE_NODE, "Write frames", images=list(link), name=name)
+    capture = workflow.add(CAPTURE_NODE, "Write frames", images=list(link), name=name, bits=bits)
     if not keep_savers:
         for class_type in _SAVERS:
             for node_id in workflow.of_type(class_type):

@@ -115,8 +115,8 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for number, name in ((dead.pid, "dead.mp4"), (os.getpid(), "alive.mp4")):
-        (tmp_path / f"{files._signature()}{number}-{name}").write_text("half")
-    (tmp_path / f"{files._signature()}{dead.pid}-folder").mkdir()
+        (tmp_path / f"{files.signature()}{number}-{name}").write_text("half")
+    (tmp_path / f"{files.signature()}{dead.pid}-folder").mkdir()
     files.check_output(tmp_path / "a.mp4", [])
     assert [name.rsplit("-")[-1] for name in leftovers(tmp_path)] == ["alive.mp4"]
 

@@ -17,7 +17,6 @@ from cascadevsr.runner.binding import (
 )
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.upscale import expected_size
-from cascadevsr.runner.video import ClipInfo
 from cascadevsr.runner.workflow import Workflow
 
 
@@ -122,7 +121,7 @@ def test_output_is_captured_and_savers_go():
     capture = bind_output(workflow, "frames")
     assert workflow.prompt[capture] == {
         "class_type": CAPTURE_NODE,
-        "inputs": {"images": ["3", 1], "name": "frames"},
+        "inputs": {"images": ["3", 1], "name": "frames", "bits": 8},
         "_meta": {"title": "Write frames"},
     }
     assert not workflow.of_type("SaveVideo") and workflow.of_type("CreateVideo")
@@ -155,10 +154,10 @@ def test_size_text():
 
 
 def test_expected_size_follows_the_cascade():
-    workflow, clip = example(), ClipInfo(5, 17, 31, 25)
-    assert (expected_size(workflow, clip).height, expected_size(workflow, clip).width) == (68, 124)
+    workflow = example()
+    assert expected_size(workflow, 17, 31) == (68, 124)
     workflow.prompt["3"]["inputs"]["target.scale"] = ["2", 0]
-    assert expected_size(workflow, clip) is None
+    assert expected_size(workflow, 17, 31) is None
 
 
 def test_files_are_resolved_or_explained(tmp_path):
