@@ -95,6 +95,8 @@ def plan(
         notes.append(f"{source.depth} bits a channel become 8: OUT is written as {codec if kind == 'film' else suffix}")
     if source.alpha and not alpha:
         notes.append("transparency is dropped (laid on black): .webm, .mov and PNG hold it")
+    if kind == "folder" and not source.constant:
+        notes.append("the times of frames are not kept: a folder of pictures has none")
     if source.interlaced and not deinterlace:
         notes.append("IN is interlaced, and its combs would be enlarged: --deinterlace makes whole frames of it")
     if deinterlace and source.kind != "film":

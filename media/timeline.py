@@ -110,6 +110,10 @@ def video_stream(container, source: Path):
     streams = [s for s in container.streams.video if not int(getattr(s, "disposition", 0)) & 0x400]
     if not streams:
         raise MediaError(f"IN: must have a video stream; {source} has none (sound only?).")
+    if streams[0].codec_context is None:
+        raise MediaError(
+            f"IN: {source} holds pictures of a kind that is not known here. Convert it, to H.264 for example."
+        )
     streams[0].thread_type = "AUTO"
     return streams[0]
 

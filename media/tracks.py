@@ -53,7 +53,7 @@ def _sort(container, suffix: str, keep: str) -> tuple[list, list]:
         return going, staying
     for stream in container.streams:
         context = getattr(stream, "codec_context", None)
-        if stream.type == "audio" and context is not None and (stream.rate or context.name in _SOUND[suffix]):
+        if stream.type == "audio" and context is not None and stream.rate and stream.channels:
             (staying if keep == "first" and going else going).append(stream)
         elif stream.type in ("audio", "subtitle", "data"):
             fits = stream.type == "subtitle" and context is not None and context.name in _SUBTITLES[suffix]

@@ -53,9 +53,15 @@ def write(
 
 
 def write_video(
-    out: Path, frames: Iterable[np.ndarray], rate: Fraction, *, codec: str = "h264", crf: float = 12.0
+    out: Path,
+    frames: Iterable[np.ndarray],
+    rate: Fraction,
+    *,
+    codec: str = "h264",
+    crf: float = 12.0,
+    tracks: Tracks | None = None,
 ) -> int:
-    """Write a video of constant rate without sound and return the frame count; `out` appears complete or not at all.
+    """Write a video of constant rate and return the frame count; `out` appears complete or not at all.
 
     "h264" is yuv420p in BT.709 (yuv444p for odd sides, unfit for 4:2:0); "h264-rgb" and "png" keep every bit, "png" up
     to 16.
@@ -64,7 +70,7 @@ def write_video(
     deep, alpha = first.dtype == np.uint16, first.shape[-1] == 4
     lossless = codec == "h264-rgb"
     how = encoding(codec.removesuffix("-rgb"), crf, lossless, deep and codec == "png", alpha and codec == "png")
-    return _write_stream(out, frames, how, _Clock(Fraction(rate).limit_denominator(60000)), SDR)
+    return _write_stream(out, frames, how, _Clock(Fraction(rate).limit_denominator(60000)), SDR, None, tracks)
 
 
 def write_pngs(out: Path, frames: Iterable[np.ndarray], how: Encoding | None = None) -> int:
@@ -137,23 +143,22 @@ def _write_stream(
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         how = replace(how, layout=how.layout.replace("420p", "444p"))
-    with replacing(out) as temporary, contextlib.ExitStack() as stack:
-        try:
+    if how.encoder == "libsvtav1" and (height % 2 or width % 2):
+        raise MediaError(f"OUT: AV1 needs even sides; got {width}x{height}. Choose --codec vp9 or another size.")
+    try:  # around everything: a full disk may show only when the file is closed
+        with replacing(out) as temporary, contextlib.ExitStack() as stack:
             kind = _FORMATS[out.suffix.lower()]
             container = stack.enter_context(av.open(locator(temporary), "w", format=kind, options=_options(kind)))
             stream = _stream(container, how, clock, (height, width), colour, source)
             waiting = iter(())
-            if how.encoder == "libsvtav1" and (height % 2 or width % 2):
-                raise MediaError(
-                    f"OUT: AV1 needs even sides; got {width}x{height}. Choose --codec vp9 or another size."
-                )
             if tracks is not None:
                 clock.delay = int(np.ceil(tracks.lead() / clock.base))
                 tracks.add_to(container, float(clock.delay * clock.base))
                 waiting = tracks.packets()
             return _fill(container, stream, frames, first.shape, how, clock, colour, waiting)
-        except av.FFmpegError as error:
-            raise MediaError(f"OUT: {out} could not be written ({error.strerror}).") from error
+    except (av.FFmpegError, OSError) as error:
+        hint = " If a track of IN is damaged: --keep-tracks none." if tracks is not None else ""
+        raise MediaError(f"OUT: {out} could not be written ({error.strerror}).{hint}") from error
 
 
 def _options(kind: str) -> dict:
@@ -192,12 +197,16 @@ def _fill(container, stream, frames, shape, how: Encoding, clock: _Clock, colour
             packet.duration = durations.pop(packet.pts, packet.duration)
             container.mux(packet)
 
+    def put_track() -> None:
+        with contextlib.suppress(av.error.InvalidDataError):  # a damaged piece of sound is left out
+            container.mux(track[1])
+
     for index, frame in enumerate(frames):
         if frame.shape != shape:
             raise MediaError(f"OUT: all frames must have one size; got {frame.shape} after {shape}.")
         time, duration = clock.at(index)
         while track is not None and track[0] <= time * clock.base:
-            container.mux(track[1])
+            put_track()
             track = next(waiting, None)
         picture = _picture(frame, how, colour)
         picture.pts, picture.time_base = time, clock.base
@@ -206,7 +215,7 @@ def _fill(container, stream, frames, shape, how: Encoding, clock: _Clock, colour
         count += 1
     put(stream.encode())
     while track is not None:
-        container.mux(track[1])
+        put_track()
         track = next(waiting, None)
     return count
 

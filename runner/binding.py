@@ -118,6 +118,23 @@ def final_frames(workflow: Workflow) -> list:
     )
 
 
+def uses_sound(workflow: Workflow) -> bool:
+    """Return whether the result's frames may depend on IN's sound: only then is it staged."""
+    loaders = set(workflow.of_type("LoadVideo"))
+    for node_id in workflow.ancestors(str(final_frames(workflow)[0])):
+        node = workflow.prompt[node_id]
+        for link in node["inputs"].values():
+            if not (isinstance(link, list) and len(link) == 2):
+                continue
+            source, output = str(link[0]), link[1]
+            splits = node["class_type"] == "GetVideoComponents"
+            if source in loaders and not splits:
+                return True  # a node of its own kind takes the whole video
+            if source in workflow.of_type("GetVideoComponents") and output == 1:
+                return True
+    return False
+
+
 def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
     """Refuse a workflow whose result depends on a picture or video that nobody has named."""
     for node_id in workflow.ancestors(str(final_frames(workflow)[0])):

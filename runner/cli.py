@@ -22,6 +22,7 @@ _UPSCALE_EPILOG = """examples:
   run.py upscale old.mp4 new.mp4 --scale 4
   run.py upscale old.mp4 frames/ --size 1920x1080
   run.py upscale clip.mkv out.mp4 --workflow my_graph.json --set "Colour Match.strength=0.5"
+  run.py upscale --scale 2 -- -name-with-a-dash.mp4 out.mp4
 
 what is kept of IN, where OUT holds it (the log says what it does not hold): the time of every frame, the shape of its
 pixels, colours and depth (10 bits, HDR), transparency, and in step with the picture sound, subtitles and chapters

@@ -81,7 +81,7 @@ def _try_lock(handle) -> bool:
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")  # short: names may be long
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

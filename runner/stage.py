@@ -7,6 +7,7 @@ without sound. Times, sound, tags and transparency are put back from the source 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from PIL import Image
 
 from ..media.reader import Wish, frames
 from ..media.timeline import Timeline
+from ..media.tracks import Tracks
 from ..media.writer import write_video
 
 
@@ -26,10 +28,16 @@ def staged_name(name: str, source: Path) -> str:
     return f"{name}{source.suffix.lower()}" if name.startswith("reference_image") else f"{name}.mov"
 
 
-def stage(source: Timeline, wish: Wish, folder: Path, name: str) -> str:
-    """Write the frames of a source as `folder`/`name`.mov and return that name; what transparency hides is kept."""
+def stage(source: Timeline, wish: Wish, folder: Path, name: str, sound: bool = False) -> str:
+    """Write the frames of a source as `folder`/`name`.mov and return that name; what transparency hides is kept.
+
+    `sound`: with the first sound track, for graphs whose result depends on it.
+    """
     target = folder / f"{name}.mov"
-    write_video(target, (frame[..., :3] for frame in frames(source, wish)), source.rate, codec="png")
+    pictures = (frame[..., :3] for frame in frames(source, wish))
+    with contextlib.ExitStack() as stack:
+        tracks = stack.enter_context(Tracks(source, ".mov", "first")) if sound and source.kind == "film" else None
+        write_video(target, pictures, source.rate, codec="png", tracks=tracks)
     return target.name
 
 

@@ -18,7 +18,16 @@ from ..media.plan import Plan, plan
 from ..media.reader import Wish, probe
 from ..media.timeline import Timeline
 from ..media.writer import write as write_media
-from .binding import Target, bind_input, bind_prompt, bind_references, bind_target, check_loaders, parse_size
+from .binding import (
+    Target,
+    bind_input,
+    bind_prompt,
+    bind_references,
+    bind_target,
+    check_loaders,
+    parse_size,
+    uses_sound,
+)
 from .errors import RunnerError
 from .host import Host
 from .job import Outcome, open_job
@@ -58,7 +67,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
     for note in (*clip.notes(), *how.notes):
         print(f"  {note}", flush=True)
     with open_job(host, options.port, True if options.cpu else None) as job:
-        stage(clip, how.wish, job.input_dir, "input")
+        stage(clip, how.wish, job.input_dir, "input", uses_sound(workflow))
         for name, reference in references.items():
             if name.startswith("reference_image"):
                 place(reference.path, job.input_dir, name)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from cascadevsr.media import files
 from cascadevsr.media.errors import MediaError
+from cascadevsr.media.plan import plan
 from cascadevsr.media.reader import frames, probe
-from cascadevsr.media.writer import write_pngs, write_video
+from cascadevsr.media.writer import write, write_pngs, write_video
 from PIL import Image
 
 from .films import clip, enlarged, film
@@ -97,17 +99,35 @@ def failing():
 def test_nothing_half_written(tmp_path):
     old = tmp_path / "old.mp4"
     old.write_bytes(b"precious")
-    for write in (
+    for attempt in (
         lambda: write_video(old, failing(), Fraction(25)),
         lambda: write_pngs(tmp_path / "f", failing()),
     ):
         with pytest.raises(ValueError, match="the model failed"):
-            write()
+            attempt()
     assert old.read_bytes() == b"precious"
     assert [file.name for file in tmp_path.iterdir()] == ["old.mp4"]
     with pytest.raises(MediaError, match="at least one frame"):
         write_video(tmp_path / "no.mp4", iter(()), Fraction(25))
     assert not (tmp_path / "no.mp4").exists() and not leftovers(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.png"])
+def test_a_full_disk_leaves_nothing(tmp_path, name):
+    import resource
+
+    pictures = list(np.random.default_rng(0).integers(0, 256, (12, 96, 128, 3), np.uint8))
+    how = plan(tmp_path / name, probe(film(tmp_path / "in.mp4", pictures)))
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
+    try:
+        with pytest.raises(MediaError, match="could not be written"):
+            write(tmp_path / name, pictures, how, probe(tmp_path / "in.mp4"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.mp4"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes cannot be asked for by number there")

@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -159,6 +160,13 @@ def test_transparency_is_kept_where_it_can_be(tmp_path):
     dropped = enlarged(tmp_path / "in", tmp_path / "a.mp4")
     assert "transparency is dropped" in dropped.notes[0]
     assert next(frames(probe(tmp_path / "a.mp4")))[:, :8].max() < 40  # what was hidden stays so
+
+
+def test_interlaced_films_get_a_line(tmp_path):
+    combed = replace(probe(film(tmp_path / "in.mp4")), interlaced=True)
+    assert "--deinterlace makes whole frames" in plan(tmp_path / "a.mp4", combed).notes[0]
+    how = plan(tmp_path / "a.mp4", combed, deinterlace=True)
+    assert how.wish.deinterlace and not how.notes
 
 
 def test_a_codec_that_the_container_refuses(tmp_path):

@@ -43,6 +43,11 @@ def test_the_command_line_knows_what_media_knows():
     assert actions["codec"] == plan.CODECS and actions["keep_tracks"] == tracks.KEEP
 
 
+def test_names_that_begin_with_a_dash():
+    given = options("--scale", 2, "--", "-in.mp4", "-out.mp4")
+    assert (given.input, given.output, given.scale) == ("-in.mp4", "-out.mp4", 2)
+
+
 def test_space_is_checked_first(tmp_path, monkeypatch):
     how = plan.plan(tmp_path / "a.mp4", probe(film(tmp_path / "in.mp4")))
     monkeypatch.setattr(paths, "free_bytes", lambda path: 10**6)
@@ -71,6 +76,14 @@ def test_images_are_staged_as_a_lossless_video(tmp_path):
     name = stage(probe(tmp_path), Wish(), tmp_path / "in", "input")
     assert name == "input.mov"
     assert all(np.array_equal(a, b) for a, b in zip(frames(probe(tmp_path / "in" / name)), clip(11), strict=True))
+
+
+def test_sound_is_staged_where_a_graph_needs_it(tmp_path):
+    timeline = probe(film(tmp_path / "in.mkv", start=0.4, sound_start=0.4, sounds=[("flac", "mono", "eng")]))
+    for name, sound in (("a", False), ("b", True)):
+        staged = tmp_path / stage(timeline, Wish(), tmp_path, name, sound)
+        assert len(seen(staged)[1]) == int(sound)
+    assert abs(seen(staged)[1][0]) < 0.025
 
 
 def test_transparency_grows_with_the_picture(tmp_path):

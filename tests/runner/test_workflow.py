@@ -14,6 +14,7 @@ from cascadevsr.runner.binding import (
     check_loaders,
     final_frames,
     parse_size,
+    uses_sound,
 )
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.upscale import expected_size
@@ -114,6 +115,17 @@ def test_a_stand_in_that_nobody_has_replaced_is_an_error():
         check_loaders(workflow, ["clip.mp4"])
     bind_references(workflow, [], ["take.mp4"])  # the stand-in is still there, but nothing depends on it
     check_loaders(workflow, ["clip.mp4", "take.mp4"])
+
+
+def test_sound_is_staged_only_where_frames_depend_on_it():
+    workflow = example()
+    workflow.prompt["5"]["inputs"]["audio"] = ["2", 1]  # Create Video is not before the frames
+    assert not uses_sound(workflow)
+    workflow.prompt["3"]["inputs"]["audio"] = ["2", 1]
+    assert uses_sound(workflow)
+    del workflow.prompt["3"]["inputs"]["audio"]
+    workflow.prompt["3"]["inputs"]["video"] = ["1", 0]
+    assert uses_sound(workflow)
 
 
 def test_output_is_captured_and_savers_go():
