@@ -24,6 +24,7 @@ _TAKES = {
     ".mkv": ("h264", "hevc", "av1", "vp9", "ffv1"),
     ".webm": ("vp9", "av1"),
 }
+_SHORT = 12  # frames; of fewer than it reorders, x265 now and then writes times out of its uninitialised memory
 _DEEP = {"hevc", "av1", "prores", "ffv1"}
 _ALPHA = {"vp9", "prores", "ffv1"}
 
@@ -104,6 +105,8 @@ def plan(
     wish = Wish(16 if deep else 8, alpha, mapped, deinterlace)
     colour = SDR if mapped else delivered(source.colour)
     encoding = _encoding(kind, suffix, codec, wish, crf, lossless)
+    if encoding.encoder == "libx265" and source.frames < _SHORT:
+        encoding.options["x265-params"] += ":bframes=0"
     notes += survey(source, suffix if kind == "film" else "", keep)
     return Plan(kind, wish, encoding, colour, tuple(notes))
 

@@ -112,7 +112,7 @@ def hdr(path, transfer=16):
         context = stream.codec_context
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, transfer, 9, 1
 
-    options = {"x265-params": "log-level=none"}
+    options = {"x265-params": "log-level=none:bframes=0"}
     return film(path, clip(3, depth=16), codec="libx265", layout="yuv420p10le", options=options, prepare=prepare)
 
 
