@@ -66,17 +66,25 @@ def plan(
     tonemap: bool = False,
     deinterlace: bool = False,
     keep: str = "all",
+    size: tuple[int, int] | None = None,
 ) -> Plan:
     """Decide how OUT is written from `source`; raise MediaError for a codec that OUT's container does not take.
 
-    `crf` is the quality of H.264 (0 is best, 51 worst), carried over to the others.
+    `crf` is the quality of H.264 (0 is best, 51 worst), carried over to the others. `size`: height and width of the
+    result in px, where they are known.
     """
     suffix, notes = out.suffix.lower(), []
     kind = "folder" if is_folder(out) else "film"
     if kind == "film" and suffix in ANIMATIONS:
         kind = "picture" if source.frames == 1 else "animation"
     if kind == "film":
+        odd = bool(size) and (size[0] % 2 or size[1] % 2)
+        if odd and codec == "av1":
+            raise MediaError(
+                f"--codec: av1 needs even sides; got {size[1]}x{size[0]}. Leave it away, or choose a size."
+            )
         codec = _codec(codec, suffix, source, lossless)
+        codec = "vp9" if odd and codec == "av1" else codec
         holds_hdr, deep = codec in _DEEP, codec in _DEEP and (source.depth > 8 or bool(source.colour.hdr))
         alpha = source.alpha and (codec in _ALPHA or (lossless and suffix == ".mov"))
     else:
@@ -105,8 +113,10 @@ def plan(
     wish = Wish(16 if deep else 8, alpha, mapped, deinterlace)
     colour = SDR if mapped else delivered(source.colour)
     encoding = _encoding(kind, suffix, codec, wish, crf, lossless)
-    if encoding.encoder == "libx265" and source.frames < _SHORT:
-        encoding.options["x265-params"] += ":bframes=0"
+    if encoding.encoder == "libx265":
+        more = ["bframes=0"] if source.frames < _SHORT else []
+        more += source.light if hdr and not mapped else []
+        encoding.options["x265-params"] += "".join(f":{option}" for option in more)
     notes += survey(source, suffix if kind == "film" else "", keep)
     return Plan(kind, wish, encoding, colour, tuple(notes))
 

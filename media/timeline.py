@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Timeline:
     `last`: seconds that the last frame is shown. `start`: seconds of the first frame on the file's own clock, which its
     sound shares. `rate`: frames per second, the mean where `constant` is false. `sar`: width over height of a pixel,
     upright. `turn`: quarter-turns anticlockwise that make a stored frame upright. `depth`: bits a channel.
+    `light`: what an HDR film says of its mastering display and brightest frames, as options of x265.
     `interlaced`: frames that say they are two fields. `damaged`: (number from 0, seconds) of frames that were lost.
     """
 
@@ -59,6 +61,7 @@ class Timeline:
     alpha: bool = False
     interlaced: bool = False
     damaged: tuple[tuple[int, float], ...] = ()
+    light: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -168,8 +171,9 @@ class _Times:
         if not self.errors or not self.frames:
             return []
         known, packets = np.asarray(self.frames), np.unique(np.asarray(self.packets, np.int64))
-        near = np.clip(np.searchsorted(known, packets), 1, max(1, len(known) - 1))
-        distance = np.minimum(np.abs(packets - known[near - 1]), np.abs(packets - known[min(1, len(known) - 1) * near]))
+        after = np.minimum(np.searchsorted(known, packets), len(known) - 1)
+        before = np.maximum(after - 1, 0)
+        distance = np.minimum(np.abs(packets - known[before]), np.abs(packets - known[after]))
         return [int(pts) for pts in packets[distance > 0.7 * self.interval]]
 
 
@@ -228,6 +232,7 @@ def probe_film(source: Path) -> Timeline:
         depth=first.depth,
         alpha=first.alpha,
         interlaced=interlaced > len(pts) // 2,
+        light=first.light,
         damaged=tuple((int(np.searchsorted(pts, p)) + i, float((p - pts[0]) * base)) for i, p in enumerate(lost)),
     )
 
@@ -240,6 +245,7 @@ class _Facts:
     colour: Colour
     depth: int
     alpha: bool
+    light: tuple[str, ...]
 
     @staticmethod
     def of(frame, stream) -> _Facts:
@@ -255,7 +261,23 @@ class _Facts:
         components = frame.format.components
         depth = 8 if name == "pal8" else min(16, max(c.bits for c in components))
         alpha = name == "pal8" or any(c.is_alpha for c in components)
-        return _Facts(round((frame.rotation or 0) / 90) % 4, colour, depth, alpha)
+        return _Facts(round((frame.rotation or 0) / 90) % 4, colour, depth, alpha, tuple(_light(frame)))
+
+
+def _light(frame) -> Iterator[str]:
+    """Yield the mastering display (primaries in 1/50000, light in 1/10000 nits) and light level (nits) of a frame."""
+    for data in frame.side_data:
+        if data.type.name == "CONTENT_LIGHT_LEVEL":
+            yield "max-cll={},{}".format(*struct.unpack_from("=2I", bytes(data)))
+        elif data.type.name == "MASTERING_DISPLAY_METADATA":
+            numbers = struct.unpack_from("=22i", bytes(data))  # 10 fractions, then whether colours and light are known
+            x = [n / d if d else 0 for n, d in zip(numbers[0:20:2], numbers[1:20:2], strict=True)]
+            if numbers[20] and numbers[21]:
+                red, green, blue, white = (
+                    "({:.0f},{:.0f})".format(*(50000 * v for v in x[i : i + 2])) for i in (0, 2, 4, 6)
+                )
+                low, high = (round(10000 * value) for value in x[8:])
+                yield f"master-display=G{green}B{blue}R{red}WP{white}L({high},{low})"
 
 
 def _rate(seconds: np.ndarray, length: float, stated: list[Fraction]) -> tuple[Fraction, bool]:

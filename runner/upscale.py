@@ -50,9 +50,11 @@ def main(options: argparse.Namespace, host: Host) -> int:
     clip = probe(source, parse_rate(options.rate))
     check_sides(clip.height, clip.width)
     check_output(out, [source, *(reference.path for reference in references.values())])
+    expected = expected_size(workflow, clip.height, clip.width)
     how = plan(
         out,
         clip,
+        size=expected,
         codec=options.codec,
         crf=options.crf,
         lossless=options.lossless,
@@ -60,7 +62,6 @@ def main(options: argparse.Namespace, host: Host) -> int:
         deinterlace=options.deinterlace,
         keep=options.keep_tracks,
     )
-    expected = expected_size(workflow, clip.height, clip.width)
     check_space(out, clip.frames, expected or (clip.height, clip.width), how, options.lossless)
     arrow = f"  ->  {expected[1]}x{expected[0]}" if expected else ""
     print(f"IN: {clip.frames} frames {clip.width}x{clip.height} at {float(clip.rate):g} fps{arrow}", flush=True)

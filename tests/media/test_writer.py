@@ -107,12 +107,15 @@ def test_pixels_keep_their_shape(tmp_path):
     assert probe(tmp_path / "wide.mkv").sar == Fraction(64, 45) * Fraction(64, 96)
 
 
+MASTER = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+
+
 def hdr(path, transfer=16):
     def prepare(container, stream):
         context = stream.codec_context
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, transfer, 9, 1
 
-    options = {"x265-params": "log-level=none:bframes=0"}
+    options = {"x265-params": f"log-level=none:bframes=0:hdr10=1:max-cll=1000,400:{MASTER}"}
     return film(path, clip(3, depth=16), codec="libx265", layout="yuv420p10le", options=options, prepare=prepare)
 
 
@@ -122,6 +125,7 @@ def test_hdr_is_kept_or_tone_mapped_and_said(tmp_path, transfer):
     timeline = probe(source)
     kept = enlarged(source, tmp_path / "kept.mp4")
     again = probe(tmp_path / "kept.mp4")
+    assert set(again.light) == set(timeline.light) == {MASTER, "max-cll=1000,400"}
     assert again.colour == timeline.colour and again.depth == 10 and "is kept" in kept.notes[0]
     one, two = (next(frames(t, Wish(16))).astype(float) for t in (timeline, again))
     assert np.abs(two[::2, ::2] - one).mean() < 700  # 10-bit codes are 64 apart
@@ -144,6 +148,24 @@ def test_deep_sources_give_deep_results(tmp_path):
         assert again.depth in (10, 16)
         assert np.abs(next(frames(again, Wish(16)))[::2, ::2].astype(int) - ramp).mean() < 200
     assert "10 bits a channel become 8" in enlarged(tmp_path / "in.mkv", tmp_path / "b.mp4", codec="h264").notes[0]
+
+
+def test_lossless_of_deep_sources(tmp_path):
+    Image.fromarray(clip(1, depth=16)[0][..., 0]).save(tmp_path / "in.png")
+    source = next(frames(probe(tmp_path / "in.png"), Wish(16)))
+    for name, error in (("a.mkv", 0), ("a.mp4", 8)):  # FFV1 of 16 bits, HEVC of 12
+        enlarged(tmp_path / "in.png", tmp_path / name, lossless=True)
+        found = next(frames(probe(tmp_path / name), Wish(16)))[::2, ::2].astype(int)
+        assert np.abs(found - source).max() <= error
+
+
+def test_odd_sides_are_known_before_the_work(tmp_path):
+    ramp = np.full((48, 64, 3), 20000, np.uint16)
+    timeline = probe(film(tmp_path / "in.mkv", [ramp] * 2, codec="ffv1", layout="yuv420p10le"))
+    with pytest.raises(MediaError, match="av1 needs even sides; got 67x50"):
+        plan(tmp_path / "a.mkv", timeline, codec="av1", size=(50, 67))
+    assert plan(tmp_path / "a.webm", timeline, size=(50, 67)).encoding.encoder == "libvpx-vp9"
+    assert plan(tmp_path / "a.webm", timeline, size=(50, 68)).encoding.encoder == "libsvtav1"
 
 
 def test_transparency_is_kept_where_it_can_be(tmp_path):
