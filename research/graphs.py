@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..media.writer import write_video
 from ..runner.binding import Target, bind_input, bind_target, parse_size
-from ..runner.encode import write_video
 from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.job import Outcome, open_job

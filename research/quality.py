@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..media.reader import probe, read_frames
+from ..media.writer import write_video
 from ..runner import upscale
 from ..runner.cli import parser
-from ..runner.encode import write_video
 from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
 from ..runner.paths import scratch_folder
-from ..runner.video import probe, read_frames
 
 BACK_PROJECTIONS = 10
 _VIDEOS = {".mp4", ".mkv", ".mov"}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..media.reader import probe, read_frames
 from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
-from ..runner.video import probe, read_frames
 from .quality import upscaled
 
 KEPT = 12  # levels of 255 (largest of the colours) by which what an edit kept may differ from the reference video

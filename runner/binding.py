@@ -118,6 +118,23 @@ def final_frames(workflow: Workflow) -> list:
     )
 
 
+def uses_sound(workflow: Workflow) -> bool:
+    """Return whether the result's frames may depend on IN's sound: only then is it staged."""
+    loaders = set(workflow.of_type("LoadVideo"))
+    for node_id in workflow.ancestors(str(final_frames(workflow)[0])):
+        node = workflow.prompt[node_id]
+        for link in node["inputs"].values():
+            if not (isinstance(link, list) and len(link) == 2):
+                continue
+            source, output = str(link[0]), link[1]
+            splits = node["class_type"] == "GetVideoComponents"
+            if source in loaders and not splits:
+                return True  # a node of its own kind takes the whole video
+            if source in workflow.of_type("GetVideoComponents") and output == 1:
+                return True
+    return False
+
+
 def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
     """Refuse a workflow whose result depends on a picture or video that nobody has named."""
     for node_id in workflow.ancestors(str(final_frames(workflow)[0])):
@@ -131,10 +148,13 @@ def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
             )
 
 
-def bind_output(workflow: Workflow, name: str, keep_savers: bool = False) -> str:
-    """Capture the result's frames under `name`, drop lossy savers, and return the capturing node's id."""
+def bind_output(workflow: Workflow, name: str, keep_savers: bool = False, bits: int = 8) -> str:
+    """Capture the result's frames under `name`, drop lossy savers, and return the capturing node's id.
+
+    `bits` a channel: 8 or 16.
+    """
     link = final_frames(workflow)
-    capture = workflow.add(CAPTURE_NODE, "Write frames", images=list(link), name=name)
+    capture = workflow.add(CAPTURE_NODE, "Write frames", images=list(link), name=name, bits=bits)
     if not keep_savers:
         for class_type in _SAVERS:
             for node_id in workflow.of_type(class_type):

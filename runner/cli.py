@@ -7,6 +7,7 @@ import importlib
 import signal
 import sys
 
+from ..media.errors import MediaError
 from . import environment
 from .errors import RunnerError
 from .paths import cache_root
@@ -21,6 +22,10 @@ _UPSCALE_EPILOG = """examples:
   run.py upscale old.mp4 new.mp4 --scale 4
   run.py upscale old.mp4 frames/ --size 1920x1080
   run.py upscale clip.mkv out.mp4 --workflow my_graph.json --set "Colour Match.strength=0.5"
+  run.py upscale --scale 2 -- -name-with-a-dash.mp4 out.mp4
+
+what is kept of IN, where OUT holds it (the log says what it does not hold): the time of every frame, the shape of its
+pixels, colours and depth (10 bits, HDR), transparency, and in step with the picture sound, subtitles and chapters
 
 how the inputs of a workflow are set (API-format json; for an editor file the file of that name in api/ is used):
   IN             the Load Video node titled "Input", else the only one not titled "Reference ..."
@@ -115,8 +120,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_upscale(upscale: argparse.ArgumentParser) -> None:
-    upscale.add_argument("input", metavar="IN", help="a video, a folder of images, or one image")
-    upscale.add_argument("output", metavar="OUT", help="a video (.mp4 .mkv .mov), or a folder for lossless PNG frames")
+    upscale.add_argument(
+        "input", metavar="IN", help="a video, a folder of images, or one image (animated GIF, WebP, PNG: a video)"
+    )
+    upscale.add_argument(
+        "output",
+        metavar="OUT",
+        help="a video (.mp4 .mov .mkv .webm), an animated or single picture (.png .webp), or a folder for PNG frames",
+    )
     upscale.add_argument(
         "--workflow",
         default="Upscale-a-Video",
@@ -146,8 +157,28 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
         dest="settings",
         help="set any input of the workflow (may be repeated)",
     )
-    upscale.add_argument("--crf", type=float, default=12.0, help="H.264 quality of OUT, lower is better (default: 12)")
-    upscale.add_argument("--lossless", action="store_true", help="write OUT as bit-exact H.264 RGB (large files)")
+    upscale.add_argument("--rate", metavar="FPS", help="frames per second of a folder of images (default: 25)")
+    upscale.add_argument(
+        "--deinterlace", action="store_true", help="make whole frames of interlaced ones first (bwdif; same count)"
+    )
+    upscale.add_argument("--tonemap", action="store_true", help="turn HDR into BT.709 with white at 203 nits")
+    upscale.add_argument(
+        "--keep-tracks",
+        choices=("all", "first", "none"),
+        default="all",
+        help="what follows into a video: all tracks that OUT's container takes, the first sound only, or none",
+    )
+    upscale.add_argument(
+        "--codec",
+        choices=("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1"),
+        default="auto",
+        help="of a video; auto: H.264, HEVC of 10 bits for deep or HDR sources, in .webm VP9 (deep: AV1), for "
+        "transparency VP9 or ProRes",
+    )
+    upscale.add_argument("--crf", type=float, default=12.0, help="quality of a video, lower is better (default: 12)")
+    upscale.add_argument(
+        "--lossless", action="store_true", help="write bit-exact RGB: H.264; deep or transparent in .mkv FFV1"
+    )
     upscale.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
     upscale.add_argument("--cpu", action="store_true", help="do not use the GPU")
     upscale.add_argument("--json", metavar="FILE", help="also write seconds, peak memory and network calls as json")
@@ -180,7 +211,7 @@ def main(arguments: list[str]) -> int:
             return 0 if options.command == "setup" else environment.enter(ready, arguments)
         signal.signal(signal.SIGTERM, _stop)
         return importlib.import_module(f".{options.command}", __package__).main(options, host)
-    except RunnerError as error:
+    except (RunnerError, MediaError) as error:
         print(f"run.py {options.command}: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..media.files import check_output
+from ..media.writer import write_video
 from .binding import Target, bind_input, bind_target
-from .encode import write_video
 from .host import Host
 from .job import open_job
 from .pack import load
 from .paths import write_atomic
 from .sample import SCALE, Sample, make_sample
-from .video import check_output
 from .workflow import Workflow
 
 WORKFLOW = "Upscale-a-Video"
@@ -29,7 +29,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
     """Run the demo and leave video, picture and table in the output folder."""
     out = Path(options.output)
     workflow = Workflow.load(WORKFLOW)
-    check_output(out / "upscaled.mp4")
+    check_output(out / "upscaled.mp4", [])
     print("Making the sample clip ...", flush=True)
     sample = make_sample()
     write_video(out / "low_resolution.mp4", sample.low, _RATE)

@@ -24,7 +24,7 @@ _NAME = "cascadevsr_frames"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Frames (n, h, w, 3) uint8, mapped from disk while the job is open, and what the run cost.
+    """Frames (n, h, w, 3) uint8 or uint16, mapped from disk while the job is open, and what the run cost.
 
     Memory in bytes: `peak_memory` of ComfyUI's process, `peak_device_memory` of its GPU; None where unknown. `stages`:
     seconds by the title of the node.
@@ -75,9 +75,9 @@ class Job:
         self.server = server
         self.input_dir = server.input_dir
 
-    def run(self, workflow: Workflow, keep_savers: bool = False) -> Outcome:
-        """Run a filled-in workflow and return what came out of its last frames socket."""
-        bind_output(workflow, _NAME, keep_savers)
+    def run(self, workflow: Workflow, keep_savers: bool = False, bits: int = 8) -> Outcome:
+        """Run a filled-in workflow and return what came out of its last frames socket, 8 or 16 bits a channel."""
+        bind_output(workflow, _NAME, keep_savers, bits)
         print(f"Starting ComfyUI {self.server.host.version} ({'CPU' if self.server.cpu else 'GPU'}) ...", flush=True)
         self.server.start()
         client, display = HostClient(self.server.url, self.server), Display()
@@ -94,7 +94,7 @@ class Job:
                 f"OUT: the pixels must be finite numbers; {found} hold NaN or infinity. Nothing was written. "
                 'Try --set "Load Video Restorer.precision=fp32".'
             )
-        frames = np.memmap(path, np.uint8, "r", shape=tuple(facts["shape"]))
+        frames = np.memmap(path, np.uint8 if bits == 8 else np.uint16, "r", shape=tuple(facts["shape"]))
         print(f"Workflow {workflow.name}: {len(frames)} frames in {duration(result.seconds)}.", flush=True)
         saved = tuple(_saved(self.server.output_dir, result.outputs))
         return Outcome(

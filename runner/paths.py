@@ -81,7 +81,7 @@ def _try_lock(handle) -> bool:
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")  # short: names may be long
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -95,20 +95,17 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
-    """Yield a fresh folder under the cache (a big disk, unlike many /tmp) and remove it afterwards."""
+    """Yield a fresh folder under the cache (a big disk, unlike many /tmp) and remove it afterwards.
+
+    What killed runs left there is removed first.
+    """
+    from ..media.files import signature, sweep  # here: run.py reads this file before the package exists
+
     parent = cache_root() / "runs"
     parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    sweep(parent)
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{signature()}{os.getpid()}-{prefix}"))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(parent: Path, older_than: float = 2 * 24 * 3600) -> None:
-    """Remove what runs that were killed left behind."""
-    for folder in parent.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > older_than:
-                shutil.rmtree(folder, ignore_errors=True)

@@ -1,46 +1,84 @@
-"""`run.py upscale`: any workflow over any clip, headless; frame count and size come out exactly."""
+"""`run.py upscale`: any workflow over any clip, headless; frame count and size come out exactly.
+
+1. check everything that can be checked first: the workflow, IN to its end, OUT's place, what OUT keeps of IN
+2. stage IN for the host and run the workflow
+3. write OUT with the times, tags, sound and transparency of IN
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from fractions import Fraction
 from pathlib import Path
 
-from .binding import Target, bind_input, bind_prompt, bind_references, bind_target, check_loaders, parse_size
-from .encode import write_pngs, write_video
+from ..media.errors import MediaError
+from ..media.files import check_output, is_picture
+from ..media.plan import Plan, plan
+from ..media.reader import Wish, probe
+from ..media.timeline import Timeline
+from ..media.writer import write as write_media
+from .binding import (
+    Target,
+    bind_input,
+    bind_prompt,
+    bind_references,
+    bind_target,
+    check_loaders,
+    parse_size,
+    uses_sound,
+)
 from .errors import RunnerError
 from .host import Host
 from .job import Outcome, open_job
 from .pack import load
 from .paths import cache_root, require_space, write_atomic
-from .video import CONTAINERS, ClipInfo, check_output, is_image, place, probe, stage, staged_name
+from .stage import place, stage, staged_name, with_transparency
 from .workflow import Workflow, is_shipped
 
 _TARGETS = {"scale": ("scale",), "short side": ("short_side",), "exact size": ("height", "width")}
+# what a pixel of the result takes on disk at 8 bits, about, for noisy clips; used only for the check of free space
+_BYTES_PER_PIXEL = {"pictures": 2.6, "lossless": 2.2, "film": 0.5}
 
 
 def main(options: argparse.Namespace, host: Host) -> int:
     """Check everything that can be checked first, then run, then write OUT."""
     source, out = Path(options.input), Path(options.output)
     workflow = Workflow.load(options.workflow)
-    files = {"input": source} | reference_files(options.reference, options.reference_video)
-    fill(workflow, options, files)
-    info = probe(source)
-    check_sides(info)
-    if out.absolute() == source.absolute():
-        raise RunnerError(f"OUT: must be another file than IN; got {out} twice.")
-    expected = expected_size(workflow, info)
-    check_output(out, expected or info, options.lossless)
-    if expected:
-        _check_scratch(expected)
-    arrow = f"  ->  {expected.width}x{expected.height}" if expected else ""
-    print(f"IN: {info.frames} frames {info.width}x{info.height} at {float(info.rate):g} fps{arrow}", flush=True)
+    references = reference_files(options.reference, options.reference_video)
+    fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})
+    clip = probe(source, parse_rate(options.rate))
+    check_sides(clip.height, clip.width)
+    check_output(out, [source, *(reference.path for reference in references.values())])
+    expected = expected_size(workflow, clip.height, clip.width)
+    how = plan(
+        out,
+        clip,
+        size=expected,
+        codec=options.codec,
+        crf=options.crf,
+        lossless=options.lossless,
+        tonemap=options.tonemap,
+        deinterlace=options.deinterlace,
+        keep=options.keep_tracks,
+    )
+    check_space(out, clip.frames, expected or (clip.height, clip.width), how, options.lossless)
+    arrow = f"  ->  {expected[1]}x{expected[0]}" if expected else ""
+    print(f"IN: {clip.frames} frames {clip.width}x{clip.height} at {float(clip.rate):g} fps{arrow}", flush=True)
+    for note in (*clip.notes(), *how.notes):
+        print(f"  {note}", flush=True)
     with open_job(host, options.port, True if options.cpu else None) as job:
-        for name, file in files.items():
-            (place if name.startswith("reference_image") else stage)(file, job.input_dir, name)
-        outcome = job.run(workflow)
-        verify(outcome, info, expected, strict=is_shipped(options.workflow))
-        write(out, outcome, info, source, options)
+        stage(clip, how.wish, job.input_dir, "input", uses_sound(workflow))
+        for name, reference in references.items():
+            if name.startswith("reference_image"):
+                place(reference.path, job.input_dir, name)
+            else:
+                keeps_hdr = bool(clip.colour.hdr) and not how.wish.tonemap
+                wish = Wish(16 if reference.depth > 8 else 8, tonemap=not keeps_hdr)
+                stage(reference, wish, job.input_dir, name)
+        outcome = job.run(workflow, bits=how.wish.depth)
+        verify(outcome, clip.frames, expected, strict=is_shipped(options.workflow))
+        write(out, outcome, how, clip, options.keep_tracks)
     costs = outcome.costs()
     memory = f"{costs['peak_memory_mb']} MB peak memory" if costs["peak_memory_mb"] else "peak memory unknown"
     print(
@@ -52,24 +90,41 @@ def main(options: argparse.Namespace, host: Host) -> int:
     return 0
 
 
-def reference_files(images: list[str], videos: list[str]) -> dict[str, Path]:
-    """Check reference files and name them as they will be staged."""
+def parse_rate(text: str | None) -> Fraction | None:
+    """Read frames per second: 24, 30000/1001, or 29.97, which means 30000/1001."""
+    if text is None:
+        return None
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= 1000:
+        raise RunnerError(
+            f"--rate: must be frames per second above 0 and at most 1000, such as 24 or 29.97; got {text!r}."
+        )
+    television = Fraction(round(rate * Fraction(1001, 1000)) * 1000, 1001)
+    return television if rate.denominator > 1 and abs(television - rate) < Fraction(1, 200) else rate
+
+
+def reference_files(images: list[str], videos: list[str]) -> dict[str, Timeline]:
+    """Read reference files to their end and name them as they will be staged."""
     files = {f"reference_image_{i}": Path(name) for i, name in enumerate(images)}
     files |= {f"reference_video_{i}": Path(name) for i, name in enumerate(videos)}
+    clips = {}
     for name, file in files.items():
         option = "--reference" if name.startswith("reference_image") else "--reference-video"
         try:
-            if name.startswith("reference_image") and not (file.is_file() and is_image(file)):
+            if name.startswith("reference_image") and not (file.is_file() and is_picture(file)):
                 raise RunnerError(f"must be an image file; got {file}.")
-            probe(file)
-        except RunnerError as error:
+            clips[name] = probe(file)
+        except (RunnerError, MediaError) as error:
             raise RunnerError(f"{option}: {str(error).removeprefix('IN: ')}") from error
-    return files
+    return clips
 
 
 def fill(workflow: Workflow, options: argparse.Namespace, files: dict[str, Path]) -> None:
     """Connect files and options to the workflow; --set comes last, so that it wins."""
-    names = {name: staged_name(file, name) for name, file in files.items()}
+    names = {name: staged_name(name, file) for name, file in files.items()}
     bind_input(workflow, names["input"])
     bind_target(workflow, Target(options.scale, parse_size(options.size) if options.size else None))
     bind_prompt(workflow, options.prompt)
@@ -83,14 +138,14 @@ def fill(workflow: Workflow, options: argparse.Namespace, files: dict[str, Path]
     check_loaders(workflow, names.values())
 
 
-def check_sides(info: ClipInfo) -> None:
+def check_sides(height: int, width: int) -> None:
     """Refuse what no model can enlarge sensibly."""
-    if min(info.height, info.width) < 2:
-        raise RunnerError(f"IN: both sides must be at least 2 pixels; got {info.width}x{info.height}.")
+    if min(height, width) < 2:
+        raise RunnerError(f"IN: both sides must be at least 2 pixels; got {width}x{height}.")
 
 
-def expected_size(workflow: Workflow, info: ClipInfo) -> ClipInfo | None:
-    """Return the result's exact measures where one Cascade Input states them in numbers, else None."""
+def expected_size(workflow: Workflow, height: int, width: int) -> tuple[int, int] | None:
+    """Return the result's exact height and width where one Cascade Input states them in numbers, else None."""
     nodes = workflow.of_type("VSRCascadeInput")
     if len(nodes) != 1:
         return None
@@ -101,22 +156,25 @@ def expected_size(workflow: Workflow, info: ClipInfo) -> ClipInfo | None:
     name = {"scale": "scale", "short side": "short_side", "exact size": "exact"}[inputs["target"]]
     chosen = {name: values[0] if len(values) == 1 else tuple(values)}
     try:
-        height, width = load("models.layout.sizes").target_size(info.height, info.width, **chosen)
+        return load("models.layout.sizes").target_size(height, width, **chosen)
     except ValueError as error:
         raise RunnerError(f"--scale/--size: {error}") from error
-    return ClipInfo(info.frames, height, width, info.rate, info.has_audio)
 
 
-def _check_scratch(expected: ClipInfo) -> None:
-    """The host writes the frames once, uncompressed, before they are encoded."""
-    needed = expected.frames * expected.height * expected.width * 3
-    require_space(cache_root(), needed, "Scratch space", "Free some, or set CASCADEVSR_CACHE to another disk.")
+def check_space(out: Path, frames: int, size: tuple[int, int], how: Plan, lossless: bool = False) -> None:
+    """Raise unless OUT fits its disk, and the frames, which the host writes once uncompressed, the scratch space."""
+    kind = "pictures" if how.kind != "film" else "lossless" if lossless else "film"
+    pixels, channels = frames * size[0] * size[1] * (how.wish.depth // 8), 3
+    needed = int(pixels * _BYTES_PER_PIXEL[kind])
+    require_space(out.absolute().parent, needed, "OUT", "Free some space, or choose another place.")
+    remedy = "Free some, or set CASCADEVSR_CACHE to another disk."
+    require_space(cache_root(), pixels * channels, "Scratch space", remedy)
 
 
-def verify(outcome: Outcome, info: ClipInfo, expected: ClipInfo | None, strict: bool) -> None:
+def verify(outcome: Outcome, frames: int, expected: tuple[int, int] | None, strict: bool) -> None:
     """Compare the frames that came with those expected; own workflows may change them on purpose."""
     count, height, width = outcome.frames.shape[:3]
-    wanted = (info.frames, expected.height, expected.width) if expected else (info.frames, height, width)
+    wanted = (frames, *(expected or (height, width)))
     if (count, height, width) == wanted:
         return
     text = f"{count} frames {width}x{height} came out; expected {wanted[0]} frames {wanted[2]}x{wanted[1]}"
@@ -125,17 +183,11 @@ def verify(outcome: Outcome, info: ClipInfo, expected: ClipInfo | None, strict: 
     print(f"Note: {text}.", flush=True)
 
 
-def write(out: Path, outcome: Outcome, info: ClipInfo, source: Path, options: argparse.Namespace) -> None:
-    """Write OUT; sound follows into a video while the frame count, and so the duration, is the source's."""
-    if out.suffix.lower() not in CONTAINERS:
-        write_pngs(out, outcome.frames)
-        return
-    audio = source if info.has_audio and len(outcome.frames) == info.frames else None
-    write_video(
-        out,
-        outcome.frames,
-        info.rate,
-        codec="h264-rgb" if options.lossless else "h264",
-        crf=options.crf,
-        audio_from=audio,
-    )
+def write(out: Path, outcome: Outcome, how: Plan, clip: Timeline, keep: str) -> None:
+    """Write OUT; times, tracks and transparency follow while the frame count, and so the duration, is the source's."""
+    frames, even = outcome.frames, len(outcome.frames) != clip.frames
+    if even:
+        print("Note: another number of frames: even times, no sound, no transparency.", flush=True)
+    elif how.wish.alpha:
+        frames = with_transparency(frames, clip, how.wish)
+    write_media(out, frames, how, clip, keep, even)

@@ -26,7 +26,7 @@ DOWNWARDS = {  # nothing imports research: runner/bench.py and runner/train.py l
     "nodes": {"nodes", "models", "media"},
     "training": {"training", "models"},
     "runner": {"runner", "media"},
-    "research": {"research", "training", "runner", "models"},
+    "research": {"research", "training", "runner", "models", "media"},
 }
 SYSTEMS = {"unimmvsr", "upscale_a_video", "mgld_vsr"}  # side by side: none knows another
 PUBLISHED = SYSTEMS - {"unimmvsr"}  # UniMMVSR's references and sampling serve every system

@@ -224,7 +224,8 @@ def trace_paths(names: list[str]) -> dict[str, dict]:
     package.__path__ = [str(ROOT)]
     sys.modules.setdefault("cascadevsr", package)
     import numpy as np
-    from cascadevsr.runner import environment, host, video
+    from cascadevsr.media.writer import write_video
+    from cascadevsr.runner import environment, host
 
     found = environment.host_inside() or host.find_host()
     if found is None:
@@ -232,7 +233,7 @@ def trace_paths(names: list[str]) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as base:
         session, summaries = Session(found.path, Path(base)), {}
         clip = np.random.default_rng(0).integers(0, 256, (9, 24, 32, 3), dtype=np.uint8)
-        video.write_video(session.base / "input" / "input.mp4", clip, 24)
+        write_video(session.base / "input" / "input.mp4", clip, 24)
         for name in names:
             trace = Trace()
             PATHS[name](session, trace)

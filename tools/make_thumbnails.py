@@ -22,12 +22,12 @@ HOST = host_here()  # first of all: what follows needs the environment's package
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from cascadevsr.media.writer import write_video  # noqa: E402
 from cascadevsr.models.motion.blockflow import BlockFlow  # noqa: E402
 from cascadevsr.models.motion.estimation import estimate_pairs  # noqa: E402
 from cascadevsr.models.motion.flow import flow_picture  # noqa: E402
 from cascadevsr.runner.binding import Target, bind_input, bind_references, bind_target  # noqa: E402
 from cascadevsr.runner.demo import comparison  # noqa: E402
-from cascadevsr.runner.encode import write_video  # noqa: E402
 from cascadevsr.runner.job import open_job  # noqa: E402
 from cascadevsr.runner.paths import ROOT  # noqa: E402
 from cascadevsr.runner.sample import SCALE, Sample, make_sample  # noqa: E402

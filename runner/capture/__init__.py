@@ -37,7 +37,7 @@ def _device() -> dict:
 
 
 class CaptureFrames(io.ComfyNode):
-    """Write frames as rounded 8-bit RGB to `<output>/<name>.rgb`, and their shape to `<name>.rgb.json`."""
+    """Write frames as rounded RGB, 8 or 16 bits a channel, to `<output>/<name>.rgb`; shape in `<name>.rgb.json`."""
 
     @classmethod
     def define_schema(cls):
@@ -45,13 +45,18 @@ class CaptureFrames(io.ComfyNode):
             node_id="CascadeVSRRunnerCapture",
             display_name="Write frames",
             category="_for_testing",
-            inputs=[io.Image.Input("images"), io.String.Input("name")],
+            inputs=[
+                io.Image.Input("images"),
+                io.String.Input("name"),
+                io.Int.Input("bits", default=8, min=8, max=16, step=8, optional=True),
+            ],
             is_output_node=True,
             not_idempotent=True,
         )
 
     @classmethod
-    def execute(cls, images, name) -> io.NodeOutput:
+    def execute(cls, images, name, bits=8) -> io.NodeOutput:
+        top, kind = (255, np.uint8) if bits == 8 else (65535, np.uint16)
         path = os.path.join(folder_paths.get_output_directory(), os.path.basename(name) + ".rgb")
         bad = 0
         with open(path + ".partial", "wb") as file:
@@ -59,7 +64,7 @@ class CaptureFrames(io.ComfyNode):
                 pixels = frame.float().cpu().numpy()
                 bad += int(not np.isfinite(pixels).all())
                 pixels = np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0)
-                file.write(np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8).tobytes())
+                file.write(np.clip(np.rint(pixels * top), 0, top).astype(kind).tobytes())
         facts = {
             "shape": [*images.shape[:3], 3],
             "frames_not_finite": bad,

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from cascadevsr.runner.encode import write_video
+from cascadevsr.media.writer import write_video
 from cascadevsr.runner.paths import PACK_NAME
 from cascadevsr.tools.blueprints import BLUEPRINTS
 from cascadevsr.tools.editor import api_text, drive, shipped

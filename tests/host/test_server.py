@@ -183,7 +183,7 @@ WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows" / "api").g
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_every_shipped_workflow_runs(host_server, client, files, path):
-    from cascadevsr.runner.video import write_video
+    from cascadevsr.media.writer import write_video
 
     frames = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
     frames = frames[:2] if "MGLD" in path.stem else frames  # that one restores at 512 px

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cascadevsr.media.reader import read_frames
+from cascadevsr.media.writer import write_video
 from cascadevsr.research import graphs, quality, reference_gains, restorers
 from cascadevsr.runner.bench import BENCHMARKS
-from cascadevsr.runner.encode import write_video
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.pack import load
-from cascadevsr.runner.video import read_frames
 from PIL import Image
 
 

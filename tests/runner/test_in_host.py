@@ -5,10 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from cascadevsr.runner import encode, video
+from cascadevsr.media.reader import Wish, probe
+from cascadevsr.media.writer import write_pngs, write_video
 from cascadevsr.runner.binding import CAPTURE_NODE
 from cascadevsr.runner.client import ExecutionFailed, Interrupted, PromptRejected
 from cascadevsr.runner.errors import RunnerError
+from cascadevsr.runner.stage import stage
 
 
 def frames(count=5, height=37, width=51):
@@ -28,8 +30,8 @@ def capture(link, name):
 
 def test_frames_go_through_the_host_bit_for_bit(host_server, client):
     source = host_server.base / "source.mp4"
-    encode.write_video(source, frames(), Fraction(25), codec="h264-rgb")
-    name = video.stage(source, host_server.input_dir, "exact")
+    write_video(source, frames(), Fraction(25), codec="h264-rgb")
+    name = stage(probe(source), Wish(), host_server.input_dir, "exact")
     steps = []
     result = client.run({**load(name), "3": capture(["2", 0], "exact")}, steps.append, timeout=60)
     path = host_server.output_dir / "exact.rgb"
@@ -38,6 +40,19 @@ def test_frames_go_through_the_host_bit_for_bit(host_server, client):
     assert np.array_equal(np.fromfile(path, np.uint8).reshape(facts["shape"]), frames())
     assert result.outputs["3"]["cascadevsr"] == [facts]
     assert [step.title for step in steps][:2] == ["My Clip", "GetVideoComponents"]
+
+
+def test_sixteen_bits_go_through_the_host(host_server, client):
+    deep = (frames().astype(np.uint16) << 8) + np.arange(51, dtype=np.uint16)[None, None, :, None]
+    write_pngs(host_server.base / "deep", deep)
+    name = stage(probe(host_server.base / "deep"), Wish(16), host_server.input_dir, "deep")
+    client.run({**load(name), "3": {**capture(["2", 0], "deep")} | _with_bits(16)}, timeout=60)
+    found = np.fromfile(host_server.output_dir / "deep.rgb", np.uint16).reshape(deep.shape)
+    assert np.abs(found.astype(int) - deep).max() <= 64  # the host's own rounding; a step of 10 bits
+
+
+def _with_bits(bits):
+    return {"inputs": {**capture(["2", 0], "deep")["inputs"], "bits": bits}}
 
 
 def test_rejection_names_node_and_rule(client):
@@ -60,7 +75,7 @@ def test_failure_names_node_type_and_message(host_server, client):
 
 
 def test_interrupt_and_run_again(host_server, client):
-    encode.write_video(host_server.input_dir / "long.mp4", frames(24), Fraction(25), codec="h264-rgb")
+    write_video(host_server.input_dir / "long.mp4", frames(24), Fraction(25), codec="h264-rgb")
     scale = {"image": ["2", 0], "upscale_method": "lanczos", "scale_by": 8.0}
     blur = {"image": ["3", 0], "blur_radius": 31, "sigma": 10.0}
     slow = {

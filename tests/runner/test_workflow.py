@@ -14,10 +14,10 @@ from cascadevsr.runner.binding import (
     check_loaders,
     final_frames,
     parse_size,
+    uses_sound,
 )
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.upscale import expected_size
-from cascadevsr.runner.video import ClipInfo
 from cascadevsr.runner.workflow import Workflow
 
 
@@ -117,12 +117,23 @@ def test_a_stand_in_that_nobody_has_replaced_is_an_error():
     check_loaders(workflow, ["clip.mp4", "take.mp4"])
 
 
+def test_sound_is_staged_only_where_frames_depend_on_it():
+    workflow = example()
+    workflow.prompt["5"]["inputs"]["audio"] = ["2", 1]  # Create Video is not before the frames
+    assert not uses_sound(workflow)
+    workflow.prompt["3"]["inputs"]["audio"] = ["2", 1]
+    assert uses_sound(workflow)
+    del workflow.prompt["3"]["inputs"]["audio"]
+    workflow.prompt["3"]["inputs"]["video"] = ["1", 0]
+    assert uses_sound(workflow)
+
+
 def test_output_is_captured_and_savers_go():
     workflow = example()
     capture = bind_output(workflow, "frames")
     assert workflow.prompt[capture] == {
         "class_type": CAPTURE_NODE,
-        "inputs": {"images": ["3", 1], "name": "frames"},
+        "inputs": {"images": ["3", 1], "name": "frames", "bits": 8},
         "_meta": {"title": "Write frames"},
     }
     assert not workflow.of_type("SaveVideo") and workflow.of_type("CreateVideo")
@@ -155,10 +166,10 @@ def test_size_text():
 
 
 def test_expected_size_follows_the_cascade():
-    workflow, clip = example(), ClipInfo(5, 17, 31, 25)
-    assert (expected_size(workflow, clip).height, expected_size(workflow, clip).width) == (68, 124)
+    workflow = example()
+    assert expected_size(workflow, 17, 31) == (68, 124)
     workflow.prompt["3"]["inputs"]["target.scale"] = ["2", 0]
-    assert expected_size(workflow, clip) is None
+    assert expected_size(workflow, 17, 31) is None
 
 
 def test_files_are_resolved_or_explained(tmp_path):

@@ -1,0 +1,155 @@
+"""Pictures as sources: one picture, a folder of them, or an animated GIF, WebP or PNG, with Pillow.
+
+1. `probe_pictures` opens every file, and checks that all have one size
+2. `picture_frames` yields them upright, 16-bit ones with all their bits (Pillow would cut them: PyAV reads those)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from .colour import SDR
+from .errors import MediaError
+from .files import PICTURES, locator, picture_files
+from .timeline import DEFAULT_RATE, Timeline
+
+_ANIMATED = {"GIF", "WEBP", "PNG"}
+_ORIENTATION = 274  # the EXIF tag
+_MS = Fraction(1, 1000)
+# EXIF orientation: quarter-turns anticlockwise after mirroring left to right
+_MIRRORED, _TURNS = {2, 4, 5, 7}, {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
+
+
+def probe_pictures(source: Path, rate: Fraction | None = None) -> Timeline:
+    """Describe a picture or a folder of pictures; `rate` in frames per second is for folders (default 25)."""
+    files = picture_files(source) if source.is_dir() else [source]
+    if not files:
+        raise MediaError(f"IN: a folder must hold images ({' '.join(sorted(PICTURES))}); {source} holds none.")
+    sizes, depth, alpha, delays = {}, 8, False, []
+    for file in files:
+        with _reading(file):
+            with Image.open(file) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                sizes.setdefault(image.size[::-1] if turned else image.size, file)
+                deep = _is_deep(file, image)
+                depth = 16 if deep else depth
+                if not source.is_dir() and _is_animation(image):
+                    delays, alpha = _animation(image)
+                else:
+                    alpha = alpha or _is_transparent(file, image, deep)
+    if len(sizes) > 1:
+        found = ", ".join(f"{w}x{h} ({file.name})" for (w, h), file in list(sizes.items())[:3])
+        raise MediaError(f"IN: all images of a folder must have one size; got {found}.")
+    width, height = next(iter(sizes))
+    if delays:
+        ends = np.cumsum(delays)
+        steady = len(set(delays)) == 1
+        mean = Fraction(1000, delays[0]) if steady else Fraction(1000 * len(delays), int(ends[-1]))
+        pts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        last = delays[-1] / 1000
+        return Timeline(
+            source, "animation", height, width, pts, _MS, mean, steady, last, colour=SDR, depth=depth, alpha=alpha
+        )
+    rate, kind = Fraction(rate or DEFAULT_RATE), "pictures" if source.is_dir() else "picture"
+    pts, base = np.arange(len(files), dtype=np.int64), 1 / rate
+    return Timeline(
+        source, kind, height, width, pts, base, rate, last=float(base), colour=SDR, depth=depth, alpha=alpha
+    )
+
+
+def picture_frames(timeline: Timeline, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Yield frames `start` to `stop` (not included), upright, (h, w, 3 or 4) uint8 or uint16."""
+    source = timeline.path
+    if timeline.kind == "animation":
+        with _reading(source), Image.open(source) as image:
+            skipped = int(_hides_first(image))
+            for index in range(start, stop):
+                image.seek(index + skipped)
+                yield np.asarray(image.convert("RGBA"))
+        return
+    for file in (picture_files(source) if source.is_dir() else [source])[start:stop]:
+        with _reading(file), Image.open(file) as image:
+            yield _pixels(file, image, _is_deep(file, image))
+
+
+class _reading:
+    """Turn what Pillow and PyAV raise about a file into one sentence."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        # SyntaxError is what Pillow raises for a broken PNG, EOFError for a cut animation
+        if isinstance(error, MediaError) or not isinstance(
+            error, OSError | ValueError | SyntaxError | EOFError | Image.DecompressionBombError | av.FFmpegError
+        ):
+            return
+        raise MediaError(f"IN: {self.file} is not a readable image ({error}).") from error
+
+
+def _pixels(file: Path, image: Image.Image, deep: bool) -> np.ndarray:
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if deep:
+        with av.open(locator(file)) as container:
+            array = _packed(next(container.decode(video=0)))
+    else:
+        array = np.asarray(image.convert("RGBA" if _may_be_transparent(image) else "RGB"))
+    array = array[:, ::-1] if orientation in _MIRRORED else array
+    return np.ascontiguousarray(np.rot90(array, _TURNS.get(orientation, 0)))
+
+
+def _packed(frame) -> np.ndarray:
+    """Return a packed 16-bit frame (grey, grey with alpha, RGB, RGBA) as RGB or RGBA uint16."""
+    channels, kind = len(frame.format.components), ">u2" if frame.format.is_big_endian else "<u2"
+    lines = np.frombuffer(frame.planes[0], kind).reshape(frame.height, -1)
+    array = lines[:, : frame.width * channels].reshape(frame.height, frame.width, channels).astype(np.uint16)
+    return array if channels > 2 else np.concatenate([array[..., :1]] * 3 + [array[..., 1:]], -1)
+
+
+def _is_deep(file: Path, image: Image.Image) -> bool:
+    if image.format == "PNG":
+        with open(file, "rb") as opened:
+            return opened.read(25)[24:] == b"\x10"  # the bit depth in the header
+    return image.format == "TIFF" and image.mode.startswith("I;16")
+
+
+def _may_be_transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _is_transparent(file: Path, image: Image.Image, deep: bool) -> bool:
+    if deep:
+        array = _pixels(file, image, True)
+        return array.shape[-1] == 4 and int(array[..., 3].min()) < 65535
+    return _may_be_transparent(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
+def _is_animation(image: Image.Image) -> bool:
+    return image.format in _ANIMATED and getattr(image, "n_frames", 1) - _hides_first(image) > 1
+
+
+def _hides_first(image: Image.Image) -> bool:
+    """Return whether the first picture of a PNG is only for programs that know no animation."""
+    return bool(getattr(image, "default_image", False))
+
+
+def _animation(image: Image.Image) -> tuple[list[int], bool]:
+    """Return the delay of every frame in ms, and whether any pixel is transparent."""
+    delays, alpha = [], False
+    for index in range(int(_hides_first(image)), image.n_frames):
+        image.seek(index)
+        image.load()  # WebP tells the delay only then
+        delay = round(image.info.get("duration", 0))
+        # what all browsers do: authors of such files never saw them any faster
+        delays.append(100 if delay < (20 if image.format == "GIF" else 1) else delay)
+        alpha = alpha or image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return delays, alpha

@@ -1,0 +1,229 @@
+"""Sound, subtitles, chapters, attachments and names of a film, for its larger copy.
+
+1. `survey` says before the work what will stay behind, and why
+2. `Tracks` adds a stream to the result for each that goes on: copied where the container takes it, sound encoded
+   anew where not
+3. `packets` yields them in the order of time. A film's clock begins anywhere, the result's with its first picture:
+   every time is moved by minus the first picture's, so that what was early or late stays so. Where sound begins before
+   the picture, the picture begins later by that much: no time is negative, which MP4 would cut away
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import av
+
+from .errors import MediaError
+from .timeline import Timeline, opened
+
+KEEP = ("all", "first", "none")
+_PCM = {"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le"}
+_MP4 = {"aac", "mp3", "ac3", "eac3", "alac"}
+_SOUND = {
+    ".mp4": _MP4 | {"flac", "opus"},
+    ".mov": _MP4 | _PCM | {"pcm_s16be", "pcm_s24be"},
+    ".mkv": _MP4 | _PCM | {"flac", "opus", "vorbis", "mp2", "dts", "truehd", "pcm_u8", "wavpack", "tta"},
+    ".webm": {"opus", "vorbis"},
+}
+_SUBTITLES = {
+    ".mp4": {"mov_text"},
+    ".mov": {"mov_text"},
+    ".mkv": {"subrip", "srt", "ass", "ssa", "webvtt", "hdmv_pgs_subtitle", "dvd_subtitle", "dvb_subtitle"},
+    ".webm": {"webvtt"},
+}
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # Hz
+_USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # by the number of channels
+_LAYOUTS = {*_USUAL.values(), "3.0", "5.0(side)", "5.1(side)", "quad", "7.1(wide)"}
+_LEAD = 0.03  # s: less sound before the picture is the start-up of an encoder, which every container knows
+_OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "software"}
+
+
+def _name(stream) -> str:
+    language = stream.metadata.get("language", "und")
+    kind = {"audio": "sound", "subtitle": "subtitles"}.get(stream.type, stream.type)
+    codec = stream.codec_context.name if getattr(stream, "codec_context", None) else "unknown"
+    return f"{kind} track {stream.index} ({codec}{'' if language == 'und' else ', ' + language})"
+
+
+def _sort(container, suffix: str, keep: str) -> tuple[list, list]:
+    """Return the streams that go on, and those that stay behind."""
+    going, staying = [], []
+    if keep == "none":
+        return going, staying
+    for stream in container.streams:
+        context = getattr(stream, "codec_context", None)
+        if stream.type == "audio" and context is not None and stream.rate and stream.channels:
+            (staying if keep == "first" and going else going).append(stream)
+        elif stream.type in ("audio", "subtitle", "data"):
+            fits = stream.type == "subtitle" and context is not None and context.name in _SUBTITLES[suffix]
+            (going if fits and keep == "all" else staying).append(stream)
+        elif stream.type == "attachment":
+            (going if suffix == ".mkv" and keep == "all" else staying).append(stream)
+    return going, staying
+
+
+def survey(timeline: Timeline, suffix: str, keep: str = "all") -> list[str]:
+    """Return lines on what stays behind in a file ending in `suffix` ("" where it holds pictures only)."""
+    if timeline.kind != "film":
+        return []
+    with opened(timeline.path) as container:
+        if suffix not in _SOUND:
+            count = sum(s.type in ("audio", "subtitle") for s in container.streams)
+            return [f"{count} sound and subtitle tracks stay behind: OUT holds pictures only"] if count else []
+        staying = _sort(container, suffix, keep)[1]
+        names = [_name(s) for s in staying if s.type != "data"]
+        if not names:
+            return []
+        hint = "" if suffix == ".mkv" or keep != "all" else "; .mkv takes them"
+        return [f"{', '.join(names)} stay{'' if len(names) > 1 else 's'} behind{hint}"]
+
+
+class Tracks:
+    """The tracks of one film on their way into one result; use as a context."""
+
+    def __init__(self, timeline: Timeline, suffix: str, keep: str = "all") -> None:
+        self.timeline, self.suffix, self.keep = timeline, suffix, keep
+        self.ways = {}
+        self.start = timeline.start  # s on the source's clock, which becomes the 0 of the result's
+
+    def __enter__(self) -> Tracks:
+        self._opening = opened(self.timeline.path)
+        self.source = self._opening.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._opening.__exit__(None, None, None)
+
+    def lead(self) -> float:
+        """Return how many seconds the sound begins before the first picture (0 where later)."""
+        going = _sort(self.source, self.suffix, self.keep)[0]
+        starts = [float(s.start_time * s.time_base) for s in going if s.type == "audio" and s.start_time is not None]
+        early = self.timeline.start - min(starts, default=self.timeline.start)
+        return early if early > _LEAD else 0.0
+
+    def add_to(self, out: av.container.OutputContainer, delay: float = 0.0) -> None:
+        """Add a stream for every track that goes on, chapters, attachments and names; before the first packet.
+
+        `delay`: seconds on the result's clock at which its first picture is shown.
+        """
+        self.start = self.timeline.start - delay
+        for stream in _sort(self.source, self.suffix, self.keep)[0]:
+            if stream.type == "attachment":
+                self._attach(out, stream)
+                continue
+            way = _Copy(stream, out) if self._fits(stream) else _Encode(stream, out, self.suffix)
+            way.name_it()
+            self.ways[stream.index] = way
+        if self.keep == "none":
+            return
+        names = {k: v for k, v in self.source.metadata.items() if k.lower() not in _OF_THE_CONTAINER}
+        out.metadata.update(names)
+        if chapters := self.source.chapters():
+            out.set_chapters([_moved(chapter, self.start) for chapter in chapters])
+
+    def _fits(self, stream) -> bool:
+        return stream.type != "audio" or stream.codec_context.name in _SOUND[self.suffix]
+
+    @staticmethod
+    def _attach(out, stream) -> None:
+        name = stream.metadata.get("filename", f"attachment{stream.index}")
+        out.add_attachment(name, stream.metadata.get("mimetype", "application/octet-stream"), stream.data)
+
+    def packets(self) -> Iterator[tuple[float, list]]:
+        """Yield (seconds on the result's clock, packets of the result), in the order of the source."""
+        streams = [self.source.streams[index] for index in self.ways]
+        if not streams:
+            return
+        try:
+            for packet in self.source.demux(streams):
+                if packet.size and (packet.dts is not None or packet.pts is not None):
+                    yield from self.ways[packet.stream_index].put(packet, self.start)
+        except av.FFmpegError as error:  # a cut file: what was read goes on, as the pictures do
+            if isinstance(error, av.error.ArgumentError):
+                raise
+        for way in self.ways.values():
+            yield from way.end(self.start)
+
+
+def _moved(chapter: dict, start: float) -> dict:
+    shift = round(start / float(chapter["time_base"]))
+    begin, end = (max(0, chapter[name] - shift) for name in ("start", "end"))
+    return {**chapter, "start": begin, "end": end}
+
+
+class _Way:
+    """One track's way into the result."""
+
+    def __init__(self, old, new) -> None:
+        self.old, self.new = old, new
+
+    def name_it(self) -> None:
+        """Carry on the language and title of the track, and what it is for."""
+        kept = {k: v for k, v in self.old.metadata.items() if k.lower() in ("language", "title", "handler_name")}
+        self.new.metadata.update(kept)
+        if hasattr(self.new, "disposition"):
+            self.new.disposition = self.old.disposition
+
+    def end(self, start: float) -> Iterator[tuple[float, list]]:
+        """Yield what was held back."""
+        yield from ()
+
+
+class _Copy(_Way):
+    """As it is."""
+
+    def __init__(self, old, out) -> None:
+        super().__init__(old, out.add_stream_from_template(old))
+
+    def put(self, packet, start: float) -> Iterator[tuple[float, list]]:
+        shift = round(start / float(packet.time_base))
+        packet.pts = None if packet.pts is None else packet.pts - shift
+        packet.dts = None if packet.dts is None else packet.dts - shift
+        time = packet.dts if packet.dts is not None else packet.pts
+        packet.stream = self.new
+        yield float(time * packet.time_base), [packet]
+
+
+class _Encode(_Way):
+    """Sound, decoded and encoded as AAC (WebM: Opus); a rate that the encoder refuses is resampled."""
+
+    def __init__(self, old, out, suffix: str) -> None:
+        codec = "libopus" if suffix == ".webm" else "aac"
+        rates = (48000,) if codec == "libopus" else _AAC_RATES
+        rate = next((r for r in rates if r >= old.rate), 48000)
+        layout = old.layout.name
+        if layout not in _LAYOUTS:  # "1 channels": the file does not say which
+            layout = _USUAL.get(old.channels, "stereo")
+        try:
+            new = out.add_stream(codec, rate=rate, layout=layout)
+            self.resampler = av.AudioResampler(new.format, layout, rate)
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError(
+                f"IN: {_name(old)} cannot be encoded as {codec} ({layout}, {rate} Hz): {error}. "
+                "Use an OUT that ends in .mkv, or --keep-tracks none."
+            ) from error
+        super().__init__(old, new)
+
+    def put(self, packet, start: float) -> Iterator[tuple[float, list]]:
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            return  # a damaged piece is silent
+        for frame in frames:
+            yield from self._encoded(frame, start)
+
+    def end(self, start: float) -> Iterator[tuple[float, list]]:
+        yield from self._encoded(None, start)
+        yield float("inf"), list(self.new.encode(None))
+
+    def _encoded(self, frame, start: float) -> Iterator[tuple[float, list]]:
+        for piece in self.resampler.resample(frame):
+            if piece.pts is not None:
+                piece.pts -= round(start / float(piece.time_base))
+            try:
+                yield float(piece.time or 0), list(self.new.encode(piece))
+            except av.FFmpegError as error:
+                raise MediaError(
+                    f"IN: {_name(self.old)} could not be encoded ({error.strerror}). Use --keep-tracks none."
+                ) from error

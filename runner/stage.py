@@ -1,0 +1,61 @@
+"""Put clips where the host's Load Video finds them, exactly as its network shall see them.
+
+ComfyUI 0.30 reads white as 254/255 (256/257 of every value) from all but a few pixel formats, keeps one mean frame rate
+and knows no HDR. So every clip is staged as PNG frames in a .mov, which it reads exactly: upright, at an even rate,
+without sound. Times, sound, tags and transparency are put back from the source when OUT is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..media.reader import Wish, frames
+from ..media.timeline import Timeline
+from ..media.tracks import Tracks
+from ..media.writer import write_video
+
+
+def staged_name(name: str, source: Path) -> str:
+    """Return the file name that `stage` or `place` gives: reference images go as they are."""
+    return f"{name}{source.suffix.lower()}" if name.startswith("reference_image") else f"{name}.mov"
+
+
+def stage(source: Timeline, wish: Wish, folder: Path, name: str, sound: bool = False) -> str:
+    """Write the frames of a source as `folder`/`name`.mov and return that name; what transparency hides is kept.
+
+    `sound`: with the first sound track, for graphs whose result depends on it.
+    """
+    target = folder / f"{name}.mov"
+    pictures = (frame[..., :3] for frame in frames(source, wish))
+    with contextlib.ExitStack() as stack:
+        tracks = stack.enter_context(Tracks(source, ".mov", "first")) if sound and source.kind == "film" else None
+        write_video(target, pictures, source.rate, codec="png", tracks=tracks)
+    return target.name
+
+
+def place(source: Path, folder: Path, name: str) -> str:
+    """Hard-link a file into `folder`, or copy it, and return its name; the host refuses symbolic links."""
+    target = folder / f"{name}{source.suffix.lower()}"
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target.name
+
+
+def with_transparency(upscaled: Iterable[np.ndarray], source: Timeline, wish: Wish) -> Iterator[np.ndarray]:
+    """Yield RGBA frames: the network's RGB with the source's transparency, enlarged by a bicubic kernel."""
+    for frame, original in zip(upscaled, frames(source, replace(wish, alpha=True)), strict=True):
+        height, width = frame.shape[:2]
+        small = Image.fromarray(original[..., 3].astype(np.float32))
+        large = np.rint(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)))
+        alpha = np.clip(large, 0, np.iinfo(frame.dtype).max).astype(frame.dtype)
+        yield np.dstack([frame, alpha])
