@@ -49,6 +49,10 @@ def test_a_folder_of_frames_is_not_its_own_result(tmp_path, monkeypatch):
             files.check_output(Path(out), [tmp_path / "frames"])
     with pytest.raises(MediaError, match="replaced as a whole"):
         files.check_output(Path("frames"), [tmp_path / "frames" / "frame_00002.png"])
+    os.link(tmp_path / "frames" / "frame_00002.png", tmp_path / "hard.png")
+    for out in ("frames/frame_00002.png", "again/new.png", "hard.png"):
+        with pytest.raises(MediaError, match="must not lie among the pictures"):
+            files.check_output(Path(out), [Path("frames")])
     assert len(list((tmp_path / "frames").iterdir())) == 3
 
 
