@@ -160,7 +160,7 @@ def replacing(out: Path, folder: bool = False) -> Iterator[Path]:
 
     Its name is short, whatever OUT's is, and says whose it is, so that `sweep` finds it after a kill.
     """
-    out = out.absolute()
+    out = Path(os.path.realpath(out)) if folder else out.absolute()
     prefix = f"{signature()}{os.getpid()}-"
     if folder:
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
@@ -175,8 +175,12 @@ def replacing(out: Path, folder: bool = False) -> Iterator[Path]:
             for file in out.iterdir():  # the system's files stay where they are
                 if not _OWN_FRAME.fullmatch(file.name):
                     shutil.move(str(file), temporary / file.name)
-            shutil.rmtree(out)
-        os.replace(temporary, out)
+            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
+            os.replace(out, old)  # two renames: the shortest time without a folder
+            os.replace(temporary, out)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(missing_ok=True)
         raise

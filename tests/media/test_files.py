@@ -83,6 +83,9 @@ def test_kinds_of_output(tmp_path):
     files.check_output(tmp_path / "d", [])
     write_pngs(tmp_path / "d", clip(2))
     assert (tmp_path / "d" / "Thumbs.db").exists() and probe(tmp_path / "d").frames == 2
+    (tmp_path / "link").symlink_to(tmp_path / "d", target_is_directory=True)
+    write_pngs(tmp_path / "link", clip(4))
+    assert (tmp_path / "link").is_symlink() and probe(tmp_path / "d").frames == 4 and not leftovers(tmp_path)
     (tmp_path / "d" / "letter.txt").write_text("mine")
     with pytest.raises(MediaError, match=r"holds letter\.txt"):
         files.check_output(tmp_path / "d", [])
