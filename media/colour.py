@@ -122,7 +122,7 @@ def flattened(frame: np.ndarray) -> np.ndarray:
 def tone_mapped(frame: np.ndarray, transfer: int) -> np.ndarray:
     """Convert a PQ or HLG frame in BT.2020 to BT.709, of the same type.
 
-    White of SDR is 203 nits. Light below 0.85 of it is kept; what is brighter, up to 1000 nits, is bent into the rest,
+    White of SDR is 203 nits. Light below 0.75 of it is kept; what is brighter, up to 1000 nits, is bent into the rest,
     all three channels by one factor, so that hues stay.
     """
     full = _full(frame)
@@ -137,7 +137,7 @@ def tone_mapped(frame: np.ndarray, transfer: int) -> np.ndarray:
     return np.rint(signal * full).astype(frame.dtype)
 
 
-def _bent(light: np.ndarray, knee: float = 0.85) -> np.ndarray:
+def _bent(light: np.ndarray, knee: float = 0.75) -> np.ndarray:
     """Bend light above the knee so that the peak of the display becomes 1; slope 1 at the knee."""
     room, span = 1 - knee, _PEAK / SDR_WHITE - knee
     over = np.maximum(light - knee, 0)

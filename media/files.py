@@ -71,10 +71,14 @@ def check_output(out: Path, sources: Iterable[Path]) -> None:
             raise MediaError(
                 f"OUT: must not be a file that is read; got {out}, which is {source}. Choose another name."
             )
-        if source.exists() and _overlaps(out, source):
+        if is_folder(out) and Path(os.path.realpath(out)) in Path(os.path.realpath(source)).parents:
             raise MediaError(
                 f"OUT: its folder is replaced as a whole, so it must hold no source; got {out} with {source} in it. "
                 "Choose another folder."
+            )
+        if source.is_dir() and is_picture(out) and _lies_in(out, source):
+            raise MediaError(
+                f"OUT: must not lie among the pictures that are read; got {out} in {source}. Choose another folder."
             )
     if is_folder(out):
         names = os.listdir(out) if os.path.isdir(out) else []
@@ -98,12 +102,10 @@ def is_folder(out: Path) -> bool:
     return not out.suffix or os.path.isdir(out) or str(out).endswith(("/", os.sep))
 
 
-def _overlaps(out: Path, source: Path) -> bool:
-    """A folder of frames is replaced: it may neither hold a source nor lie inside one."""
-    inner, outer = Path(os.path.realpath(source)), Path(os.path.realpath(out))
-    if outer in inner.parents and is_folder(out):
-        return True
-    return source.is_dir() and inner == outer.parent and is_picture(out) and not os.path.exists(out)
+def _lies_in(out: Path, folder: Path) -> bool:
+    """Return whether a picture is one of a folder's, or would become one."""
+    inside = os.path.realpath(out.absolute().parent) == os.path.realpath(folder)
+    return inside or any(same_place(out, file) for file in picture_files(folder))
 
 
 def _try_name(out: Path) -> None:
@@ -158,7 +160,7 @@ def replacing(out: Path, folder: bool = False) -> Iterator[Path]:
 
     Its name is short, whatever OUT's is, and says whose it is, so that `sweep` finds it after a kill.
     """
-    out = out.absolute()
+    out = Path(os.path.realpath(out)) if folder else out.absolute()
     prefix = f"{signature()}{os.getpid()}-"
     if folder:
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
@@ -173,8 +175,12 @@ def replacing(out: Path, folder: bool = False) -> Iterator[Path]:
             for file in out.iterdir():  # the system's files stay where they are
                 if not _OWN_FRAME.fullmatch(file.name):
                     shutil.move(str(file), temporary / file.name)
-            shutil.rmtree(out)
-        os.replace(temporary, out)
+            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
+            os.replace(out, old)  # two renames: the shortest time without a folder
+            os.replace(temporary, out)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(missing_ok=True)
         raise

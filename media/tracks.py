@@ -35,14 +35,21 @@ _SUBTITLES = {
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # Hz
 _USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # by the number of channels
 _LAYOUTS = {*_USUAL.values(), "3.0", "5.0(side)", "5.1(side)", "quad", "7.1(wide)"}
+# PyAV of older hosts cannot write attachments or chapters: `hasattr` asks below
 _LEAD = 0.03  # s: less sound before the picture is the start-up of an encoder, which every container knows
 _OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "software"}
+
+
+def _codec(stream) -> str:
+    """Return the codec of a stream, not its decoder: "mp3" for what mp3float decodes; "" where it is unknown."""
+    context = getattr(stream, "codec_context", None)
+    return "" if context is None else context.codec.canonical_name
 
 
 def _name(stream) -> str:
     language = stream.metadata.get("language", "und")
     kind = {"audio": "sound", "subtitle": "subtitles"}.get(stream.type, stream.type)
-    codec = stream.codec_context.name if getattr(stream, "codec_context", None) else "unknown"
+    codec = _codec(stream) or "unknown"
     return f"{kind} track {stream.index} ({codec}{'' if language == 'und' else ', ' + language})"
 
 
@@ -52,14 +59,14 @@ def _sort(container, suffix: str, keep: str) -> tuple[list, list]:
     if keep == "none":
         return going, staying
     for stream in container.streams:
-        context = getattr(stream, "codec_context", None)
-        if stream.type == "audio" and context is not None and stream.rate and stream.channels:
+        if stream.type == "audio" and _codec(stream) and stream.rate and stream.channels:
             (staying if keep == "first" and going else going).append(stream)
         elif stream.type in ("audio", "subtitle", "data"):
-            fits = stream.type == "subtitle" and context is not None and context.name in _SUBTITLES[suffix]
+            fits = stream.type == "subtitle" and _codec(stream) in _SUBTITLES[suffix]
             (going if fits and keep == "all" else staying).append(stream)
         elif stream.type == "attachment":
-            (going if suffix == ".mkv" and keep == "all" else staying).append(stream)
+            fits = suffix == ".mkv" and keep == "all" and hasattr(av.container.OutputContainer, "add_attachment")
+            (going if fits else staying).append(stream)
     return going, staying
 
 
@@ -119,11 +126,11 @@ class Tracks:
             return
         names = {k: v for k, v in self.source.metadata.items() if k.lower() not in _OF_THE_CONTAINER}
         out.metadata.update(names)
-        if chapters := self.source.chapters():
+        if hasattr(out, "set_chapters") and (chapters := self.source.chapters()):
             out.set_chapters([_moved(chapter, self.start) for chapter in chapters])
 
     def _fits(self, stream) -> bool:
-        return stream.type != "audio" or stream.codec_context.name in _SOUND[self.suffix]
+        return stream.type != "audio" or _codec(stream) in _SOUND[self.suffix]
 
     @staticmethod
     def _attach(out, stream) -> None:
@@ -175,12 +182,16 @@ class _Copy(_Way):
 
     def __init__(self, old, out) -> None:
         super().__init__(old, out.add_stream_from_template(old))
+        self.before = None
 
     def put(self, packet, start: float) -> Iterator[tuple[float, list]]:
         shift = round(start / float(packet.time_base))
         packet.pts = None if packet.pts is None else packet.pts - shift
         packet.dts = None if packet.dts is None else packet.dts - shift
         time = packet.dts if packet.dts is not None else packet.pts
+        if self.old.type == "audio" and not packet.duration and self.before is not None:
+            packet.duration = max(0, time - self.before)  # Matroska may not tell it; MP4 would drop the last packet
+        self.before = time
         packet.stream = self.new
         yield float(time * packet.time_base), [packet]
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..media.errors import MediaError
-from ..media.files import check_output, is_picture
+from ..media.files import check_output, is_picture, same_place
 from ..media.plan import Plan, plan
 from ..media.reader import Wish, probe
 from ..media.timeline import Timeline
@@ -49,7 +49,10 @@ def main(options: argparse.Namespace, host: Host) -> int:
     fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})
     clip = probe(source, parse_rate(options.rate))
     check_sides(clip.height, clip.width)
-    check_output(out, [source, *(reference.path for reference in references.values())])
+    sources = [source, *(reference.path for reference in references.values())]
+    check_output(out, sources)
+    if options.json and any(same_place(Path(options.json), file) for file in (*sources, out)):
+        raise RunnerError(f"--json: must not be IN, OUT or a reference; got {options.json}. Choose another name.")
     expected = expected_size(workflow, clip.height, clip.width)
     how = plan(
         out,

@@ -49,6 +49,10 @@ def test_a_folder_of_frames_is_not_its_own_result(tmp_path, monkeypatch):
             files.check_output(Path(out), [tmp_path / "frames"])
     with pytest.raises(MediaError, match="replaced as a whole"):
         files.check_output(Path("frames"), [tmp_path / "frames" / "frame_00002.png"])
+    os.link(tmp_path / "frames" / "frame_00002.png", tmp_path / "hard.png")
+    for out in ("frames/frame_00002.png", "again/new.png", "hard.png"):
+        with pytest.raises(MediaError, match="must not lie among the pictures"):
+            files.check_output(Path(out), [Path("frames")])
     assert len(list((tmp_path / "frames").iterdir())) == 3
 
 
@@ -79,6 +83,9 @@ def test_kinds_of_output(tmp_path):
     files.check_output(tmp_path / "d", [])
     write_pngs(tmp_path / "d", clip(2))
     assert (tmp_path / "d" / "Thumbs.db").exists() and probe(tmp_path / "d").frames == 2
+    (tmp_path / "link").symlink_to(tmp_path / "d", target_is_directory=True)
+    write_pngs(tmp_path / "link", clip(4))
+    assert (tmp_path / "link").is_symlink() and probe(tmp_path / "d").frames == 4 and not leftovers(tmp_path)
     (tmp_path / "d" / "letter.txt").write_text("mine")
     with pytest.raises(MediaError, match=r"holds letter\.txt"):
         files.check_output(tmp_path / "d", [])

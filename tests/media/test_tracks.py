@@ -89,3 +89,12 @@ def test_rates_that_an_encoder_refuses(tmp_path, ending, codec, rate):
         track = container.streams.audio[0]
         assert (track.codec_context.name, track.rate) == (codec, rate)
     assert abs(offset(tmp_path / f"out.{ending}")) <= 0.025
+
+
+@pytest.mark.parametrize("codec", ["libmp3lame", "ac3", "alac", "libopus"])
+def test_sound_is_copied_where_the_container_takes_it(tmp_path, codec):
+    source = film(tmp_path / "in.mkv", sounds=[(codec, "stereo", "eng")])
+    enlarged(source, tmp_path / "out.mp4")
+    with av.open(str(source)) as one, av.open(str(tmp_path / "out.mp4")) as two:
+        sounds = [[bytes(packet) for packet in container.demux(audio=0) if packet.size] for container in (one, two)]
+    assert sounds[0] == sounds[1]

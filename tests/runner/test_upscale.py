@@ -66,6 +66,8 @@ def test_nothing_is_written_over_a_source(tmp_path, monkeypatch, words):
     workflow = "Upscale-an-Edited-Video" if len(words) > 2 else "Upscale-a-Video"
     with pytest.raises(MediaError, match="must not be a file that is read"):
         upscale.main(options(*(word.format(tmp_path.name) for word in words), "--workflow", workflow), None)
+    with pytest.raises(RunnerError, match="--json: must not be IN"):
+        upscale.main(options("in.mp4", "new.mp4", "--json", f"../{tmp_path.name}/in.mp4"), None)
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()} == before
 
 
