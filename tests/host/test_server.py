@@ -170,11 +170,14 @@ def test_interrupt_leaves_nothing_and_a_rerun_gives_the_same_bytes(host_server, 
         assert time.monotonic() - begun[0] < 5
         assert not _saved(host_server, "stopped")
     client.run(_prompt(prefix="stopped", **long), timeout=120)
-    client.free()
-    time.sleep(1.5)  # the host frees after the prompt that ended, about a second later
-    result = client.run(_prompt(prefix="fresh", **long), timeout=120)
-    assert "7" not in result.cached_nodes
-    stopped, fresh = (_pixels(_saved(host_server, prefix)) for prefix in ("stopped", "fresh"))
+    for prefix in ("fresh-1", "fresh-2", "fresh-3"):
+        client.free()
+        time.sleep(1.5)  # the host frees after the prompt that ended: about a second later, on a busy machine more
+        result = client.run(_prompt(prefix=prefix, **long), timeout=120)
+        if "7" not in result.cached_nodes:
+            break
+    assert "7" not in result.cached_nodes, "nothing was freed"
+    stopped, fresh = (_pixels(_saved(host_server, name)) for name in ("stopped", prefix))
     assert len(stopped) == 2 and all(np.array_equal(a, b) for a, b in zip(stopped, fresh, strict=True))
 
 
