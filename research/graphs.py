@@ -76,7 +76,7 @@ def run_graph(
 def stages(outcome: Outcome) -> dict[str, float]:
     """List the seconds of every node that took a noticeable time, under its title in the graph."""
     return {
-        f"{title}_seconds": round(seconds, 2) for title, seconds in outcome.stages.items() if seconds >= _LEAST_SECONDS
+        f"{title}_seconds": round(seconds, 3) for title, seconds in outcome.stages.items() if seconds >= _LEAST_SECONDS
     }
 
 
