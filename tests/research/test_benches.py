@@ -47,7 +47,7 @@ def test_restorers_run_their_graphs_with_random_weights(bench, comfyui):
     assert (result["frames"], result["width"], result["height"], result["steps"]) == (5, 64, 64, 3)
     assert result["graph"].startswith("Restore-with-") and "random weights" in result["networks"]
     assert result["network_calls"] >= 3
-    assert result["Sample_seconds"] > 0 and "Temporal Decode_seconds" in result
+    assert result["Sample_seconds"] > 0 and result["Temporal Decode_seconds"] > 0
 
 
 def test_releases_of_published_size_have_the_published_numbers_of_weights(tmp_path, monkeypatch):
