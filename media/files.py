@@ -24,6 +24,7 @@ from pathlib import Path
 from .errors import MediaError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".apng"}
+FILMS = set(".mp4 .m4v .mov .mkv .webm .avi .ts .mts .m2ts .mpg .mpeg .vob .wmv .flv .3gp .ogv .mxf .dv".split())
 CONTAINERS = {".mp4", ".mkv", ".mov", ".webm"}
 ANIMATIONS = {".png", ".apng", ".webp"}  # of a film; one picture becomes one picture
 _TEMPORARY = ".cascadevsr-"

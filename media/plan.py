@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .colour import SDR, Colour, delivered
 from .errors import MediaError
-from .files import ANIMATIONS, is_folder
+from .files import ANIMATIONS, CONTAINERS, is_folder
 from .reader import Wish
 from .timeline import Timeline
 from .tracks import survey
@@ -121,10 +121,27 @@ def plan(
     return Plan(kind, wish, encoding, colour, tuple(notes))
 
 
+def natural_ending(source: Timeline) -> str:
+    """Return the ending of the same kind of file as the source, or of one that holds all of it; "": a folder."""
+    suffix = source.path.suffix.lower()
+    if source.kind == "pictures":
+        return ""
+    if source.kind in ("picture", "animation"):
+        return ".png" if source.kind == "picture" or suffix in (".png", ".apng") else ".webp"
+    if suffix in CONTAINERS:
+        return suffix
+    return ".mp4" if not source.alpha and not survey(source, ".mp4") else ".mkv"
+
+
+def check_codec(codec: str, suffix: str) -> None:
+    """Raise MediaError for a codec that a container does not take."""
+    if codec != "auto" and codec not in _TAKES[suffix]:
+        raise MediaError(f"--codec: {suffix} takes {', '.join(_TAKES[suffix])}; got {codec}.")
+
+
 def _codec(codec: str, suffix: str, source: Timeline, lossless: bool) -> str:
+    check_codec(codec, suffix)
     if codec != "auto":
-        if codec not in _TAKES[suffix]:
-            raise MediaError(f"--codec: {suffix} takes {', '.join(_TAKES[suffix])}; got {codec}.")
         return codec
     deep = source.depth > 8 or bool(source.colour.hdr)
     if suffix == ".webm":

@@ -10,13 +10,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from .colour import FILTER_NAMES, flattened, from_planes, to_depth, tone_mapped
 from .errors import MediaError
@@ -55,6 +56,9 @@ def probe(source: Path, rate: Fraction | None = None) -> Timeline:
 def frames(timeline: Timeline, wish: Wish | None = None, start: int = 0, stop: int | None = None) -> Iterator:
     """Yield frames `start` to `stop` (not included), (h, w, 3 or 4), exactly those of a run over everything."""
     wish, stop = wish or Wish(), min(timeline.frames, timeline.frames if stop is None else stop)
+    if timeline.whole is not None:
+        yield from frames(timeline.whole, wish, timeline.first + start, timeline.first + stop)
+        return
     if timeline.kind == "film":
         found = _film_frames(timeline, wish, start, stop)
     else:
@@ -68,6 +72,16 @@ def frames(timeline: Timeline, wish: Wish | None = None, start: int = 0, stop: i
             f"IN: {timeline.path} gave {count} frames where it had {stop - start} before. It is being changed, or its "
             "disk fails: copy it, and try again."
         )
+
+
+def with_transparency(upscaled: Iterable[np.ndarray], source: Timeline, wish: Wish) -> Iterator[np.ndarray]:
+    """Yield RGBA frames: the network's RGB with the source's transparency, enlarged by a bicubic kernel."""
+    for frame, original in zip(upscaled, frames(source, replace(wish, alpha=True)), strict=True):
+        height, width = frame.shape[:2]
+        small = Image.fromarray(original[..., 3].astype(np.float32))
+        large = np.rint(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)))
+        alpha = np.clip(large, 0, np.iinfo(frame.dtype).max).astype(frame.dtype)
+        yield np.dstack([frame, alpha])
 
 
 def read_frames(source: Path) -> Iterator[np.ndarray]:

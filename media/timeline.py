@@ -16,7 +16,7 @@ import os
 import struct
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Timeline:
     upright. `turn`: quarter-turns anticlockwise that make a stored frame upright. `depth`: bits a channel.
     `light`: what an HDR film says of its mastering display and brightest frames, as options of x265.
     `interlaced`: frames that say they are two fields. `damaged`: (number from 0, seconds) of frames that were lost.
+    `whole`: of a part, the timeline of the whole source, and `first` its first frame there.
     """
 
     path: Path
@@ -62,6 +63,8 @@ class Timeline:
     interlaced: bool = False
     damaged: tuple[tuple[int, float], ...] = ()
     light: tuple[str, ...] = ()
+    whole: Timeline | None = None
+    first: int = 0
 
     @property
     def frames(self) -> int:
@@ -77,6 +80,31 @@ class Timeline:
     def duration(self) -> float:
         """Return seconds from the first frame to the end of the last."""
         return float(self.times[-1]) + self.last
+
+    def part(self, start: int, stop: int) -> Timeline:
+        """Return frames `start` to `stop` (not included) as a source of its own; its times begin at 0 again.
+
+        Raises MediaError where no frame is left.
+        """
+        stop = min(stop, self.frames)
+        if not 0 <= start < stop:
+            raise MediaError(
+                f"IN: a part must hold at least one frame; got frames {start} to {stop} of {self.frames}. "
+                "Begin earlier."
+            )
+        if (start, stop) == (0, self.frames):
+            return self
+        pts = self.pts[start:stop] - self.pts[start]
+        after = self.pts[stop] - self.pts[stop - 1] if stop < self.frames else None
+        return replace(
+            self,
+            pts=pts,
+            last=self.last if after is None else float(after * self.time_base),
+            start=self.start + float(self.times[start]),
+            damaged=(),
+            whole=self.whole or self,
+            first=self.first + start,
+        )
 
     def notes(self) -> list[str]:
         """Return what a user should know before the work, one line each."""

@@ -107,7 +107,7 @@ class Tracks:
         going = _sort(self.source, self.suffix, self.keep)[0]
         starts = [float(s.start_time * s.time_base) for s in going if s.type == "audio" and s.start_time is not None]
         early = self.timeline.start - min(starts, default=self.timeline.start)
-        return early if early > _LEAD else 0.0
+        return early if early > _LEAD and self.timeline.whole is None else 0.0
 
     def add_to(self, out: av.container.OutputContainer, delay: float = 0.0) -> None:
         """Add a stream for every track that goes on, chapters, attachments and names; before the first packet.
@@ -126,8 +126,10 @@ class Tracks:
             return
         names = {k: v for k, v in self.source.metadata.items() if k.lower() not in _OF_THE_CONTAINER}
         out.metadata.update(names)
-        if hasattr(out, "set_chapters") and (chapters := self.source.chapters()):
-            out.set_chapters([_moved(chapter, self.start) for chapter in chapters])
+        if hasattr(out, "set_chapters"):
+            chapters = [_moved(chapter, self.start, self.timeline) for chapter in self.source.chapters()]
+            if chapters := [chapter for chapter in chapters if chapter["start"] < chapter["end"]]:
+                out.set_chapters(chapters)
 
     def _fits(self, stream) -> bool:
         return stream.type != "audio" or _codec(stream) in _SOUND[self.suffix]
@@ -144,7 +146,7 @@ class Tracks:
             return
         try:
             for packet in self.source.demux(streams):
-                if packet.size and (packet.dts is not None or packet.pts is not None):
+                if packet.size and (packet.dts is not None or packet.pts is not None) and self._is_shown(packet):
                     yield from self.ways[packet.stream_index].put(packet, self.start)
         except av.FFmpegError as error:  # a cut file: what was read goes on, as the pictures do
             if isinstance(error, av.error.ArgumentError):
@@ -152,11 +154,42 @@ class Tracks:
         for way in self.ways.values():
             yield from way.end(self.start)
 
+    def _is_shown(self, packet: av.Packet) -> bool:
+        """Return whether a packet belongs to the part of the film that is written; always, where all of it is."""
+        if self.timeline.whole is None:
+            return True
+        time = packet.pts if packet.pts is not None else packet.dts
+        return 0 <= float(time * packet.time_base) - self.timeline.start < self.timeline.duration
 
-def _moved(chapter: dict, start: float) -> dict:
+
+def _moved(chapter: dict, start: float, timeline: Timeline) -> dict:
     shift = round(start / float(chapter["time_base"]))
     begin, end = (max(0, chapter[name] - shift) for name in ("start", "end"))
+    if timeline.whole is not None:
+        end = min(end, round(timeline.duration / float(chapter["time_base"])))
     return {**chapter, "start": begin, "end": end}
+
+
+def usual_layout(channels: int) -> str:
+    """Return the layout that so many channels of sound mostly have."""
+    return _USUAL.get(channels, "stereo")
+
+
+def sound_encoder(
+    out: av.container.OutputContainer, suffix: str, rate: int, layout: str, name: str
+) -> tuple[av.AudioStream, av.AudioResampler]:
+    """Add a sound track as AAC (WebM: Opus), and return it with what brings samples to a rate (Hz) that it takes."""
+    codec = "libopus" if suffix == ".webm" else "aac"
+    rates = (48000,) if codec == "libopus" else _AAC_RATES
+    rate = next((r for r in rates if r >= rate), 48000)
+    try:
+        stream = out.add_stream(codec, rate=rate, layout=layout)
+        return stream, av.AudioResampler(stream.format, layout, rate)
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaError(
+            f"IN: {name} cannot be encoded as {codec} ({layout}, {rate} Hz): {error}. "
+            "Use an OUT that ends in .mkv, or --keep-tracks none."
+        ) from error
 
 
 class _Way:
@@ -200,20 +233,10 @@ class _Encode(_Way):
     """Sound, decoded and encoded as AAC (WebM: Opus); a rate that the encoder refuses is resampled."""
 
     def __init__(self, old, out, suffix: str) -> None:
-        codec = "libopus" if suffix == ".webm" else "aac"
-        rates = (48000,) if codec == "libopus" else _AAC_RATES
-        rate = next((r for r in rates if r >= old.rate), 48000)
         layout = old.layout.name
         if layout not in _LAYOUTS:  # "1 channels": the file does not say which
-            layout = _USUAL.get(old.channels, "stereo")
-        try:
-            new = out.add_stream(codec, rate=rate, layout=layout)
-            self.resampler = av.AudioResampler(new.format, layout, rate)
-        except (av.FFmpegError, ValueError) as error:
-            raise MediaError(
-                f"IN: {_name(old)} cannot be encoded as {codec} ({layout}, {rate} Hz): {error}. "
-                "Use an OUT that ends in .mkv, or --keep-tracks none."
-            ) from error
+            layout = usual_layout(old.channels)
+        new, self.resampler = sound_encoder(out, suffix, old.rate, layout, _name(old))
         super().__init__(old, new)
 
     def put(self, packet, start: float) -> Iterator[tuple[float, list]]:

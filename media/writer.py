@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import contextlib
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -21,6 +23,7 @@ from .colour import SDR, Colour, flattened, planes, to_depth
 from .errors import MediaError
 from .files import locator, replacing
 from .plan import Encoding, Plan, encoding
+from .sound import Samples
 from .timeline import Timeline
 from .tracks import Tracks
 
@@ -31,25 +34,33 @@ _PACKED = {"rgb24": 3, "rgba": 4, "bgra": 4, "rgb48be": 3, "rgba64be": 4}
 
 
 def write(
-    out: Path, frames: Iterable[np.ndarray], how: Plan, source: Timeline, keep: str = "all", even: bool = False
+    out: Path,
+    frames: Iterable[np.ndarray],
+    how: Plan,
+    source: Timeline,
+    keep: str = "all",
+    even: bool = False,
+    sound: Samples | None = None,
+    notes: dict[str, str] | None = None,
 ) -> int:
     """Write OUT from frames of `source` in its own times and return their count.
 
     Frames are (h, w, 3 or 4) uint8 or uint16. `even`: their number is another than the source's, so that they get its
-    mean rate, and its tracks stay out.
+    mean rate, and its tracks stay out. `sound` takes the place of the source's tracks. `notes`: named texts that the
+    file carries with it (films, PNG), such as the graph that it came from.
     Raises MediaError for no frames, several sizes, or what the encoder or the disk refuses.
     """
     if how.kind == "folder":
-        return write_pngs(out, frames, how.encoding)
+        return write_pngs(out, frames, how.encoding, notes)
     if how.kind == "picture":
-        return _write_picture(out, frames, how.encoding)
+        return _write_picture(out, frames, how.encoding, notes)
     film = how.kind == "film"
     with contextlib.ExitStack() as stack:
-        tracks = None
-        if film and source.kind == "film" and keep != "none" and not even:
+        tracks = sound if film else None
+        if film and source.kind == "film" and keep != "none" and not even and sound is None:
             tracks = stack.enter_context(Tracks(source, out.suffix.lower(), keep))
         clock = _Clock(source.rate.limit_denominator(60000)) if even else _Clock.of(source)
-        return _write_stream(out, frames, how.encoding, clock, how.colour, source, tracks)
+        return _write_stream(out, frames, how.encoding, clock, how.colour, source, tracks, notes if film else None)
 
 
 def write_video(
@@ -73,22 +84,27 @@ def write_video(
     return _write_stream(out, frames, how, _Clock(Fraction(rate).limit_denominator(60000)), SDR, None, tracks)
 
 
-def write_pngs(out: Path, frames: Iterable[np.ndarray], how: Encoding | None = None) -> int:
-    """Write frames as `out`/frame_00001.png ... and return their count; all or nothing appears."""
+def write_pngs(
+    out: Path, frames: Iterable[np.ndarray], how: Encoding | None = None, notes: dict[str, str] | None = None
+) -> int:
+    """Write frames as `out`/frame_00001.png ... and return their count; all or nothing appears.
+
+    The first of them carries the `notes`.
+    """
     first, frames = _peeked(frames)
     how = how or encoding("png", deep=first.dtype == np.uint16, alpha=first.shape[-1] == 4)
     count = 0
     with replacing(out, folder=True) as folder:
         for count, frame in enumerate(frames, 1):
-            (folder / f"frame_{count:05d}.png").write_bytes(_encoded(frame, how))
+            (folder / f"frame_{count:05d}.png").write_bytes(_encoded(frame, how, notes if count == 1 else None))
     return count
 
 
-def _write_picture(out: Path, frames: Iterable[np.ndarray], how: Encoding) -> int:
+def _write_picture(out: Path, frames: Iterable[np.ndarray], how: Encoding, notes: dict[str, str] | None) -> int:
     first, _ = _peeked(frames)
     with replacing(out) as temporary:
         if how.encoder == "png":
-            temporary.write_bytes(_encoded(first, how))
+            temporary.write_bytes(_encoded(first, how, notes))
         else:
             with av.open(locator(temporary), "w", format="webp") as container:
                 stream = container.add_stream("libwebp", rate=25, options=how.options)
@@ -98,14 +114,19 @@ def _write_picture(out: Path, frames: Iterable[np.ndarray], how: Encoding) -> in
     return 1
 
 
-def _encoded(frame: np.ndarray, how: Encoding) -> bytes:
-    """Return one picture as the bytes of a PNG file."""
+def _encoded(frame: np.ndarray, how: Encoding, notes: dict[str, str] | None = None) -> bytes:
+    """Return one picture as the bytes of a PNG file, with notes as its text."""
     context = av.CodecContext.create("png", "w")
     context.height, context.width, context.pix_fmt = *frame.shape[:2], how.layout
     context.time_base, context.options = Fraction(1, 25), how.options
     picture = _picture(frame, how, SDR)
     picture.pts = 0
-    return b"".join(bytes(packet) for packet in (*context.encode(picture), *context.encode(None)))
+    data = b"".join(bytes(packet) for packet in (*context.encode(picture), *context.encode(None)))
+    texts = b""
+    for name, text in (notes or {}).items():
+        chunk = b"tEXt" + f"{name}\0{text}".encode("latin-1", "replace")
+        texts += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return data[:33] + texts + data[33:]  # after the header
 
 
 class _Clock:
@@ -137,7 +158,8 @@ def _write_stream(
     clock: _Clock,
     colour: Colour,
     source: Timeline | None = None,
-    tracks: Tracks | None = None,
+    tracks: Tracks | Samples | None = None,
+    notes: dict[str, str] | None = None,
 ) -> int:
     first, frames = _peeked(frames)
     height, width = first.shape[:2]
@@ -148,16 +170,18 @@ def _write_stream(
     try:  # around everything: a full disk may show only when the file is closed
         with replacing(out) as temporary, contextlib.ExitStack() as stack:
             kind = _FORMATS[out.suffix.lower()]
-            container = stack.enter_context(av.open(locator(temporary), "w", format=kind, options=_options(kind)))
+            options = _options(kind) | ({"movflags": "use_metadata_tags"} if notes and kind in ("mp4", "mov") else {})
+            container = stack.enter_context(av.open(locator(temporary), "w", format=kind, options=options))
             stream = _stream(container, how, clock, (height, width), colour, source)
             waiting = iter(())
             if tracks is not None:
                 clock.delay = int(np.ceil(tracks.lead() / clock.base))
                 tracks.add_to(container, float(clock.delay * clock.base))
                 waiting = tracks.packets()
+            container.metadata.update(notes or {})
             return _fill(container, stream, frames, first.shape, how, clock, colour, waiting)
     except (av.FFmpegError, OSError) as error:
-        hint = " If a track of IN is damaged: --keep-tracks none." if tracks is not None else ""
+        hint = " If a track of IN is damaged: --keep-tracks none." if isinstance(tracks, Tracks) else ""
         raise MediaError(f"OUT: {out} could not be written ({error.strerror}).{hint}") from error
 
 

@@ -18,6 +18,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .colour import ColourMatch
         from .conditioning import ReferenceSet, VSRConditioning
         from .degrade import DegradeVideo
+        from .film import LoadFilm, SaveFilm
         from .frames import CascadeInput, TemporalDecode
         from .guidance import ReferenceCFG, ReferenceCFGGuider
         from .loaders import LoadVideoRestorer
@@ -31,6 +32,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .tiling import SpatialTiles, TemporalWindows
 
         return [
+            LoadFilm,
             LoadVideoRestorer,
             CascadeInput,
             ReferenceSet,
@@ -55,4 +57,5 @@ class CascadeVSRExtension(ComfyExtension):
             ReferenceTokens,
             LoadVSRAdapter,
             SDEditDegradation,
+            SaveFilm,
         ]

@@ -10,12 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from ..media.reader import Wish, frames
 from ..media.timeline import Timeline
@@ -49,13 +44,3 @@ def place(source: Path, folder: Path, name: str) -> str:
     except OSError:
         shutil.copyfile(source, target)
     return target.name
-
-
-def with_transparency(upscaled: Iterable[np.ndarray], source: Timeline, wish: Wish) -> Iterator[np.ndarray]:
-    """Yield RGBA frames: the network's RGB with the source's transparency, enlarged by a bicubic kernel."""
-    for frame, original in zip(upscaled, frames(source, replace(wish, alpha=True)), strict=True):
-        height, width = frame.shape[:2]
-        small = Image.fromarray(original[..., 3].astype(np.float32))
-        large = np.rint(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)))
-        alpha = np.clip(large, 0, np.iinfo(frame.dtype).max).astype(frame.dtype)
-        yield np.dstack([frame, alpha])

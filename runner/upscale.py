@@ -15,7 +15,7 @@ from pathlib import Path
 from ..media.errors import MediaError
 from ..media.files import check_output, is_picture, same_place
 from ..media.plan import Plan, plan
-from ..media.reader import Wish, probe
+from ..media.reader import Wish, probe, with_transparency
 from ..media.timeline import Timeline
 from ..media.writer import write as write_media
 from .binding import (
@@ -33,7 +33,7 @@ from .host import Host
 from .job import Outcome, open_job
 from .pack import load
 from .paths import cache_root, require_space, write_atomic
-from .stage import place, stage, staged_name, with_transparency
+from .stage import place, stage, staged_name
 from .workflow import Workflow, is_shipped
 
 _TARGETS = {"scale": ("scale",), "short side": ("short_side",), "exact size": ("height", "width")}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from cascadevsr.media import plan, tracks
 from cascadevsr.media.errors import MediaError
-from cascadevsr.media.reader import Wish, frames, probe
+from cascadevsr.media.reader import Wish, frames, probe, with_transparency
 from cascadevsr.runner import cli, paths, upscale
 from cascadevsr.runner.errors import RunnerError
-from cascadevsr.runner.stage import stage, with_transparency
+from cascadevsr.runner.stage import stage
 from cascadevsr.runner.workflow import Workflow
 from cascadevsr.tests.media.films import assert_times, clip, film, seen
 from PIL import Image

@@ -1,0 +1,207 @@
+"""Films between the host's VIDEO and media/: every time, tag and track stays with the VIDEO.
+
+1. `Film` is the host's VIDEO over a source that media/ has read; host nodes find in it what they expect
+2. `film_of` gives the Film behind any VIDEO: ours, one of the host with a file behind it, or plain frames
+3. `read_images` decodes to IMAGE, `frames_of` leads back to what the writer takes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from fractions import Fraction
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import Input, InputImpl, Types
+
+from ...media.colour import SDR, to_depth, tone_mapped
+from ...media.errors import MediaError
+from ...media.files import replacing
+from ...media.plan import plan
+from ...media.reader import Wish, frames, probe
+from ...media.sound import Samples, read_sound
+from ...media.timeline import Timeline
+from ...media.writer import write
+
+_OPTION = re.compile(r"--([a-z][a-z-]*)")
+
+
+@contextmanager
+def said_by(title: str) -> Iterator[None]:
+    """Turn errors of media/, which speaks to the user of the command, into errors of a node."""
+    try:
+        yield
+    except MediaError as error:
+        raise ValueError(f"{title}: {in_graph(str(error))}") from error
+
+
+def in_graph(text: str) -> str:
+    """Say a line of media/ in the words of a graph: IN is the source, OUT the result, an option is an input."""
+    text, command, rest = text.partition("ffmpeg ")  # what is to be typed stays
+    text = re.sub(r"^(IN|OUT): ", "", text)
+    text = _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
+    text = re.sub(r"\bIN\b", "the source", re.sub(r"\bOUT\b", "the result", text))
+    return text[:1].upper() + text[1:] + command + rest if text.startswith("the ") else text + command + rest
+
+
+class Film(Input.Video):
+    """A VIDEO whose frames, times, tracks and tags media/ reads from their source, each time anew.
+
+    `wish` says how its frames come, with transparency where the source has it. `parts`: of a VIDEO without a file,
+    what it holds in memory.
+    """
+
+    def __init__(self, timeline: Timeline, wish: Wish | None = None, parts: Types.VideoComponents | None = None):
+        self.timeline, self.parts = timeline, parts
+        self.wish = replace(wish or Wish(16 if timeline.depth > 8 else 8), alpha=timeline.alpha)
+
+    def get_components(self) -> Types.VideoComponents:
+        """Decode everything: frames at their mean rate, and the first sound track from the first frame on."""
+        if self.parts is not None:
+            return self.parts
+        images, alpha = read_images(self)
+        found = read_sound(self.timeline)
+        audio = found and {"waveform": torch.from_numpy(found[0]).unsqueeze(0), "sample_rate": found[1]}
+        known = {field.name for field in fields(Types.VideoComponents)}  # older hosts know no transparency
+        more = {"alpha": alpha} if alpha is not None and "alpha" in known else {}
+        return Types.VideoComponents(images=images, audio=audio, frame_rate=self.timeline.rate, **more)
+
+    def samples(self, suffix: str, audio: dict | None = None) -> Samples | None:
+        """Return AUDIO, or the sound of a VIDEO without a file, as the writer takes it; None: the source's tracks."""
+        audio = audio or (self.parts and self.parts.audio)
+        return audio and Samples(audio["waveform"][0].float().cpu().numpy(), int(audio["sample_rate"]), suffix)
+
+    def pictures(self, wish: Wish) -> Iterator[np.ndarray]:
+        """Yield frames as the writer takes them."""
+        return frames(self.timeline, wish) if self.parts is None else frames_of(self.parts.images, wish.depth)
+
+    def save_to(self, path, format=None, codec=None, metadata=None, bit_depth=None, crf=None) -> None:
+        """Write an MP4 with everything that it can hold; a buffer gets its bytes."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "film.mp4" if isinstance(path, io.BytesIO) else Path(path)
+            quality = {} if crf is None else {"crf": crf}
+            how = plan(out, self.timeline, tonemap=self.wish.tonemap, deinterlace=self.wish.deinterlace, **quality)
+            sound, notes = self.samples(out.suffix), texts(metadata or {})
+            write(out, self.pictures(how.wish), how, self.timeline, sound=sound, notes=notes)
+            if isinstance(path, io.BytesIO):
+                path.write(out.read_bytes())
+
+    def as_trimmed(self, start_time=None, duration=None, strict_duration=True) -> Film | None:
+        """Return the part from `start_time` (s, negative: from the end) that is `duration` long (s, 0: to the end)."""
+        start, duration, times = start_time or 0.0, duration or 0.0, self.timeline.times
+        start = max(0.0, self.timeline.duration + start) if start < 0 else start
+        if strict_duration and start + duration > self.timeline.duration + 1e-3:
+            return None
+        first = int(np.searchsorted(times, start - 1e-6))
+        stop = int(np.searchsorted(times, start + duration - 1e-6)) if duration else len(times)
+        return Film(self.timeline.part(first, stop), self.wish) if first < stop else None
+
+    def get_stream_source(self) -> str | io.BytesIO:
+        """Return the file of a whole film; everything else is written into a buffer."""
+        timeline = self.timeline
+        if timeline.kind == "film" and timeline.whole is None and self.parts is None:
+            return str(timeline.path)
+        return super().get_stream_source()
+
+    def get_dimensions(self) -> tuple[int, int]:
+        """Return width and height, upright."""
+        return self.timeline.width, self.timeline.height
+
+    def get_bit_depth(self) -> int:
+        """Return bits a channel as the host counts them: 8, or 10 for anything deeper."""
+        return 10 if self.timeline.depth > 8 else 8
+
+    def get_duration(self) -> float:
+        """Return seconds."""
+        return self.timeline.duration
+
+    def get_frame_count(self) -> int:
+        """Return the number of frames, which were counted."""
+        return self.timeline.frames
+
+    def get_frame_rate(self) -> Fraction:
+        """Return frames per second, the mean of a variable rate."""
+        return self.timeline.rate
+
+
+def texts(metadata: dict) -> dict[str, str]:
+    """Write what the host wants to be kept in a file (prompt, workflow) as texts."""
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+
+
+def film_of(video: Input.Video) -> Film:
+    """Give the Film behind a VIDEO of any node; one without a file keeps what it has in memory.
+
+    Raises MediaError for a file that cannot be read, or a part of it without a frame.
+    """
+    if isinstance(video, Film):
+        return video
+    if isinstance(video, InputImpl.VideoFromFile):
+        source = video.get_stream_source()
+        film = Film(probe(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
+        start, duration = video.get_active_trim_window()
+        if not start and not duration:
+            return film
+        part = film.as_trimmed(start, duration, strict_duration=False)
+        if part is None:
+            raise MediaError(f"IN: the part from {start:g} s on must hold a frame; {film.timeline.path} ends before.")
+        return part
+    parts = video.get_components()
+    return Film(even_timeline(parts.images, Fraction(parts.frame_rate), video.get_bit_depth()), parts=parts)
+
+
+def even_timeline(images: torch.Tensor, rate: Fraction, depth: int = 8) -> Timeline:
+    """Describe IMAGE frames without a file behind them, `rate` of them a second."""
+    count, height, width = images.shape[:3]
+    rate, steps = rate.limit_denominator(60000), np.arange(count, dtype=np.int64)
+    last = float(1 / rate)
+    return Timeline(Path("frames"), "frames", height, width, steps, 1 / rate, rate, last=last, colour=SDR, depth=depth)
+
+
+def _spilled(buffer: io.BytesIO) -> Path:
+    """Write a film that is only in memory to the host's temporary folder, once, and return its path."""
+    data = buffer.getvalue()
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"film-{hashlib.sha256(data).hexdigest()[:16]}.bin"
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+    return path
+
+
+def read_images(film: Film, tick: Callable[[int, int], None] = lambda done, total: None):
+    """Decode a film to IMAGE (frames, h, w, 3) in 0..1 and its opacity (frames, h, w), or None where all is opaque."""
+    timeline = film.timeline
+    shape = timeline.frames, timeline.height, timeline.width
+    images = torch.empty(*shape, 3)
+    alpha = torch.empty(shape) if timeline.alpha else None
+    for index, frame in enumerate(frames(timeline, film.wish)):
+        picture = torch.from_numpy(frame.astype(np.float32)) / float(np.iinfo(frame.dtype).max)
+        images[index] = picture[..., :3]
+        if alpha is not None:
+            alpha[index] = picture[..., 3]
+        tick(index + 1, timeline.frames)
+    return images, alpha
+
+
+def frames_of(images: torch.Tensor, depth: int, mapped: int = 0) -> Iterator[np.ndarray]:
+    """Yield IMAGE frames as uint8 (`depth` 8) or uint16 (h, w, channels), rounded.
+
+    `mapped`: the transfer (18 HLG, 16 PQ) of HDR frames that become BT.709 here, 0 for none.
+    """
+    kind = np.uint8 if depth == 8 else np.uint16
+    full = np.iinfo(np.uint16 if mapped else kind).max
+    for image in images:
+        values = np.rint(image.float().clamp(0, 1).cpu().numpy() * full)
+        frame = values.astype(np.uint16 if mapped else kind)
+        yield to_depth(tone_mapped(frame, mapped), depth) if mapped else frame
