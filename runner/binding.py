@@ -1,11 +1,11 @@
 """Set a workflow's inputs from the command line, and capture its frames.
 
 The convention, for shipped and own workflows alike:
-  IN             Load Video titled "Input", else the only one whose title does not start with "Reference"
+  IN             Load Film or Load Video titled "Input", else the only one whose title does not start with "Reference"
   target size    Cascade Input (its `target` and the values below it)
   prompt         CLIP Text Encode titled "Prompt", else the only one not titled "Negative ..."
   references     Reference Set: `images.image_N` and `videos.video_N` get new loaders
-  OUT            what enters Create Video titled "Output", else the only one, else Save or Preview Image
+  OUT            what enters Save Film or Create Video titled "Output", else the only one, else Save or Preview Image
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from .errors import RunnerError
 from .workflow import Workflow
 
 CAPTURE_NODE = "CascadeVSRRunnerCapture"
-_SAVERS = ("SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
-_LOADERS = {"LoadVideo": "file", "LoadImage": "image"}
-_FINAL = (("CreateVideo", "images"), ("SaveImage", "images"), ("PreviewImage", "images"), ("SaveWEBM", "images"))
+_SAVERS = ("VSRSaveFilm", "SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
+_FILMS = ("VSRLoadFilm", "LoadVideo")
+_LOADERS = {**dict.fromkeys(_FILMS, "file"), "LoadImage": "image"}
+_FRAMES = {"VSRLoadFilm": 1, "GetVideoComponents": 0}  # the output with a clip's frames
+_WHOLE = {"start": 0, "frames": 0, "deinterlace": False, "tonemap": False, "rate": 25.0}  # Load Film of everything
+_FINAL = ("VSRSaveFilm", "CreateVideo", "SaveImage", "PreviewImage", "SaveWEBM")  # each takes `images`
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def _titled(workflow: Workflow, ids: list[str], title: str, but_not: str) -> lis
 
 def bind_input(workflow: Workflow, file: str) -> str:
     """Connect IN and return the loader's id."""
-    ids = _titled(workflow, workflow.of_type("LoadVideo"), "Input", "Reference")
-    node_id = _only(workflow, ids, "IN (Load Video)", "Input")
+    ids = _titled(workflow, workflow.of_type(*_FILMS), "Input", "Reference")
+    node_id = _only(workflow, ids, "IN (Load Film, Load Video)", "Input")
     workflow.prompt[node_id]["inputs"]["file"] = file
     return node_id
 
@@ -101,36 +104,35 @@ def bind_references(workflow: Workflow, images: list[str], videos: list[str]) ->
     for index, file in enumerate(images):
         inputs[f"images.image_{index}"] = [workflow.add("LoadImage", f"Reference image {index + 1}", image=file), 0]
     for index, file in enumerate(videos):
-        loader = workflow.add("LoadVideo", f"Reference video {index + 1}", file=file)
-        frames = workflow.add("GetVideoComponents", f"Reference frames {index + 1}", video=[loader, 0])
-        inputs[f"videos.video_{index}"] = [frames, 0]
+        loader = workflow.add("VSRLoadFilm", f"Reference video {index + 1}", file=file, **_WHOLE)
+        inputs[f"videos.video_{index}"] = [loader, _FRAMES["VSRLoadFilm"]]
 
 
 def final_frames(workflow: Workflow) -> list:
     """Return the link [id, output] that carries the result's frames."""
-    for class_type, name in _FINAL:
+    for class_type in _FINAL:
         ids = _titled(workflow, workflow.of_type(class_type), "Output", "Reference")
-        linked = [i for i in ids if isinstance(workflow.prompt[i]["inputs"].get(name), list)]
+        linked = [i for i in ids if isinstance(workflow.prompt[i]["inputs"].get("images"), list)]
         if linked:
-            return workflow.prompt[_only(workflow, linked, f"OUT ({class_type})", "Output")]["inputs"][name]
+            return workflow.prompt[_only(workflow, linked, f"OUT ({class_type})", "Output")]["inputs"]["images"]
     raise RunnerError(
-        f"OUT: workflow {workflow.name} must end in Create Video, Save Image or Preview Image; found none."
+        f"OUT: workflow {workflow.name} must end in Save Film, Create Video, Save Image or Preview Image; found none."
     )
 
 
 def uses_sound(workflow: Workflow) -> bool:
     """Return whether the result's frames may depend on IN's sound: only then is it staged."""
-    loaders = set(workflow.of_type("LoadVideo"))
     for node_id in workflow.ancestors(str(final_frames(workflow)[0])):
-        node = workflow.prompt[node_id]
-        for link in node["inputs"].values():
-            if not (isinstance(link, list) and len(link) == 2):
+        reader = workflow.prompt[node_id]["class_type"]
+        for link in workflow.prompt[node_id]["inputs"].values():
+            if not (isinstance(link, list) and len(link) == 2 and str(link[0]) in workflow.prompt):
                 continue
-            source, output = str(link[0]), link[1]
-            splits = node["class_type"] == "GetVideoComponents"
-            if source in loaders and not splits:
-                return True  # a node of its own kind takes the whole video
-            if source in workflow.of_type("GetVideoComponents") and output == 1:
+            kind, output = workflow.prompt[str(link[0])]["class_type"], link[1]
+            # the whole video goes to a node of another kind, or the sound comes out of one of these
+            if (kind in _FILMS and output == 0 and reader not in _FRAMES) or (kind, output) == (
+                "GetVideoComponents",
+                1,
+            ):
                 return True
     return False
 
@@ -141,7 +143,7 @@ def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
         node = workflow.prompt[node_id]
         file = node["inputs"].get(_LOADERS.get(node["class_type"], ""))
         if isinstance(file, str) and file not in staged:
-            option = "--reference-video" if node["class_type"] == "LoadVideo" else "--reference"
+            option = "--reference-video" if node["class_type"] in _FILMS else "--reference"
             raise RunnerError(
                 f"{option}: the result of {workflow.name} depends on {workflow.title(node_id)!r}, for which no file "
                 f"is named; got the stand-in {file!r}. Name one with {option} FILE."

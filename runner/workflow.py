@@ -101,9 +101,9 @@ class Workflow:
         """Return all titles, sorted."""
         return sorted({self.title(node_id) for node_id in self.prompt})
 
-    def of_type(self, class_type: str) -> list[str]:
-        """Return the ids of the nodes of a type."""
-        return [node_id for node_id, node in self.prompt.items() if node["class_type"] == class_type]
+    def of_type(self, *class_types: str) -> list[str]:
+        """Return the ids of the nodes of these types."""
+        return [node_id for node_id, node in self.prompt.items() if node["class_type"] in class_types]
 
     def find(self, title: str) -> str:
         """Return the id of the node with this title, type or #id (upper and lower case alike)."""

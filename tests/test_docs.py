@@ -59,13 +59,13 @@ def test_template(file):
         "Cascade-to-4K": "VSRPlan",
     }
     own = published.get(file.stem, "VSRReferenceSet")
-    inputs = [n for n in nodes.values() if n["type"] == "LoadVideo" and n.get("title") == "Input"]
-    others = [n for n in nodes.values() if n["type"] == "LoadVideo" and n not in inputs]
+    inputs = [n for n in nodes.values() if n["type"] == "VSRLoadFilm" and n.get("title") == "Input"]
+    others = [n for n in nodes.values() if n["type"] == "VSRLoadFilm" and n not in inputs]
     assert len(inputs) == 1 and all(node["title"].startswith("Reference") for node in others)
-    for only in ("VSRCascadeInput", own, "VSRTemporalDecode", "CreateVideo", "SaveVideo"):
+    for only in ("VSRCascadeInput", own, "VSRTemporalDecode", "VSRSaveFilm"):
         assert types.count(only) == 1, f"run.py looks for one {only}"
     titles = {node["type"]: node.get("title") for node in nodes.values()}
-    assert titles["CreateVideo"] == "Output"
+    assert titles["VSRSaveFilm"] == "Output"
     assert "MarkdownNote" in types
     assert "fixed" in str(
         [n.get("widgets_values") for n in nodes.values() if n["type"] in ("VSRSeededNoise", "KSampler")]
@@ -81,7 +81,7 @@ def test_blueprint_is_what_its_workflow_makes(blueprint):
     (outer,), (inner,) = file["nodes"], file["definitions"]["subgraphs"]
     assert outer["type"] == inner["id"] and [i["name"] for i in outer["inputs"]] == [i["name"] for i in inner["inputs"]]
     nodes = {node["id"]: node for node in inner["nodes"]}
-    assert not {"LoadVideo", "SaveVideo", "MarkdownNote"} & {node["type"] for node in nodes.values()}
+    assert not {"VSRLoadFilm", "VSRSaveFilm", "MarkdownNote"} & {node["type"] for node in nodes.values()}
     for link in inner["links"]:
         if link["origin_id"] in nodes:
             assert link["id"] in nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]

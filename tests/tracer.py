@@ -1,6 +1,6 @@
 """Trace which of our own functions a path runs through, with the Python of the environment that run.py made:
 
-    python tests/tracer.py [template] [release] [reference]
+    python tests/tracer.py [template] [release] [reference] [film]
 
 It runs the named paths (all by default) at toy size in the host's own executor, in this process, and prints for each
 the own files with their functions in the order of the first call, and the deepest stack. The paths are the functions
@@ -182,8 +182,8 @@ def _graph(name: str, **changes: dict) -> dict:
 
 
 def template(session: Session, trace: Trace) -> None:
-    """Run the template with the built-in model, from the file to the saved video."""
-    session.run(_graph("Upscale-a-Video"), trace)
+    """Run the template with the built-in model, from the frames of Load Film to those for Save Film."""
+    session.run(_graph("Upscale-a-Video"), trace, ("VSRLoadFilm",), ("VSRTemporalDecode",))
 
 
 def release(session: Session, trace: Trace) -> None:
@@ -197,7 +197,7 @@ def release(session: Session, trace: Trace) -> None:
         "VSRLatentPropagation": {"steps.step_list": "1,2"},
         "VSRRefineSigmas": {"steps": 3},
     }
-    session.run(_graph("Restore-with-Upscale-A-Video", **changes), trace)
+    session.run(_graph("Restore-with-Upscale-A-Video", **changes), trace, ("VSRLoadFilm",), ("VSRTemporalDecode",))
 
 
 def reference(session: Session, trace: Trace) -> None:
@@ -215,7 +215,17 @@ def reference(session: Session, trace: Trace) -> None:
     session.run(graph, trace, (*before, "VSRRestorerSampler"), ("SamplerCustomAdvanced",))
 
 
-PATHS = {"template": template, "release": release, "reference": reference}
+def film(session: Session, trace: Trace) -> None:
+    """Take a film from the file to the saved file, with nothing in between."""
+    ends = [
+        node for node in _graph("Upscale-a-Video").items() if node[1]["class_type"] in ("VSRLoadFilm", "VSRSaveFilm")
+    ]
+    (loader, _), (_, saver) = ends
+    saver["inputs"] |= {"images": [loader, 1], "source": [loader, 0]}
+    session.run(dict(ends), trace)
+
+
+PATHS = {"template": template, "release": release, "reference": reference, "film": film}
 
 
 def trace_paths(names: list[str]) -> dict[str, dict]:

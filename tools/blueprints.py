@@ -10,8 +10,7 @@ from pathlib import Path
 FOLDER = Path(__file__).absolute().parent.parent / "subgraphs"
 CATEGORY = "Video/Cascade VSR"
 _OUTSIDE = {
-    "LoadVideo", "GetVideoComponents", "VAELoader", "VAEEncode", "ImageFromBatch", "CreateVideo", "SaveVideo",
-    "MarkdownNote", "VSRPlan",
+    "VSRLoadFilm", "VSRSaveFilm", "VAELoader", "VAEEncode", "ImageFromBatch", "MarkdownNote", "VSRPlan",
 }  # fmt: skip
 _INPUT, _OUTPUT = -10, -20  # ids of a subgraph's two ends, as the editor writes them
 

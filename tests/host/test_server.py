@@ -199,7 +199,7 @@ def test_every_shipped_workflow_runs(host_server, client, files, path):
         if "MGLD" in path.stem:
             write_checkpoints(restorers / "mgld_vsr")
     for node in prompt.values():
-        if node["class_type"] == "LoadVideo":
+        if node["class_type"] == "VSRLoadFilm":
             node["inputs"]["file"] = "clip.mp4"
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = "picture.png"

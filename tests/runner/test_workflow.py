@@ -103,8 +103,8 @@ def test_references_become_loaders_in_order():
     assert set(inputs) == {"vae", "images.image_0", "videos.video_0"}
     loader = workflow.prompt[inputs["images.image_0"][0]]
     assert loader["class_type"] == "LoadImage" and loader["inputs"]["image"] == "a.png"
-    assert workflow.prompt[inputs["videos.video_0"][0]]["class_type"] == "GetVideoComponents"
-    bind_input(workflow, "clip.mp4")  # the new Load Video is not mistaken for IN
+    assert workflow.prompt[inputs["videos.video_0"][0]]["class_type"] == "VSRLoadFilm"
+    bind_input(workflow, "clip.mp4")  # the new Load Film is not mistaken for IN
     assert workflow.prompt["1"]["inputs"]["file"] == "clip.mp4"
 
 
@@ -126,6 +126,20 @@ def test_sound_is_staged_only_where_frames_depend_on_it():
     del workflow.prompt["3"]["inputs"]["audio"]
     workflow.prompt["3"]["inputs"]["video"] = ["1", 0]
     assert uses_sound(workflow)
+
+
+def test_films_of_our_nodes_are_in_and_out():
+    workflow = example()
+    workflow.prompt["1"] = node("VSRLoadFilm", "Load Film", file="a.mp4")
+    workflow.prompt["3"]["inputs"]["frames"] = ["1", 1]
+    workflow.prompt["5"] = node("VSRSaveFilm", "Save Film", images=["3", 1], source=["1", 0])
+    del workflow.prompt["2"], workflow.prompt["6"]
+    assert bind_input(workflow, "b.mov") == "1" and workflow.prompt["1"]["inputs"]["file"] == "b.mov"
+    assert final_frames(workflow) == ["3", 1] and not uses_sound(workflow)
+    workflow.prompt["3"]["inputs"]["video"] = ["1", 0]
+    assert uses_sound(workflow)
+    bind_output(workflow, "frames")
+    assert not workflow.of_type("VSRSaveFilm")
 
 
 def test_output_is_captured_and_savers_go():
