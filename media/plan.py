@@ -18,7 +18,7 @@ from .timeline import Timeline
 from .tracks import survey
 
 CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1")
-_TAKES = {
+TAKES = {
     ".mp4": ("h264", "hevc", "av1"),
     ".mov": ("h264", "hevc", "prores"),
     ".mkv": ("h264", "hevc", "av1", "vp9", "ffv1"),
@@ -135,8 +135,8 @@ def natural_ending(source: Timeline) -> str:
 
 def check_codec(codec: str, suffix: str) -> None:
     """Raise MediaError for a codec that a container does not take."""
-    if codec != "auto" and codec not in _TAKES[suffix]:
-        raise MediaError(f"--codec: {suffix} takes {', '.join(_TAKES[suffix])}; got {codec}.")
+    if codec != "auto" and codec not in TAKES[suffix]:
+        raise MediaError(f"--codec: {suffix} takes {', '.join(TAKES[suffix])}; got {codec}.")
 
 
 def _codec(codec: str, suffix: str, source: Timeline, lossless: bool) -> str:
@@ -194,5 +194,5 @@ def encoding(
         return Encoding("libvpx-vp9", layout, 8, {**quality, "row-mt": "1", "cpu-used": "4"})
     if codec == "prores":
         return Encoding("prores_ks", f"yuv{a}444p10le", 10, {"profile": "4444", "vendor": "apl0"})
-    layout = {(0, 0): "gbrp", (0, 1): "bgra", (1, 0): "gbrp16le", (1, 1): "gbrap16le"}[int(deep), int(alpha)]
+    layout = {(0, 0): "bgr0", (0, 1): "bgra", (1, 0): "gbrp16le", (1, 1): "gbrap16le"}[int(deep), int(alpha)]
     return Encoding("ffv1", layout, 16 if deep else 8, {"level": "3", "slices": "4"})

@@ -30,7 +30,7 @@ from .tracks import Tracks
 _NO_TIME_OF_DAY = {"fflags": "+bitexact"}  # same frames, same bytes
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".webp": "webp"}
 _FORMATS |= {".png": "apng", ".apng": "apng"}
-_PACKED = {"rgb24": 3, "rgba": 4, "bgra": 4, "rgb48be": 3, "rgba64be": 4}
+_PACKED = {"rgb24": 3, "rgba": 4, "bgra": 4, "bgr0": 4, "rgb48be": 3, "rgba64be": 4}
 
 
 def write(
@@ -256,7 +256,9 @@ def _picture(frame: np.ndarray, how: Encoding, colour: Colour) -> av.VideoFrame:
         frame = to_depth(frame, 8 if how.bits == 8 else 16)
         if how.bits in (10, 12):
             frame = np.rint(frame * (((1 << how.bits) - 1) / 65535)).astype(np.uint16)
-        parts = [frame[..., [2, 1, 0, 3]] if how.layout == "bgra" else frame]
+        if how.layout in ("bgra", "bgr0"):
+            frame = frame[..., [2, 1, 0, -1]]
+        parts = [frame]
         if how.layout.endswith("be"):
             parts = [parts[0].astype(">u2")]
         if how.layout not in _PACKED:

@@ -50,7 +50,7 @@ def in_graph(text: str) -> str:
     text = re.sub(r"^(IN|OUT): ", "", text)
     text = _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
     text = re.sub(r"\bIN\b", "the source", re.sub(r"\bOUT\b", "the result", text))
-    return text[:1].upper() + text[1:] + command + rest if text.startswith("the ") else text + command + rest
+    return text + command + rest
 
 
 class Film(Input.Video):

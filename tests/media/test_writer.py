@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cascadevsr.media import colour
 from cascadevsr.media.errors import MediaError
-from cascadevsr.media.plan import plan
+from cascadevsr.media.plan import TAKES, plan
 from cascadevsr.media.reader import Wish, frames, probe
 from cascadevsr.media.writer import write, write_video
 from PIL import Image
@@ -157,6 +157,25 @@ def test_lossless_of_deep_sources(tmp_path):
         enlarged(tmp_path / "in.png", tmp_path / name, lossless=True)
         found = next(frames(probe(tmp_path / name), Wish(16)))[::2, ::2].astype(int)
         assert np.abs(found - source).max() <= error
+
+
+CODECS = [(ending, codec) for ending, codecs in TAKES.items() for codec in codecs]
+
+
+@pytest.mark.parametrize("ending, codec", CODECS)
+def test_every_codec_writes_every_kind_of_source(tmp_path, ending, codec):
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(48, 0)
+    film(tmp_path / "a.mov", clip(3), codec="png", layout="rgb24")
+    film(tmp_path / "b.mov", [np.dstack([c, ramp]) for c in clip(3)], codec="png", layout="rgba")
+    film(tmp_path / "c.mkv", clip(3, depth=16), codec="ffv1", layout="gbrp16le")
+    for source in ("a.mov", "b.mov", "c.mkv"):
+        for lossless in (False, True):
+            out = tmp_path / f"out{ending}"
+            how = enlarged(tmp_path / source, out, codec=codec, lossless=lossless)
+            wish = Wish(8, alpha=how.encoding.alpha)
+            pairs = zip(frames(probe(tmp_path / source), wish), frames(probe(out), wish), strict=True)
+            error = np.abs(np.mean([small - large[::2, ::2].astype(float) for small, large in pairs], (0, 1, 2))).max()
+            assert error < 1.5, (source, lossless, how.encoding)
 
 
 def test_odd_sides_are_known_before_the_work(tmp_path):
