@@ -1,4 +1,4 @@
-// Shows the text of Compare & Measure and of VSR Plan on the node itself.
+// Shows the text of Compare & Measure and of VSR Plan on the node itself; keeps the sizes of graphs saved by 0.1.0.
 import { app } from "../../scripts/app.js";
 
 const STYLE =
@@ -28,6 +28,36 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       inherited?.apply(this, arguments);
       if (output?.text) textElement(this, size).textContent = [].concat(output.text).join("\n");
+    };
+  },
+});
+
+// Version 0.1.0 did not round sides. Graphs of it have no `multiple`: they get 1, while a new node begins with 2.
+const ROUNDED = ["VSRCascadeInput", "VSRSDEditDegradation"];
+
+function withMultiple(prompt) {
+  const whole = (node) =>
+    ROUNDED.includes(node.class_type) ? { ...node, inputs: { multiple: 1, ...node.inputs } } : node;
+  return Object.fromEntries(Object.entries(prompt).map(([id, node]) => [id, whole(node)]));
+}
+
+app.registerExtension({
+  name: "CascadeVSR.SavedSizes",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!ROUNDED.includes(nodeData.name)) return;
+    const inherited = nodeType.prototype.onConfigure;
+    nodeType.prototype.onConfigure = function (saved) {
+      inherited?.apply(this, arguments);
+      // Values are stored by position, `multiple` last; by now the widgets below the choice of a target are those saved.
+      const stored = this.widgets.filter((each) => each.serialize !== false);
+      const place = stored.findIndex((each) => each.name === "multiple");
+      if (saved.widgets_values && place >= saved.widgets_values.length) stored[place].value = 1;
+    };
+  },
+  setup() {
+    const load = app.loadApiJson;
+    app.loadApiJson = function (prompt, ...rest) {
+      return load.call(this, withMultiple(prompt), ...rest);
     };
   },
 });

@@ -41,6 +41,40 @@ def test_any_size_and_count_comes_out_exactly(core, model, vae, noise, count, he
     _through(core, vae, model, latent, low, expected)
 
 
+@pytest.mark.parametrize(
+    ("target", "multiple", "expected"),
+    [
+        ({"target": "short side", "short_side": 15}, 1, (15, 27)),
+        ({"target": "short side", "short_side": 15}, 2, (14, 26)),
+        ({"target": "largest edge", "largest_edge": 36}, 2, (20, 36)),
+        ({"target": "scale", "scale": 1.5}, 8, (16, 24)),
+        ({"target": "exact size", "width": 32, "height": 16}, 16, (16, 32)),
+        ({"target": "exact size", "width": 33, "height": 17}, 1, (17, 33)),
+    ],
+)
+def test_sides_are_rounded_to_a_multiple(vae, noise, caplog, target, multiple, expected):
+    from cascadevsr.nodes.frames import CascadeInput
+
+    caplog.set_level("INFO")
+    result = CascadeInput.execute(vae, target, "bilinear", frames=noise(1, 10, 18), multiple=multiple).args
+    assert (result[3], result[2]) == expected
+    odd = [record.message for record in caplog.records if "has an odd side" in record.message]
+    assert len(odd) == (expected[0] % 2 or expected[1] % 2)
+
+
+def test_an_odd_exact_size_is_said_before_any_work(vae):
+    from cascadevsr.nodes.frames import CascadeInput
+
+    class NotDecoded:
+        def __getattr__(self, name):
+            raise AssertionError(f"{name} was asked for")
+
+    target = {"target": "exact size", "width": 853, "height": 481}
+    message = "Cascade Input: both sides .* multiples of 2 px; got 853x481. Ask for 852x480, or set multiple to 1"
+    with pytest.raises(ValueError, match=message):
+        CascadeInput.execute(vae, target, "bilinear", samples={"samples": None}, base_vae=NotDecoded(), multiple=2)
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic", "lanczos"])
 def test_a_base_latent_is_decoded_resized_and_encoded(core, model, vae, noise, mode):
     from cascadevsr.nodes.frames import CascadeInput
