@@ -76,7 +76,7 @@ def report(host_server, browser_tools, tmp_path_factory):
         steps[f"exported {name}"] = {"do": "reopen", "prompt": old(f"{name}.json")}
     for (kind, choice), (values, _) in ALONE.items():
         steps[f"alone {kind} {choice}"] = {"do": "derive", "graph": alone(kind, [choice, *values])}
-    steps["saved blueprint"] = {"do": "derive", "graph": old("blueprint.json")}
+    steps["saved blueprint"] = {"do": "derive", "graph": old("blueprint", "Cascade-to-1080p.json")}
     for kind, name in (("VSRCascadeInput", "target"), ("VSRSDEditDegradation", "size")):
         change = {name: "exact size", "multiple": 6}
         steps[f"fresh {kind}"] = {"do": "fresh", "type": kind, "values": change}

@@ -1,7 +1,13 @@
 """From frames or a base latent to frames of exactly the asked size and count, through the host's sampler."""
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
+
+SAVED = sorted((Path(__file__).resolve().parents[1] / "graphs_0_1_0").glob("*.json"))
 
 
 def _through(core, vae, model, latent, frames, size):
@@ -111,6 +117,30 @@ class _PictureVAE:
 
     def encode(self, pixels):
         return pixels[:, ::8, ::8, :1].movedim(-1, 1).repeat(1, 4, 1, 1)
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(("height", "width"), [(480, 854), (17, 31)])
+def test_a_graph_of_0_1_0_gives_the_size_it_gave(core, noise, path, height, width):
+    from cascadevsr.nodes.frames import CascadeInput
+
+    nodes = json.loads(path.read_text(encoding="utf-8")).values()
+    (inputs,) = [node["inputs"] for node in nodes if node["class_type"] == "VSRCascadeInput"]
+    target = {name.removeprefix("target."): value for name, value in inputs.items() if name.startswith("target")}
+    factor = target["scale"] if "scale" in target else target["short_side"] / min(height, width)
+    frames, filter = noise(1, height, width), inputs["filter"]
+    given = {"multiple": inputs["multiple"]} if "multiple" in inputs else {}
+    result = CascadeInput.execute(_PictureVAE(), target, filter, frames=frames, **given).args
+    assert result[2:4] == (math.floor(width * factor + 0.5), math.floor(height * factor + 0.5))
+
+
+@pytest.mark.parametrize(("multiple", "width"), [({}, 1281), ({"multiple": 2}, 1280)], ids=["0.1.0", "new"])
+def test_an_ordinary_source_becomes_even(core, noise, multiple, width):
+    from cascadevsr.nodes.frames import CascadeInput
+
+    target = {"target": "short side", "short_side": 720}
+    result = CascadeInput.execute(_PictureVAE(), target, "bilinear", frames=noise(1, 480, 854), **multiple).args
+    assert result[2:4] == (width, 720)
 
 
 def test_a_picture_vae_encodes_few_frames_at_a_time(core, noise):
