@@ -48,10 +48,12 @@ app.registerExtension({
     const inherited = nodeType.prototype.onConfigure;
     nodeType.prototype.onConfigure = function (saved) {
       inherited?.apply(this, arguments);
-      // Values are stored by position, `multiple` last; by now the widgets below the choice of a target are those saved.
-      const stored = this.widgets.filter((each) => each.serialize !== false);
-      const place = stored.findIndex((each) => each.name === "multiple");
-      if (saved.widgets_values && place >= saved.widgets_values.length) stored[place].value = 1;
+      // Values are saved by position, `multiple` last (by now the widgets below the choice of a size are those that were
+      // saved), and by newer editors by name as well.
+      const widgets = this.widgets.filter((each) => each.serialize !== false);
+      const place = widgets.findIndex((each) => each.name === "multiple");
+      const { widgets_values: values, widgets_values_named: named } = saved;
+      if (named ? !("multiple" in named) : values && place >= values.length) widgets[place].value = 1;
     };
   },
   setup() {
