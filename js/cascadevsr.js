@@ -1,4 +1,5 @@
-// Shows the text of Compare & Measure, VSR Plan, Load Film and Save Film on the node itself.
+// Shows the text of Compare & Measure, VSR Plan, Load Film and Save Film on the node itself; keeps the sizes of graphs
+// saved by 0.1.0.
 import { app } from "../../scripts/app.js";
 
 const STYLE =
@@ -35,6 +36,38 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       inherited?.apply(this, arguments);
       if (output?.text) textElement(this, look).textContent = [].concat(output.text).join("\n");
+    };
+  },
+});
+
+// Version 0.1.0 did not round sides. Graphs of it have no `multiple`: they get 1, while a new node begins with 2.
+const ROUNDED = ["VSRCascadeInput", "VSRSDEditDegradation"];
+
+function withMultiple(prompt) {
+  const whole = (node) =>
+    ROUNDED.includes(node.class_type) ? { ...node, inputs: { multiple: 1, ...node.inputs } } : node;
+  return Object.fromEntries(Object.entries(prompt).map(([id, node]) => [id, whole(node)]));
+}
+
+app.registerExtension({
+  name: "CascadeVSR.SavedSizes",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!ROUNDED.includes(nodeData.name)) return;
+    const inherited = nodeType.prototype.onConfigure;
+    nodeType.prototype.onConfigure = function (saved) {
+      inherited?.apply(this, arguments);
+      // Values are saved by position, `multiple` last (by now the widgets below the choice of a size are those that were
+      // saved), and by newer editors by name as well.
+      const widgets = this.widgets.filter((each) => each.serialize !== false);
+      const place = widgets.findIndex((each) => each.name === "multiple");
+      const { widgets_values: values, widgets_values_named: named } = saved;
+      if (named ? !("multiple" in named) : values && place >= values.length) widgets[place].value = 1;
+    };
+  },
+  setup() {
+    const load = app.loadApiJson;
+    app.loadApiJson = function (prompt, ...rest) {
+      return load.call(this, withMultiple(prompt), ...rest);
     };
   },
 });

@@ -7,6 +7,8 @@ Out: the VAE decodes in pieces, with the low-resolution frames where it takes th
 
 from __future__ import annotations
 
+import logging
+
 import comfy.sd
 import torch
 from comfy_api.latest import io
@@ -36,6 +38,13 @@ class CascadeInput(io.ComfyNode):
             max=16384,
             tooltip="Shorter side of the output in px; the aspect ratio is kept.",
         )
+        edge = io.Int.Input(
+            "largest_edge",
+            default=1920,
+            min=2,
+            max=16384,
+            tooltip="Longer side of the output in px; the aspect ratio is kept.",
+        )
         exact = [
             io.Int.Input("width", default=1920, min=2, max=16384, tooltip="Exact output width in px."),
             io.Int.Input("height", default=1080, min=2, max=16384, tooltip="Exact output height in px."),
@@ -58,7 +67,12 @@ class CascadeInput(io.ComfyNode):
                 ),
                 io.DynamicCombo.Input(
                     "target",
-                    options=[option("scale", [scale]), option("short side", [short]), option("exact size", exact)],
+                    options=[
+                        option("scale", [scale]),
+                        option("short side", [short]),
+                        option("largest edge", [edge]),
+                        option("exact size", exact),
+                    ],
                     tooltip="How the size of the result is given.",
                 ),
                 io.Combo.Input(
@@ -75,6 +89,7 @@ class CascadeInput(io.ComfyNode):
                     "samples", optional=True, tooltip="The latent of a base video model; link this or frames."
                 ),
                 io.Vae.Input("base_vae", optional=True, tooltip="The VAE of the base model; needed with samples."),
+                multiple_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -96,8 +111,9 @@ class CascadeInput(io.ComfyNode):
         frames: torch.Tensor | None = None,
         samples: dict | None = None,
         base_vae: comfy.sd.VAE | None = None,
+        multiple: int = 1,
     ):
-        """Get the frames, work out the exact size and encode."""
+        """Get the frames, work out the exact size and encode; graphs of 0.1.0 have no `multiple`."""
         _check_vae(_CASCADE, "target_vae", target_vae)
         if (frames is None) == (samples is None):
             got = "neither" if frames is None else "both"
@@ -105,13 +121,20 @@ class CascadeInput(io.ComfyNode):
                 f"{_CASCADE}: link exactly one of frames and samples; got {got}. Link the clip to enlarge."
             )
         services.check_choice(_CASCADE, "filter", filter, _FILTERS)
+        if target["target"] == "exact size":  # is right or wrong whatever the clip, which may have to be decoded first
+            asked_size(_CASCADE, "target", target, 1, 1, multiple)
         low = _decode_base(samples, base_vae) if frames is None else frames
         low = services.check_frames(_CASCADE, "frames", low)
-        size = ClipSize(low.shape[0], *asked_size(_CASCADE, "target", target, *low.shape[1:3]))
+        size = ClipSize(low.shape[0], *asked_size(_CASCADE, "target", target, *low.shape[1:3], multiple))
         if min(size.height, size.width) < 2:
             raise ValueError(
                 f"{_CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for "
                 "a larger size."
+            )
+        if size.height % 2 or size.width % 2:
+            logging.info(
+                f"{_CASCADE}: the result has an odd side ({size.width}x{size.height}), which most video encoders "
+                "refuse. Set multiple to 2 to save a video."
             )
         if isinstance(target_vae, RestorerVAE):
             latent = {SYSTEM_KEY: target_vae.system, **target_vae.lr_latent(low, size, filter)}
@@ -126,16 +149,33 @@ class CascadeInput(io.ComfyNode):
         return io.NodeOutput({**latent, SIZE_KEY: services.size_dict(size)}, low, size.width, size.height, size.frames)
 
 
-def asked_size(title: str, name: str, asked: dict, height: int, width: int) -> tuple[int, int]:
+def multiple_input() -> io.Int.Input:
+    """Describe `multiple`, the last input: optional, because graphs of 0.1.0 lack it and keep sizes that are not even.
+
+    The editor gives it 1 there (js/cascadevsr.js), `execute` does for programs.
+    """
+    return io.Int.Input(
+        "multiple",
+        default=2,
+        min=1,
+        max=64,
+        optional=True,
+        tooltip="Sides of the result are rounded to multiples of this many px; H.264 needs 2.",
+    )
+
+
+def asked_size(title: str, name: str, asked: dict, height: int, width: int, multiple: int) -> tuple[int, int]:
     """Work out the (height, width) that the size combo `name` asks for, of a clip of height x width px."""
     kind = asked[name]
-    services.check_choice(title, name, kind, ("scale", "short side", "exact size"))
     with services.titled(title):
-        if kind == "scale":
-            return target_size(height, width, scale=asked["scale"])
-        if kind == "short side":
-            return target_size(height, width, short_side=asked["short_side"])
-        return target_size(height, width, exact=(asked["height"], asked["width"]))
+        services.check_choice(title, name, kind, ("scale", "short side", "largest edge", "exact size"))
+        if kind == "exact size":
+            rule = {"exact": (asked["height"], asked["width"])}
+        elif kind == "largest edge":
+            rule = {"long_side": asked["largest_edge"]}
+        else:
+            rule = {"scale": asked["scale"]} if kind == "scale" else {"short_side": asked["short_side"]}
+        return target_size(height, width, multiple=multiple, **rule)
 
 
 def _check_vae(title: str, name: str, vae: comfy.sd.VAE | None) -> None:

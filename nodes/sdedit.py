@@ -20,7 +20,7 @@ from comfy_api.latest import io
 from ..models.layout.noise import SDEDIT_LR_STREAM
 from ..models.layout.sizes import ClipSize, crop_clip, pad_clip, padded_size, resize_clip
 from ..models.unimmvsr.sdedit import SDEdit
-from .frames import asked_size
+from .frames import asked_size, multiple_input
 from .host import services
 from .host.keys import LEVEL_KEY, LR_KEY
 from .host.model import system_of
@@ -46,6 +46,13 @@ class SDEditDegradation(io.ComfyNode):
             max=8192,
             tooltip="Shorter side in px that the base model was trained on; the aspect ratio is kept.",
         )
+        edge = io.Int.Input(
+            "largest_edge",
+            default=832,
+            min=2,
+            max=8192,
+            tooltip="Longer side in px that the base model was trained on; the aspect ratio is kept.",
+        )
         exact = [
             io.Int.Input("width", default=832, min=2, max=8192, tooltip="Exact width in px."),
             io.Int.Input("height", default=480, min=2, max=8192, tooltip="Exact height in px."),
@@ -67,7 +74,12 @@ class SDEditDegradation(io.ComfyNode):
                 io.Image.Input("images", tooltip="The good clip."),
                 io.DynamicCombo.Input(
                     "size",
-                    options=[option("short side", [short]), option("exact size", exact), option("scale", [scale])],
+                    options=[
+                        option("short side", [short]),
+                        option("largest edge", [edge]),
+                        option("exact size", exact),
+                        option("scale", [scale]),
+                    ],
                     tooltip=("How the base model's resolution is given; the result has this resolution."),
                 ),
                 io.Float.Input(
@@ -117,6 +129,7 @@ class SDEditDegradation(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Negative prompt; used only when cfg is not 1."
                 ),
+                multiple_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip=("The degraded clip, at the base resolution.")),
@@ -138,6 +151,7 @@ class SDEditDegradation(io.ComfyNode):
         seed: int,
         positive: list | None = None,
         negative: list | None = None,
+        multiple: int = 1,
     ):
         """Encode at the base resolution, sample from the drawn step, decode."""
         frames = services.check_frames(_TITLE, "images", images)
@@ -149,7 +163,7 @@ class SDEditDegradation(io.ComfyNode):
             )
         schedule = SDEdit(round(min_strength * steps), round(max_strength * steps), steps)
         k = schedule.draw(np.random.default_rng(seed))
-        target = ClipSize(frames.shape[0], *asked_size(_TITLE, "size", size, *frames.shape[1:3]))
+        target = ClipSize(frames.shape[0], *asked_size(_TITLE, "size", size, *frames.shape[1:3], multiple))
         latent = _encode(vae, frames, target)
         if k:
             conditions = _conditions(model, latent, positive, negative, cfg, schedule.start(k), seed)

@@ -64,7 +64,7 @@ def bind_input(workflow: Workflow, file: str) -> str:
 
 
 def bind_target(workflow: Workflow, target: Target) -> None:
-    """Set the target size of Cascade Input."""
+    """Set the target size of Cascade Input: an exact size is taken as it is, a scale rounded as the graph says."""
     if target.scale is None and target.size is None:
         return
     if target.scale is not None and not 0 < target.scale <= 64:
@@ -79,7 +79,7 @@ def bind_target(workflow: Workflow, target: Target) -> None:
         del inputs[name]
     if target.size is not None:
         width, height = target.size
-        inputs |= {"target": "exact size", "target.width": width, "target.height": height}
+        inputs |= {"target": "exact size", "target.width": width, "target.height": height, "multiple": 1}
     else:
         inputs |= {"target": "scale", "target.scale": target.scale}
 

@@ -147,8 +147,8 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
     )
     upscale.add_argument("--prompt", help="text for a workflow with a text encoder")
     size = upscale.add_mutually_exclusive_group()
-    size.add_argument("--scale", type=float, metavar="N", help="enlarge both sides N times")
-    size.add_argument("--size", metavar="WxH", help="exact size of the result in pixels")
+    size.add_argument("--scale", type=float, metavar="N", help="enlarge both sides N times, to even sides")
+    size.add_argument("--size", metavar="WxH", help="exact size of the result in pixels, odd sides too")
     upscale.add_argument(
         "--set",
         action="append",

@@ -36,7 +36,13 @@ from .paths import cache_root, require_space, write_atomic
 from .stage import place, stage, staged_name
 from .workflow import Workflow, is_shipped
 
-_TARGETS = {"scale": ("scale",), "short side": ("short_side",), "exact size": ("height", "width")}
+# Cascade Input's target -> its inputs, and the rule's name in models/layout/sizes.py
+_TARGETS = {
+    "scale": (("scale",), "scale"),
+    "short side": (("short_side",), "short_side"),
+    "largest edge": (("largest_edge",), "long_side"),
+    "exact size": (("height", "width"), "exact"),
+}
 # what a pixel of the result takes on disk at 8 bits, about, for noisy clips; used only for the check of free space
 _BYTES_PER_PIXEL = {"pictures": 2.6, "lossless": 2.2, "film": 0.5}
 
@@ -153,15 +159,16 @@ def expected_size(workflow: Workflow, height: int, width: int) -> tuple[int, int
     if len(nodes) != 1:
         return None
     inputs = workflow.prompt[nodes[0]]["inputs"]
-    values = [inputs.get(f"target.{name}") for name in _TARGETS.get(inputs.get("target"), ())]
-    if not values or not all(isinstance(value, int | float) for value in values):
+    names, rule = _TARGETS.get(inputs.get("target"), ((), ""))
+    values = [inputs.get(f"target.{name}") for name in names]
+    multiple = inputs.get("multiple", 1)  # graphs of 0.1.0 have none
+    if not values or not all(isinstance(value, int | float) for value in (*values, multiple)):
         return None  # another choice, or connected to a node
-    name = {"scale": "scale", "short side": "short_side", "exact size": "exact"}[inputs["target"]]
-    chosen = {name: values[0] if len(values) == 1 else tuple(values)}
+    chosen = {rule: values[0] if len(values) == 1 else tuple(values)}
     try:
-        return load("models.layout.sizes").target_size(height, width, **chosen)
+        return load("models.layout.sizes").target_size(height, width, multiple=multiple, **chosen)
     except ValueError as error:
-        raise RunnerError(f"--scale/--size: {error}") from error
+        raise RunnerError(f"--scale/--size ({workflow.title(nodes[0])}): {error}") from error
 
 
 def check_space(out: Path, frames: int, size: tuple[int, int], how: Plan, lossless: bool = False) -> None:

@@ -64,6 +64,27 @@ const STEPS = {
     return page.evaluate(promptOf);
   },
 
+  /** The API form that the editor makes of an API file that it has opened. */
+  async reopen(page, { prompt }) {
+    await page.evaluate((data) => window.app.loadApiJson(data, "reopened"), prompt);
+    return page.evaluate(promptOf);
+  },
+
+  /** The values of a new node's widgets, by name: as it was added, with `values` set, saved and loaded again. */
+  async fresh(page, { type, values }) {
+    return page.evaluate(([type, values]) => {
+      const { app, LiteGraph } = window;
+      const node = LiteGraph.createNode(type);
+      app.graph.add(node); // the graph is not cleared: the editor keeps values by the ids of nodes that are gone
+      const read = (each) => Object.fromEntries(each.widgets.map((widget) => [widget.name, widget.value]));
+      const added = read(node);
+      for (const [name, value] of Object.entries(values)) node.widgets.find((each) => each.name === name).value = value;
+      const changed = read(node);
+      app.graph.configure(JSON.parse(JSON.stringify(app.graph.serialize())));
+      return { added, changed, loaded: read(app.graph.getNodeById(node.id)) };
+    }, [type, values]);
+  },
+
   /** The templates listed for a pack, each with the width its thumbnail was drawn at (0: none came). */
   async templates(page, { names }) {
     await closeDialogs(page);

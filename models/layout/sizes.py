@@ -74,28 +74,46 @@ def target_size(
     *,
     scale: float | None = None,
     short_side: int | None = None,
+    long_side: int | None = None,
     exact: tuple[int, int] | None = None,
+    multiple: int = 1,
 ) -> tuple[int, int]:
-    """Work out the exact output (height, width) from one of: a factor, the short side, or (height, width)."""
-    if sum(rule is not None for rule in (scale, short_side, exact)) != 1:
+    """Work out the exact output (height, width) from one of: a factor, the short or long side, or (height, width).
+
+    Sides become the nearest multiple of `multiple` px, at least one. Raises ValueError for an exact size that is none.
+    """
+    if sum(rule is not None for rule in (scale, short_side, long_side, exact)) != 1:
         raise ValueError(
-            f"give exactly one of scale, short side and exact size; "
-            f"got scale={scale}, short_side={short_side}, exact={exact}. Remove the others."
+            f"give exactly one of scale, short side, long side and exact size; "
+            f"got scale={scale}, short_side={short_side}, long_side={long_side}, exact={exact}. Remove the others."
         )
+    if multiple != int(multiple) or multiple < 1:
+        raise ValueError(f"multiple must be a whole number of at least 1 px; got {multiple}. Try 2.")
     source = ClipSize(1, height, width)
     if exact is not None:
+        sides = exact
         rows, columns = exact
     else:
-        factor = scale if scale is not None else short_side / min(source.height, source.width)
-        if not math.isfinite(factor):
-            raise ValueError(f"the scale must be a finite number; got {factor}. Try 4.")
-        rows, columns = _round(source.height * factor), _round(source.width * factor)
+        if short_side is not None:
+            scale = short_side / min(source.height, source.width)
+        elif long_side is not None:
+            scale = long_side / max(source.height, source.width)
+        if not math.isfinite(scale):
+            raise ValueError(f"the scale must be a finite number; got {scale}. Try 4.")
+        sides = source.height * scale, source.width * scale
+        rows, columns = (_nearest(side) for side in sides)
     if rows != int(rows) or columns != int(columns) or min(rows, columns) < 1:
         raise ValueError(
             f"the output needs whole sides of at least 1 px; got {columns}x{rows} from a "
             f"{width}x{height} input. Ask for a larger scale or size."
         )
-    return int(rows), int(columns)
+    size = _nearest(sides[0], multiple), _nearest(sides[1], multiple)
+    if exact is not None and size != (rows, columns):
+        raise ValueError(
+            f"both sides of an exact size must be multiples of {multiple} px; got {columns}x{rows}. "
+            f"Ask for {size[1]}x{size[0]}, or set multiple to 1."
+        )
+    return size
 
 
 def resize_clip(clip: torch.Tensor, height: int, width: int, mode: str = "bicubic") -> torch.Tensor:
@@ -145,8 +163,12 @@ def _missing(clip: torch.Tensor, size: ClipSize) -> tuple[int, int, int]:
     return size.frames - now.frames, size.height - now.height, size.width - now.width
 
 
-def _round(value: float) -> int:
-    return math.floor(value + 0.5)  # halves go up, so a side does not shrink by Python's half-to-even
+def _nearest(side: float, multiple: int = 1) -> int:
+    """Round a side to whole px, halves up, or to a multiple of more px: halves down, 854x480 to 720 is 1280x720."""
+    if multiple == 1:
+        return math.floor(side + 0.5)
+    count = round(side / multiple, 9)  # a factor's last bit must not decide which way a half goes
+    return multiple * max(1, math.ceil(count - 0.5))
 
 
 def _resize_frames(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:

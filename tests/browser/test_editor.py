@@ -1,6 +1,8 @@
 """The real editor in a headless Chromium: templates, workflows without a red node, help, Run, no errors."""
 
+import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from cascadevsr.tools.editor import api_text, drive, shipped
 FILES = shipped()
 NAMES = [file.stem for file in FILES]
 RUN = "Upscale-a-Video"
+OLD = Path(__file__).parents[1] / "graphs_0_1_0"
+OLD_NAMES = sorted(file.stem for file in (OLD / "editor").glob("*.json"))
 MEASURE = {
     "1": {
         "class_type": "EmptyImage",
@@ -22,6 +26,34 @@ MEASURE = {
         "inputs": {"width": 64, "height": 48, "batch_size": 3, "color": 65280},
     },
     "3": {"class_type": "VSRCompareMeasure", "inputs": {"result": ["1", 0], "other": ["2", 0]}},
+}
+
+
+def old(*path):
+    return json.loads(OLD.joinpath(*path).read_text(encoding="utf-8"))
+
+
+def alone(kind, values):
+    """Give the editor file of a node that 0.1.0 saved with these values."""
+    node = {"id": 1, "type": kind, "pos": [0, 0], "size": [300, 300], "widgets_values": values}
+    node |= {"flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [], "properties": {}}
+    top = {"last_node_id": 1, "last_link_id": 0, "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+    return {"nodes": [node], **top}
+
+
+SDEDIT = [0.2, 0.5, 50, 1, 7, "fixed"]
+ALONE = {  # what 0.1.0 saved -> inputs that must come back
+    ("VSRCascadeInput", "scale"): ([1.5, "bicubic"], {"target.scale": 1.5, "filter": "bicubic"}),
+    ("VSRCascadeInput", "short side"): ([481, "bicubic"], {"target.short_side": 481, "filter": "bicubic"}),
+    ("VSRCascadeInput", "exact size"): (
+        [853, 481, "lanczos"],
+        {"target.width": 853, "target.height": 481, "filter": "lanczos"},
+    ),
+    ("VSRSDEditDegradation", "short side"): ([241, *SDEDIT], {"size.short_side": 241, "steps": 50, "seed": 7}),
+    ("VSRSDEditDegradation", "exact size"): (
+        [427, 241, *SDEDIT],
+        {"size.width": 427, "size.height": 241, "max_strength": 0.5, "seed": 7},
+    ),
 }
 
 
@@ -39,6 +71,15 @@ def report(host_server, browser_tools, tmp_path_factory):
         if file.stem == RUN:
             steps["help"] = {"do": "help", "title": "Cascade Input", "expect": "Typical mistakes"}
             steps["run"] = {"do": "run", "seconds": 240}
+    for name in OLD_NAMES:
+        steps[f"saved {name}"] = {"do": "derive", "graph": old("editor", f"{name}.json")}
+        steps[f"exported {name}"] = {"do": "reopen", "prompt": old(f"{name}.json")}
+    for (kind, choice), (values, _) in ALONE.items():
+        steps[f"alone {kind} {choice}"] = {"do": "derive", "graph": alone(kind, [choice, *values])}
+    steps["saved blueprint"] = {"do": "derive", "graph": old("blueprint", "Cascade-to-1080p.json")}
+    for kind, name in (("VSRCascadeInput", "target"), ("VSRSDEditDegradation", "size")):
+        change = {name: "exact size", "multiple": 6}
+        steps[f"fresh {kind}"] = {"do": "fresh", "type": kind, "values": change}
     steps["measure"] = {"do": "show", "prompt": MEASURE, "type": "VSRCompareMeasure"}
     folder = tmp_path_factory.mktemp("screenshots")
     found = drive(browser_tools, host_server.url, list(steps.values()), screenshots=folder)
@@ -86,6 +127,36 @@ def test_blueprints_are_listed_without_a_message(value):
     assert [name for name in cascade["inputs"] if name in sockets] == sockets
     assert cascade["widgets"]["target.short_side"] == 2160 and cascade["widgets"]["steps"] == 4
     assert {"frames", "image_0"} <= set(pictures["inputs"]) and pictures["widgets"]["long_edge"] == 384
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+@pytest.mark.parametrize("form", ["saved", "exported"])
+def test_a_graph_of_0_1_0_comes_back_as_it_was(value, form, name):
+    prompt, saved = value(f"{form} {name}"), old(f"{name}.json")
+    assert set(prompt) == set(saved)
+    for node_id, node in saved.items():
+        now = prompt[node_id]
+        assert now["class_type"] == node["class_type"] and now["inputs"].items() >= node["inputs"].items()
+        assert now["class_type"] != "VSRCascadeInput" or now["inputs"]["multiple"] == 1
+
+
+@pytest.mark.parametrize("case", ALONE, ids=" ".join)
+def test_sizes_that_0_1_0_saved_are_not_rounded(value, case):
+    (node,) = value(f"alone {' '.join(case)}").values()
+    assert node["inputs"].items() >= {**ALONE[case][1], "multiple": 1}.items()
+    assert case[1] in node["inputs"].values()
+
+
+def test_a_blueprint_that_0_1_0_saved_is_not_rounded(value):
+    nodes = [each for each in value("saved blueprint").values() if each["class_type"] == "VSRCascadeInput"]
+    assert [each["inputs"]["multiple"] for each in nodes] == [1]
+
+
+@pytest.mark.parametrize("kind", ["VSRCascadeInput", "VSRSDEditDegradation"])
+def test_a_new_node_rounds_to_even_and_saves_what_is_set(value, kind):
+    found = value(f"fresh {kind}")
+    assert found["added"]["multiple"] == 2 and found["changed"]["multiple"] == 6
+    assert list(found["changed"])[-1] == "multiple" and found["loaded"] == found["changed"]
 
 
 def test_help_panel_shows_our_page(value):

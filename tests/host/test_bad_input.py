@@ -66,7 +66,9 @@ def test_cascade_input_sources_and_targets(core, vae, noise):
         _cascade(vae, samples=latent)
     with pytest.raises(ValueError, match=r"base_vae must fit samples \(16 channels expected\)"):
         _cascade(vae, samples={"samples": torch.zeros(1, 4, 8, 8)}, base_vae=vae)
-    with pytest.raises(ValueError, match="target must be one of scale, short side, exact size; got 'double'"):
+    with pytest.raises(
+        ValueError, match="target must be one of scale, short side, largest edge, exact size; got 'double'"
+    ):
         _cascade(vae, {"target": "double"}, frames=frames)
     with pytest.raises(ValueError, match="filter must be one of"):
         _cascade(vae, mode="nearest", frames=frames)

@@ -18,12 +18,14 @@ def wan(core):
 def redraw(core):
     """Run the node: redraw(model, vae, images, strength or range, ...) -> (frames, steps done)."""
 
-    def run(model, vae, images, strength, steps=8, seed=3, size=SIZE, cfg=1.0, positive=None, negative=None):
+    def run(
+        model, vae, images, strength, steps=8, seed=3, size=SIZE, cfg=1.0, positive=None, negative=None, multiple=1
+    ):
         from cascadevsr.nodes.sdedit import SDEditDegradation
 
         low, high = strength if isinstance(strength, tuple) else (strength, strength)
         node = SDEditDegradation.execute
-        return node(model, vae, images, size, low, high, steps, cfg, seed, positive, negative).args
+        return node(model, vae, images, size, low, high, steps, cfg, seed, positive, negative, multiple).args
 
     return run
 
@@ -102,6 +104,11 @@ def test_sizes(wan, noise, redraw):
         ({"size": "short side", "short_side": 20}, (2, 20, 28, 3)),
     ):
         assert redraw(*wan, images, 0.25, size=size, positive=positive)[0].shape == shape
+    for size, multiple, shape in (
+        ({"size": "scale", "scale": 0.5}, 2, (2, 24, 34, 3)),
+        ({"size": "largest edge", "largest_edge": 28}, 4, (2, 20, 28, 3)),
+    ):
+        assert redraw(*wan, images, 0.25, size=size, positive=positive, multiple=multiple)[0].shape == shape
 
 
 def test_errors_say_what_to_change(wan, restorer, noise, redraw):

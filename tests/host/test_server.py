@@ -182,10 +182,11 @@ def test_interrupt_leaves_nothing_and_a_rerun_gives_the_same_bytes(host_server, 
 
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows" / "api").glob("*.json"))
+SAVED = sorted((Path(__file__).resolve().parents[1] / "graphs_0_1_0").glob("*.json"))
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_shipped_workflow_runs(host_server, client, files, path):
+def _with_small_files(host_server, path):
+    """Read a workflow, let it use tiny networks and a tiny clip, and write those."""
     from cascadevsr.media.writer import write_video
 
     frames = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
@@ -209,5 +210,38 @@ def test_every_shipped_workflow_runs(host_server, client, files, path):
             node["inputs"]["steps"] = 2
         if node["inputs"].get("restorer") == "built-in":
             node["inputs"]["restorer"] = RESTORER  # in a second, with the same graph
-    result = client.run(prompt, timeout=180)
+    return prompt
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_shipped_workflow_runs(host_server, client, files, path):
+    result = client.run(_with_small_files(host_server, path), timeout=180)
     assert result.outputs
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+def test_a_graph_of_0_1_0_is_still_accepted(host_server, client, files, path):
+    prompt = _with_small_files(host_server, path)
+    if path.stem == "Upscale-a-Video":
+        assert client.run(prompt, timeout=180).outputs
+    else:
+        prompt_id = client.queue(prompt)  # raises PromptRejected, for a value that is no option any more, too
+        client.post("/queue", {"delete": [prompt_id]})
+        client.interrupt()
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+def test_every_input_of_a_graph_of_0_1_0_is_known(client, path):
+    """The host ignores inputs that it does not know: one under a new name would lose its value in silence."""
+    info = client.object_info()
+    for node in json.loads(path.read_text(encoding="utf-8")).values():
+        described = info[node["class_type"]]["input"]
+        known = {**described.get("required", {}), **described.get("optional", {})}
+        for name in node["inputs"]:
+            first, _, rest = name.partition(".")
+            kind, *facts = known[first]
+            if kind == "COMFY_DYNAMICCOMBO_V3" and rest:
+                (chosen,) = [option for option in facts[0]["options"] if option["key"] == node["inputs"][first]]
+                assert rest in {**chosen["inputs"].get("required", {}), **chosen["inputs"].get("optional", {})}
+            else:
+                assert not rest or kind == "COMFY_AUTOGROW_V3", name

@@ -94,6 +94,16 @@ def test_sockets_are_bound_by_convention():
     assert "target.scale" not in inputs
 
 
+def test_an_exact_size_is_meant_exactly_and_a_scale_is_rounded_as_the_graph_says():
+    workflow = example()
+    inputs = workflow.prompt["3"]["inputs"]
+    inputs["multiple"] = 2
+    bind_target(workflow, Target(scale=1.5))
+    assert inputs["multiple"] == 2 and expected_size(workflow, 480, 854) == (720, 1280)
+    bind_target(workflow, Target(size=(853, 481)))
+    assert inputs["multiple"] == 1 and expected_size(workflow, 480, 854) == (481, 853)
+
+
 def test_references_become_loaders_in_order():
     workflow = example()
     old = {"images.image_0": ["1", 0], "images.image_1": ["1", 0]}
@@ -182,8 +192,22 @@ def test_size_text():
 def test_expected_size_follows_the_cascade():
     workflow = example()
     assert expected_size(workflow, 17, 31) == (68, 124)
-    workflow.prompt["3"]["inputs"]["target.scale"] = ["2", 0]
+    inputs = workflow.prompt["3"]["inputs"]
+    inputs |= {"target.scale": 1.5}
+    assert expected_size(workflow, 17, 31) == (26, 47)  # a graph of 0.1.0: nothing says to what multiple
+    inputs |= {"target": "largest edge", "target.largest_edge": 1921, "multiple": 2}
+    assert expected_size(workflow, 480, 854) == (1080, 1920)
+    inputs["multiple"] = ["2", 0]
     assert expected_size(workflow, 17, 31) is None
+    inputs |= {"target": "scale", "target.scale": ["2", 0], "multiple": 2}
+    assert expected_size(workflow, 17, 31) is None
+
+
+def test_an_odd_exact_size_of_a_graph_is_said_before_the_host_starts():
+    workflow = example()
+    workflow.prompt["3"]["inputs"] |= {"target": "exact size", "target.width": 853, "target.height": 480, "multiple": 2}
+    with pytest.raises(RunnerError, match=r"\(Cascade Input\): .*multiples of 2 px; got 853x480. Ask for 852x480"):
+        expected_size(workflow, 480, 854)
 
 
 def test_files_are_resolved_or_explained(tmp_path):

@@ -67,16 +67,49 @@ def test_nothing_to_pad_or_resize_returns_the_clip_itself():
         ({"scale": 4}, (68, 124)),
         ({"scale": 1.5}, (26, 47)),
         ({"short_side": 1080}, (1080, 1969)),
+        ({"long_side": 1920}, (1053, 1920)),
         ({"exact": (1081, 1919)}, (1081, 1919)),
+        ({"scale": 1, "multiple": 2}, (16, 30)),
+        ({"scale": 1.5, "multiple": 2}, (26, 46)),
+        ({"scale": 1.5, "multiple": 16}, (32, 48)),
+        ({"scale": 0.1, "multiple": 16}, (16, 16)),
+        ({"long_side": 1920, "multiple": 2}, (1052, 1920)),
+        ({"exact": (1080, 1920), "multiple": 8}, (1080, 1920)),
     ],
 )
 def test_target_size(rule, expected):
     assert target_size(17, 31, **rule) == expected
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "rule", "whole", "even"),
+    [
+        (480, 854, {"short_side": 720}, (720, 1281), (720, 1280)),
+        (480, 854, {"short_side": 1080}, (1080, 1922), (1080, 1922)),
+        (360, 854, {"short_side": 480}, (480, 1139), (480, 1138)),
+        (480, 640, {"long_side": 1281}, (961, 1281), (960, 1280)),
+        (1080, 1919, {"scale": 0.5}, (540, 960), (540, 960)),
+        (576, 719, {"scale": 1}, (576, 719), (576, 718)),
+    ],
+)
+def test_ordinary_sources_become_even(height, width, rule, whole, even):
+    assert target_size(height, width, **rule) == whole
+    assert target_size(height, width, multiple=2, **rule) == even
+
+
 @given(SIDES, SIDES, st.integers(1, 2000))
-def test_short_side_is_met_exactly(height, width, short):
-    assert min(target_size(height, width, short_side=short)) == short
+def test_short_and_long_side_are_met_exactly(height, width, side):
+    assert min(target_size(height, width, short_side=side)) == side
+    assert max(target_size(height, width, long_side=max(side, 131))) == max(side, 131)
+
+
+@given(SIDES, SIDES, st.integers(2, 2000), st.integers(1, 64))
+@example(240, 320, 721, 2)  # 721 / 240 * 240 is 721.0000000000001
+def test_sides_are_the_nearest_multiples(height, width, short, multiple):
+    size, whole = (target_size(height, width, short_side=short, multiple=m) for m in (multiple, 1))
+    assert all(side % multiple == 0 and side >= multiple for side in size)
+    assert all(abs(a - b) <= max(multiple / 2 + 0.5, multiple - b) for a, b in zip(size, whole, strict=True))
+    assert multiple > short or min(size) <= short + multiple / 2 - 0.5  # halves go down
 
 
 @pytest.mark.parametrize(
@@ -87,7 +120,17 @@ def test_short_side_is_met_exactly(height, width, short):
         ({"scale": -1}, "at least 1 px"),
         ({"exact": (0, 5)}, "at least 1 px"),
         ({"exact": (4.5, 5)}, "whole sides"),
+        (
+            {"exact": (1080, 853), "multiple": 2},
+            "multiples of 2 px; got 853x1080. Ask for 852x1080, or set multiple to 1",
+        ),
+        ({"exact": (5, 1), "multiple": 4}, "Ask for 4x4, or"),
+        ({"scale": -1, "multiple": 2}, "at least 1 px"),
+        ({"scale": 0.01, "multiple": 2}, "at least 1 px"),
+        ({"scale": 2, "multiple": 0}, "multiple must be a whole number of at least 1 px; got 0"),
+        ({"scale": 2, "multiple": 1.5}, "multiple must be a whole number"),
         ({}, "exactly one"),
+        ({"long_side": 2, "short_side": 5}, "exactly one"),
         ({"scale": 2, "short_side": 5}, "exactly one"),
     ],
 )
