@@ -35,6 +35,7 @@ def wrong_facts(page, name, kind, facts):
     words = [str(option["key"] if isinstance(option, dict) else option) for option in options]
     if words and name in ("restorer", "flow_model"):
         words = ["built-in"]  # the others are the user's files
+    words = [] if name == "file" else words
     if kind in ("INT", "FLOAT"):
         words.append(f"default {facts['default']}")
         if name != "seed":
