@@ -93,7 +93,7 @@ def _film_frames(timeline: Timeline, wish: Wish, start: int, stop: int) -> Itera
     with opened(timeline.path) as container:
         stream = video_stream(container, timeline.path)
         first = 0
-        if start and not timeline.damaged and not wish.deinterlace:
+        if start and not timeline.damaged and not wish.deinterlace and not timeline.jumps:
             first = _seek(container, stream, timeline, start)
     with opened(timeline.path) as container:
         stream = video_stream(container, timeline.path)
@@ -105,12 +105,12 @@ def _film_frames(timeline: Timeline, wish: Wish, start: int, stop: int) -> Itera
             index += 1
             for array in graph.put(frame):
                 if (number := waiting.popleft()) >= start:
-                    yield np.rot90(array, timeline.turn)
+                    yield timeline.upright(array)
                     if number + 1 == stop:
                         return
         for array in graph.end():
             if waiting and waiting.popleft() >= start:
-                yield np.rot90(array, timeline.turn)
+                yield timeline.upright(array)
 
 
 def _absolute(timeline: Timeline, index: int) -> int:

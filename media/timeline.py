@@ -30,6 +30,13 @@ from .files import locator
 DEFAULT_RATE = Fraction(25)
 _TICK = 0.0011  # s: Matroska notes times in ms, so a constant rate is met no closer
 _MOST_DAMAGED = 0.5  # of the frames
+_JUMP = 1.0  # s that a clock goes back where recordings were joined; B-frames and rounding go back by less
+_CHANGING_HDR = {
+    "DYNAMIC_HDR_PLUS": "HDR10+",
+    "DOVI_RPU_BUFFER": "Dolby Vision",
+    "DOVI_METADATA": "Dolby Vision",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid",
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,12 @@ class Timeline:
     `height`, `width`: px, upright. `pts`: int64 (frames,), times in units of `time_base` seconds, the first is 0.
     `last`: seconds that the last frame is shown. `start`: seconds of the first frame on the file's own clock, which its
     sound shares. `rate`: frames per second, the mean where `constant` is false. `sar`: width over height of a pixel,
-    upright. `turn`: quarter-turns anticlockwise that make a stored frame upright. `depth`: bits a channel.
+    upright. `turn`: quarter-turns anticlockwise that make a stored frame upright, after `mirrored` has swapped its left
+    and right. `depth`: bits a channel. `plays`: how often an animation is shown (0: endlessly).
     `light`: what an HDR film says of its mastering display and brightest frames, as options of x265.
     `interlaced`: frames that say they are two fields. `damaged`: (number from 0, seconds) of frames that were lost.
+    `jumps`: seconds that are added to the file's clock from the first, second ... time on that it goes back.
+    `remarks`: what else a user should know, one line each.
     """
 
     path: Path
@@ -62,6 +72,10 @@ class Timeline:
     interlaced: bool = False
     damaged: tuple[tuple[int, float], ...] = ()
     light: tuple[str, ...] = ()
+    mirrored: bool = False
+    plays: int = 0
+    jumps: tuple[float, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -91,7 +105,11 @@ class Timeline:
             )
         if not self.constant:
             lines.append(f"variable frame rate, {float(self.rate):.4g} fps on average; every frame keeps its time")
-        return lines
+        return [*lines, *self.remarks]
+
+    def upright(self, frame: np.ndarray) -> np.ndarray:
+        """Return a stored frame (h, w, c) as it is to be shown."""
+        return np.rot90(frame[:, ::-1] if self.mirrored else frame, self.turn)
 
 
 @contextlib.contextmanager
@@ -142,15 +160,44 @@ def decoded(container, stream, look: Callable = lambda packet: None, failed: Cal
             failed()
 
 
+class Joined:
+    """Lets the clock of a track go on where it goes back, as in recordings that were joined.
+
+    `jumps` as in a Timeline: None to find them (in the film's pictures), else to repeat them (in its other tracks).
+    """
+
+    def __init__(self, jumps: tuple[float, ...] | None = None) -> None:
+        self.known, self.jumps, self.count, self.before, self.length = jumps, [], 0, None, 0.0
+
+    def put(self, packet) -> None:
+        """Move the times of the next packet of the track."""
+        ticks = packet.dts if packet.dts is not None else packet.pts
+        if ticks is None:
+            return
+        time, unit = float(ticks * packet.time_base), packet.time_base
+        if self.before is not None and time < self.before - _JUMP:
+            if self.known is None:
+                added = self.before + self.length - time
+                self.jumps.append(added + (self.jumps[-1] if self.jumps else 0.0))
+            self.count += 1
+        self.before, self.length = time, float((packet.duration or 0) * unit)
+        jumps = self.jumps if self.known is None else self.known
+        if self.count and jumps:
+            shift = round(jumps[min(self.count, len(jumps)) - 1] / float(unit))
+            packet.dts = None if packet.dts is None else packet.dts + shift
+            packet.pts = None if packet.pts is None else packet.pts + shift
+
+
 class _Times:
     """Collects the times of packets and frames of one stream, in its own time base."""
 
     def __init__(self, interval: int) -> None:
-        self.interval = max(1, interval)
+        self.interval, self.joined = max(1, interval), Joined()
         self.frames, self.packets = array("q"), array("q")
         self.last_packet, self.last_duration, self.errors = None, 0, 0
 
     def packet(self, packet) -> None:
+        self.joined.put(packet)
         if packet.size and packet.pts is not None and not packet.is_discard:
             self.packets.append(packet.pts)
             if self.last_packet is None or packet.pts >= self.last_packet:
@@ -211,6 +258,10 @@ def probe_film(source: Path) -> Timeline:
     lost = times.lost()
     if len(lost) > _MOST_DAMAGED * (len(lost) + len(pts)):
         raise MediaError(_broken(source, len(pts), f"{len(lost)} frames cannot be decoded"))
+    jumps = tuple(times.joined.jumps)
+    remarks = ["its clock goes back (joined recordings?): the parts follow each other"] if jumps else []
+    if first.changing_hdr:
+        remarks.append(f"what {first.changing_hdr} says of single scenes is not kept")
     seconds, length = (pts - pts[0]) * float(base), float((pts[-1] - pts[0] + last) * base)
     rate, constant = _rate(seconds, length, stated)
     height, width = size[::-1] if first.turn % 2 == 0 else size
@@ -233,6 +284,9 @@ def probe_film(source: Path) -> Timeline:
         alpha=first.alpha,
         interlaced=interlaced > len(pts) // 2,
         light=first.light,
+        mirrored=first.mirrored,
+        jumps=jumps,
+        remarks=tuple(remarks),
         damaged=tuple((int(np.searchsorted(pts, p)) + i, float((p - pts[0]) * base)) for i, p in enumerate(lost)),
     )
 
@@ -246,6 +300,8 @@ class _Facts:
     depth: int
     alpha: bool
     light: tuple[str, ...]
+    mirrored: bool
+    changing_hdr: str
 
     @staticmethod
     def of(frame, stream) -> _Facts:
@@ -261,7 +317,21 @@ class _Facts:
         components = frame.format.components
         depth = 8 if name == "pal8" else min(16, max(c.bits for c in components))
         alpha = name == "pal8" or any(c.is_alpha for c in components)
-        return _Facts(round((frame.rotation or 0) / 90) % 4, colour, depth, alpha, tuple(_light(frame)))
+        found = {data.type.name: data for data in frame.side_data}
+        turn, mirrored = _orientation(found.get("DISPLAYMATRIX"))
+        changing = " and ".join(dict.fromkeys(_CHANGING_HDR[name] for name in found if name in _CHANGING_HDR))
+        return _Facts(turn, colour, depth, alpha, tuple(_light(frame)), mirrored, changing)
+
+
+def _orientation(matrix) -> tuple[int, bool]:
+    """Return quarter-turns anticlockwise, and whether left and right are swapped before, of a display matrix."""
+    if matrix is None:
+        return 0, False
+    # a point (x, y) is shown at (ax + cy, bx + dy), y downwards
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    mirrored = a * d - b * c < 0
+    angle = np.arctan2(-b, a) if not mirrored else np.arctan2(b, -a)
+    return round(float(angle) / (np.pi / 2)) % 4, mirrored
 
 
 def _light(frame) -> Iterator[str]:
