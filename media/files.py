@@ -23,7 +23,21 @@ from pathlib import Path
 
 from .errors import MediaError
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".apng"}
+PICTURES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".apng",
+    ".avif",
+    ".heic",
+    ".heif",
+}
 CONTAINERS = {".mp4", ".mkv", ".mov", ".webm"}
 ANIMATIONS = {".png", ".apng", ".webp"}  # of a film; one picture becomes one picture
 _TEMPORARY = ".cascadevsr-"

@@ -148,7 +148,9 @@ def _write_stream(
     try:  # around everything: a full disk may show only when the file is closed
         with replacing(out) as temporary, contextlib.ExitStack() as stack:
             kind = _FORMATS[out.suffix.lower()]
-            container = stack.enter_context(av.open(locator(temporary), "w", format=kind, options=_options(kind)))
+            container = stack.enter_context(
+                av.open(locator(temporary), "w", format=kind, options=_options(kind, source))
+            )
             stream = _stream(container, how, clock, (height, width), colour, source)
             waiting = iter(())
             if tracks is not None:
@@ -161,8 +163,9 @@ def _write_stream(
         raise MediaError(f"OUT: {out} could not be written ({error.strerror}).{hint}") from error
 
 
-def _options(kind: str) -> dict:
-    return _NO_TIME_OF_DAY | ({"plays": "0"} if kind == "apng" else {"loop": "0"} if kind == "webp" else {})
+def _options(kind: str, source: Timeline | None) -> dict:
+    name = {"apng": "plays", "webp": "loop"}.get(kind)
+    return _NO_TIME_OF_DAY | ({name: str(source.plays if source else 0)} if name else {})
 
 
 def _stream(container, how: Encoding, clock: _Clock, size: tuple[int, int], colour: Colour, source: Timeline | None):
