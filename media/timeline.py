@@ -30,6 +30,7 @@ from .files import locator
 DEFAULT_RATE = Fraction(25)
 _TICK = 0.0011  # s: Matroska notes times in ms, so a constant rate is met no closer
 _MOST_DAMAGED = 0.5  # of the frames
+COVER = 0x400  # the disposition of a picture that is none of the film's
 _JUMP = 1.0  # s that a clock goes back where recordings were joined; B-frames and rounding go back by less
 _CHANGING_HDR = {
     "DYNAMIC_HDR_PLUS": "HDR10+",
@@ -128,7 +129,7 @@ def opened(source: Path) -> Iterator[av.container.InputContainer]:
 
 def video_stream(container, source: Path):
     """Return the first stream of moving pictures (cover pictures of music do not count)."""
-    streams = [s for s in container.streams.video if not int(getattr(s, "disposition", 0)) & 0x400]
+    streams = [s for s in container.streams.video if not int(getattr(s, "disposition", 0)) & COVER]
     if not streams:
         raise MediaError(f"IN: must have a video stream; {source} has none (sound only?).")
     if streams[0].codec_context is None:
