@@ -31,7 +31,9 @@ DEFAULT_RATE = Fraction(25)
 _TICK = 0.0011  # s: Matroska notes times in ms, so a constant rate is met no closer
 _MOST_DAMAGED = 0.5  # of the frames
 COVER = 0x400  # the disposition of a picture that is none of the film's
-_JUMP = 1.0  # s that a clock goes back where recordings were joined; B-frames and rounding go back by less
+_BACK = 1.0  # s that a clock goes back where recordings were joined; B-frames and rounding go back by less
+_FAR = 3600.0  # s that it goes forward there in a transport stream: 26.5 h less is a clock that is taken to run over
+_CLOCKS_RUN_OVER = ("mpegts", "mpeg")
 _CHANGING_HDR = {
     "DYNAMIC_HDR_PLUS": "HDR10+",
     "DOVI_RPU_BUFFER": "Dolby Vision",
@@ -51,7 +53,7 @@ class Timeline:
     and right. `depth`: bits a channel. `plays`: how often an animation is shown (0: endlessly).
     `light`: what an HDR film says of its mastering display and brightest frames, as options of x265.
     `interlaced`: frames that say they are two fields. `damaged`: (number from 0, seconds) of frames that were lost.
-    `jumps`: seconds that are added to the file's clock from the first, second ... time on that it goes back.
+    `jumps`: seconds that are added to the file's clock from the first, second ... time on that it jumps.
     `remarks`: what else a user should know, one line each.
     """
 
@@ -162,13 +164,14 @@ def decoded(container, stream, look: Callable = lambda packet: None, failed: Cal
 
 
 class Joined:
-    """Lets the clock of a track go on where it goes back, as in recordings that were joined.
+    """Lets the clock of a track go on where it jumps, as in recordings that were joined.
 
     `jumps` as in a Timeline: None to find them (in the film's pictures), else to repeat them (in its other tracks).
     """
 
-    def __init__(self, jumps: tuple[float, ...] | None = None) -> None:
+    def __init__(self, container, jumps: tuple[float, ...] | None = None) -> None:
         self.known, self.jumps, self.count, self.before, self.length = jumps, [], 0, None, 0.0
+        self.far = _FAR if container.format.name in _CLOCKS_RUN_OVER else float("inf")
 
     def put(self, packet) -> None:
         """Move the times of the next packet of the track."""
@@ -176,7 +179,7 @@ class Joined:
         if ticks is None:
             return
         time, unit = float(ticks * packet.time_base), packet.time_base
-        if self.before is not None and time < self.before - _JUMP:
+        if self.before is not None and not self.before - _BACK < time < self.before + self.far:
             if self.known is None:
                 added = self.before + self.length - time
                 self.jumps.append(added + (self.jumps[-1] if self.jumps else 0.0))
@@ -192,8 +195,8 @@ class Joined:
 class _Times:
     """Collects the times of packets and frames of one stream, in its own time base."""
 
-    def __init__(self, interval: int) -> None:
-        self.interval, self.joined = max(1, interval), Joined()
+    def __init__(self, interval: int, joined: Joined) -> None:
+        self.interval, self.joined = max(1, interval), joined
         self.frames, self.packets = array("q"), array("q")
         self.last_packet, self.last_duration, self.errors = None, 0, 0
 
@@ -231,7 +234,7 @@ def probe_film(source: Path) -> Timeline:
         stream = video_stream(container, source)
         stated = [r for r in (stream.average_rate, stream.guessed_rate, stream.base_rate) if r]
         base = stream.time_base
-        times = _Times(round(1 / (stated[0] if stated else DEFAULT_RATE) / base))
+        times = _Times(round(1 / (stated[0] if stated else DEFAULT_RATE) / base), Joined(container))
         first, size, interlaced = None, None, 0
         try:
             for frame in decoded(container, stream, times.packet, times.failed):
@@ -260,7 +263,7 @@ def probe_film(source: Path) -> Timeline:
     if len(lost) > _MOST_DAMAGED * (len(lost) + len(pts)):
         raise MediaError(_broken(source, len(pts), f"{len(lost)} frames cannot be decoded"))
     jumps = tuple(times.joined.jumps)
-    remarks = ["its clock goes back (joined recordings?): the parts follow each other"] if jumps else []
+    remarks = ["its clock jumps (joined recordings?): the parts follow each other at once"] if jumps else []
     if first.changing_hdr:
         remarks.append(f"what {first.changing_hdr} says of single scenes is not kept")
     seconds, length = (pts - pts[0]) * float(base), float((pts[-1] - pts[0] + last) * base)

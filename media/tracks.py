@@ -156,7 +156,7 @@ class Tracks:
                 way = _Copy(stream, out)
             else:
                 way = (_Encode if stream.type == "audio" else _Text)(stream, out, self.suffix)
-            way.joined = Joined(self.timeline.jumps)
+            way.joined = Joined(self.source, self.timeline.jumps)
             way.name_it()
             self.ways[stream.index] = way
         if self.keep == "none":
@@ -209,6 +209,15 @@ class _Way:
 
     def __init__(self, old, new) -> None:
         self.old, self.new = old, new
+        self.before = None  # the time of the last packet of sound, in units of the stream
+
+    def in_order(self, packet) -> bool:
+        """Return whether sound comes after what came before; where parts overlap, muxers would refuse it."""
+        time = packet.dts if packet.dts is not None else packet.pts
+        if time is None or (self.old.type == "audio" and self.before is not None and time <= self.before):
+            return False
+        self.before = time
+        return True
 
     def name_it(self) -> None:
         """Carry on the language and title of the track, and what it is for."""
@@ -227,7 +236,6 @@ class _Copy(_Way):
 
     def __init__(self, old, out) -> None:
         super().__init__(old, out.add_stream_from_template(old))
-        self.before = None
 
     def put(self, packet, start: float) -> Iterator[tuple[float, list]]:
         if packet.is_discard:  # before the beginning of an edit list: not shown
@@ -241,9 +249,9 @@ class _Copy(_Way):
         time = packet.dts if packet.dts is not None else packet.pts
         if self.old.type == "audio" and not packet.duration and self.before is not None:
             packet.duration = max(0, time - self.before)  # Matroska may not tell it; MP4 would drop the last packet
-        self.before = time
         packet.stream = self.new
-        yield float(time * packet.time_base), [packet]
+        if self.in_order(packet):
+            yield float(time * packet.time_base), [packet]
 
 
 def _encoder(old, suffix: str) -> tuple[str, str, int]:
@@ -286,14 +294,14 @@ class _Encode(_Way):
 
     def end(self, start: float) -> Iterator[tuple[float, list]]:
         yield from self._encoded(None, start)
-        yield float("inf"), list(self.new.encode(None))
+        yield float("inf"), [packet for packet in self.new.encode(None) if self.in_order(packet)]
 
     def _encoded(self, frame, start: float) -> Iterator[tuple[float, list]]:
         for piece in self.resampler.resample(frame):
             if piece.pts is not None:
                 piece.pts -= round(start / float(piece.time_base))
             try:
-                yield float(piece.time or 0), list(self.new.encode(piece))
+                yield float(piece.time or 0), [packet for packet in self.new.encode(piece) if self.in_order(packet)]
             except av.FFmpegError as error:
                 raise MediaError(
                     f"IN: {_name(self.old)} could not be encoded ({error.strerror}). Use --keep-tracks none."
@@ -322,8 +330,11 @@ class _Text(_Way):
             return
         at = round((float(packet.pts * packet.time_base) - start) / self._BASE)
         length = round(float((packet.duration or 0) * packet.time_base) / self._BASE)
-        at, length = max(0, at), length + min(0, at)  # what began before the first picture
+        # neither before the first picture, nor together with the line before, which MP4 forbids
+        first = 0 if self.before is None else self.before + 1
+        at, length = max(first, at), length + min(0, at - first)
         if length > 0:
+            self.before = at
             new = self.new.codec_context.encode_subtitle(SubtitleSet.create(text, 0, length, at))
             new.stream, new.time_base = self.new, self._BASE
             yield at / 1000, [new]
