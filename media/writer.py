@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -27,7 +28,8 @@ from .tracks import Tracks
 _NO_TIME_OF_DAY = {"fflags": "+bitexact"}  # same frames, same bytes
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".webp": "webp"}
 _FORMATS |= {".png": "apng", ".apng": "apng"}
-_PACKED = {"rgb24": 3, "rgba": 4, "bgra": 4, "rgb48be": 3, "rgba64be": 4}
+os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 tells the terminal all its settings otherwise
+_PACKED = {"rgb24": 3, "rgba": 4, "bgra": 4, "bgr0": 4, "rgb48be": 3, "rgba64be": 4}
 
 
 def write(
@@ -235,7 +237,8 @@ def _picture(frame: np.ndarray, how: Encoding, colour: Colour) -> av.VideoFrame:
         frame = to_depth(frame, 8 if how.bits == 8 else 16)
         if how.bits in (10, 12):
             frame = np.rint(frame * (((1 << how.bits) - 1) / 65535)).astype(np.uint16)
-        parts = [frame[..., [2, 1, 0, 3]] if how.layout == "bgra" else frame]
+        orders = {"bgra": [2, 1, 0, 3], "bgr0": [2, 1, 0, 0]}
+        parts = [frame[..., orders[how.layout]] if how.layout in orders else frame]
         if how.layout.endswith("be"):
             parts = [parts[0].astype(">u2")]
         if how.layout not in _PACKED:
