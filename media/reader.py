@@ -46,6 +46,8 @@ def probe(source: Path, rate: Fraction | None = None) -> Timeline:
     """
     if not source.exists():
         raise MediaError(f"IN: must be a video, an image or a folder of images; {source} does not exist.")
+    if not (source.is_file() or source.is_dir()):
+        raise MediaError(f"IN: must be a file or a folder; {source} is a device or a pipe. Save it to a file first.")
     timeline = probe_pictures(source, rate) if source.is_dir() or is_picture(source) else probe_film(source)
     if rate is not None and timeline.kind != "pictures":
         raise MediaError(f"--rate: is for a folder of pictures; {source} has its own times. Leave --rate away.")
