@@ -7,9 +7,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
+import struct
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -128,33 +131,38 @@ def picture_frames(timeline: Timeline, start: int, stop: int) -> Iterator[np.nda
     """Yield frames `start` to `stop` (not included), upright, (h, w, 3 or 4) uint8 or uint16."""
     source = timeline.path
     if timeline.kind == "animation":
-        with _reading(source), Image.open(source) as image:
+        with _reading(source):
+            image = Image.open(source)
+        with image:
             skipped = int(_hides_first(image))
             for index in range(start, stop):
-                image.seek(index + skipped)
-                yield _turned(np.asarray(_in_srgb(image, "RGBA")), image)
+                with _reading(source):
+                    image.seek(index + skipped)
+                    array = _turned(np.asarray(_in_srgb(image, "RGBA")), image)
+                yield array
         return
     for file in (picture_files(source) if source.is_dir() else [source])[start:stop]:
         with _reading(file), Image.open(file) as image:
-            yield _pixels(file, image, _is_deep(file, image))
+            array = _pixels(file, image, _is_deep(file, image))
+        yield array
 
 
-class _reading:
-    """Turn what Pillow and PyAV raise about a file into one sentence."""
+# what Pillow's parsers let through of a damaged file
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, TypeError, LookupError, ArithmeticError)
+_UNREADABLE += (AttributeError, struct.error, Image.DecompressionBombError, av.FFmpegError)
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        # SyntaxError is what Pillow raises for a broken PNG, EOFError for a cut animation
-        if isinstance(error, MediaError) or not isinstance(
-            error, OSError | ValueError | SyntaxError | EOFError | Image.DecompressionBombError | av.FFmpegError
-        ):
-            return
-        raise MediaError(f"IN: {self.file} is not a readable image ({error}). Convert it to PNG.") from error
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what Pillow and PyAV raise about a file into one sentence, and their warnings into none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except MediaError:
+        raise
+    except _UNREADABLE as error:
+        raise MediaError(f"IN: {file} is not a readable image ({error}). Convert it to PNG.") from error
 
 
 def _pixels(file: Path, image: Image.Image, deep: bool) -> np.ndarray:
