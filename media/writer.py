@@ -80,15 +80,24 @@ def write_pngs(out: Path, frames: Iterable[np.ndarray], how: Encoding | None = N
     first, frames = _peeked(frames)
     how = how or encoding("png", deep=first.dtype == np.uint16, alpha=first.shape[-1] == 4)
     count = 0
-    with replacing(out, folder=True) as folder:
+    with _writing(out), replacing(out, folder=True) as folder:
         for count, frame in enumerate(frames, 1):
             (folder / f"frame_{count:05d}.png").write_bytes(_encoded(frame, how))
     return count
 
 
+@contextlib.contextmanager
+def _writing(out: Path, hint: str = "") -> Iterator[None]:
+    """Turn what encoders and disks raise into one sentence."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"OUT: {out} could not be written ({error.strerror}).{hint}") from error
+
+
 def _write_picture(out: Path, frames: Iterable[np.ndarray], how: Encoding) -> int:
     first, _ = _peeked(frames)
-    with replacing(out) as temporary:
+    with _writing(out), replacing(out) as temporary:
         if how.encoder == "png":
             temporary.write_bytes(_encoded(first, how))
         else:
@@ -147,22 +156,18 @@ def _write_stream(
         how = replace(how, layout=how.layout.replace("420p", "444p"))
     if how.encoder == "libsvtav1" and (height % 2 or width % 2):
         raise MediaError(f"OUT: AV1 needs even sides; got {width}x{height}. Choose --codec vp9 or another size.")
-    try:  # around everything: a full disk may show only when the file is closed
-        with replacing(out) as temporary, contextlib.ExitStack() as stack:
-            kind = _FORMATS[out.suffix.lower()]
-            container = stack.enter_context(
-                av.open(locator(temporary), "w", format=kind, options=_options(kind, source))
-            )
-            stream = _stream(container, how, clock, (height, width), colour, source)
-            waiting = iter(())
-            if tracks is not None:
-                clock.delay = int(np.ceil(tracks.lead() / clock.base))
-                tracks.add_to(container, float(clock.delay * clock.base))
-                waiting = tracks.packets()
-            return _fill(container, stream, frames, first.shape, how, clock, colour, waiting)
-    except (av.FFmpegError, OSError) as error:
-        hint = " If a track of IN is damaged: --keep-tracks none." if tracks is not None else ""
-        raise MediaError(f"OUT: {out} could not be written ({error.strerror}).{hint}") from error
+    hint = " If a track of IN is damaged: --keep-tracks none." if tracks is not None else ""
+    # around everything: a full disk may show only when the file is closed
+    with _writing(out, hint), replacing(out) as temporary, contextlib.ExitStack() as stack:
+        kind = _FORMATS[out.suffix.lower()]
+        container = stack.enter_context(av.open(locator(temporary), "w", format=kind, options=_options(kind, source)))
+        stream = _stream(container, how, clock, (height, width), colour, source)
+        waiting = iter(())
+        if tracks is not None:
+            clock.delay = int(np.ceil(tracks.lead() / clock.base))
+            tracks.add_to(container, float(clock.delay * clock.base))
+            waiting = tracks.packets()
+        return _fill(container, stream, frames, first.shape, how, clock, colour, waiting)
 
 
 def _options(kind: str, source: Timeline | None) -> dict:
