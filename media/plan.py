@@ -89,7 +89,7 @@ def plan(
         codec = _codec(codec, suffix, source, lossless)
         codec = "vp9" if odd and codec == "av1" else codec
         holds_hdr, deep = codec in _DEEP, codec in _DEEP and (source.depth > 8 or bool(source.colour.hdr))
-        alpha = source.alpha and (codec in _ALPHA or (lossless and suffix == ".mov"))
+        alpha = source.alpha and codec in _ALPHA
     else:
         holds_hdr, deep, alpha = False, source.depth > 8 and suffix != ".webp", source.alpha
     hdr = source.colour.hdr
@@ -152,6 +152,10 @@ def _codec(codec: str, suffix: str, source: Timeline, lossless: bool) -> str:
     if codec != "auto":
         if codec not in _TAKES[suffix]:
             raise MediaError(f"--codec: {suffix} takes {', '.join(_TAKES[suffix])}; got {codec}.")
+        if lossless and codec == "av1":
+            raise MediaError(
+                "--lossless: av1 is not written without loss. Choose another --codec, such as vp9 or hevc."
+            )
         return codec
     deep = source.depth > 8 or bool(source.colour.hdr)
     if suffix == ".webm":

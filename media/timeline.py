@@ -184,7 +184,9 @@ class Joined:
                 added = self.before + self.length - time
                 self.jumps.append(added + (self.jumps[-1] if self.jumps else 0.0))
             self.count += 1
-        self.before, self.length = time, float((packet.duration or 0) * unit)
+        elif self.before is not None:
+            self.length = time - self.before
+        self.before, self.length = time, float((packet.duration or 0) * unit) or self.length
         jumps = self.jumps if self.known is None else self.known
         if self.count and jumps:
             shift = round(jumps[min(self.count, len(jumps)) - 1] / float(unit))
