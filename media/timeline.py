@@ -23,6 +23,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from .clock import Joined
 from .colour import UNSPECIFIED, Colour, resolved
 from .errors import MediaError
 from .files import locator
@@ -31,9 +32,6 @@ DEFAULT_RATE = Fraction(25)
 _TICK = 0.0011  # s: Matroska notes times in ms, so a constant rate is met no closer
 _MOST_DAMAGED = 0.5  # of the frames
 COVER = 0x400  # the disposition of a picture that is none of the film's
-_BACK = 1.0  # s that a clock goes back where recordings were joined; B-frames and rounding go back by less
-_FAR = 3600.0  # s that it goes forward there in a transport stream: 26.5 h less is a clock that is taken to run over
-_CLOCKS_RUN_OVER = ("mpegts", "mpeg")
 _CHANGING_HDR = {
     "DYNAMIC_HDR_PLUS": "HDR10+",
     "DOVI_RPU_BUFFER": "Dolby Vision",
@@ -161,37 +159,6 @@ def decoded(container, stream, look: Callable = lambda packet: None, failed: Cal
             yield from decode(packet if packet.size else None)
         except (av.error.InvalidDataError, av.error.PatchWelcomeError):
             failed()
-
-
-class Joined:
-    """Lets the clock of a track go on where it jumps, as in recordings that were joined.
-
-    `jumps` as in a Timeline: None to find them (in the film's pictures), else to repeat them (in its other tracks).
-    """
-
-    def __init__(self, container, jumps: tuple[float, ...] | None = None) -> None:
-        self.known, self.jumps, self.count, self.before, self.length = jumps, [], 0, None, 0.0
-        self.far = _FAR if container.format.name in _CLOCKS_RUN_OVER else float("inf")
-
-    def put(self, packet) -> None:
-        """Move the times of the next packet of the track."""
-        ticks = packet.dts if packet.dts is not None else packet.pts
-        if ticks is None:
-            return
-        time, unit = float(ticks * packet.time_base), packet.time_base
-        if self.before is not None and not self.before - _BACK < time < self.before + self.far:
-            if self.known is None:
-                added = self.before + self.length - time
-                self.jumps.append(added + (self.jumps[-1] if self.jumps else 0.0))
-            self.count += 1
-        elif self.before is not None:
-            self.length = time - self.before
-        self.before, self.length = time, float((packet.duration or 0) * unit) or self.length
-        jumps = self.jumps if self.known is None else self.known
-        if self.count and jumps:
-            shift = round(jumps[min(self.count, len(jumps)) - 1] / float(unit))
-            packet.dts = None if packet.dts is None else packet.dts + shift
-            packet.pts = None if packet.pts is None else packet.pts + shift
 
 
 class _Times:

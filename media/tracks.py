@@ -17,8 +17,9 @@ from pathlib import Path
 import av
 from av.subtitles.subtitle import SubtitleSet
 
+from .clock import Joined
 from .errors import MediaError
-from .timeline import COVER, Joined, Timeline, opened, video_stream
+from .timeline import COVER, Timeline, opened, video_stream
 
 KEEP = ("all", "first", "none")
 _PCM = {"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le"}
