@@ -31,7 +31,7 @@ from .files import locator
 DEFAULT_RATE = Fraction(25)
 _TICK = 0.0011  # s: Matroska notes times in ms, so a constant rate is met no closer
 _MOST_DAMAGED = 0.5  # of the frames
-COVER = 0x400  # the disposition of a picture that is none of the film's
+_COVER = 0x400  # the disposition of a picture that is none of the film's
 _CHANGING_HDR = {
     "DYNAMIC_HDR_PLUS": "HDR10+",
     "DOVI_RPU_BUFFER": "Dolby Vision",
@@ -127,9 +127,20 @@ def opened(source: Path) -> Iterator[av.container.InputContainer]:
         yield container
 
 
+def disposition(stream) -> int:
+    """Return what a stream is for, as FFmpeg's flags; older versions of PyAV give no number."""
+    flags = getattr(stream, "disposition", 0)
+    return int(getattr(flags, "value", flags))
+
+
+def is_cover(stream) -> bool:
+    """Return whether a stream is a picture on the cover of a film or of music."""
+    return bool(disposition(stream) & _COVER)
+
+
 def video_stream(container, source: Path):
     """Return the first stream of moving pictures (cover pictures of music do not count)."""
-    streams = [s for s in container.streams.video if not int(getattr(s, "disposition", 0)) & COVER]
+    streams = [s for s in container.streams.video if not is_cover(s)]
     if not streams:
         raise MediaError(f"IN: must have a video stream; {source} has none (sound only?).")
     if streams[0].codec_context is None:

@@ -19,7 +19,7 @@ from av.subtitles.subtitle import SubtitleSet
 
 from .clock import Joined
 from .errors import MediaError
-from .timeline import COVER, Timeline, opened, video_stream
+from .timeline import Timeline, disposition, is_cover, opened, video_stream
 
 KEEP = ("all", "first", "none")
 _PCM = {"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le"}
@@ -57,7 +57,7 @@ def _codec(stream) -> str:
 def _name(stream) -> str:
     language = stream.metadata.get("language", "und")
     kind = {"audio": "sound", "subtitle": "subtitles", "video": "picture"}.get(stream.type, stream.type)
-    kind = "cover picture" if stream.type == "video" and int(stream.disposition) & COVER else kind
+    kind = "cover picture" if stream.type == "video" and is_cover(stream) else kind
     codec = _codec(stream) or "unknown"
     return f"{kind} track {stream.index} ({codec}{'' if language == 'und' else ', ' + language})"
 
@@ -68,7 +68,7 @@ def _is_text(stream) -> bool:
 
 
 def _goes_as_cover(stream, suffix: str) -> bool:
-    if suffix == ".webm" or not int(stream.disposition) & COVER or _codec(stream) not in _COVERS:
+    if suffix == ".webm" or not is_cover(stream) or _codec(stream) not in _COVERS:
         return False
     return suffix != ".mkv" or hasattr(av.container.OutputContainer, "add_attachment")
 
@@ -225,7 +225,7 @@ class _Way:
         kept = {k: v for k, v in self.old.metadata.items() if k.lower() in ("language", "title", "handler_name")}
         self.new.metadata.update(kept)
         if hasattr(self.new, "disposition"):
-            self.new.disposition = self.old.disposition
+            self.new.disposition = disposition(self.old)
 
     def end(self, start: float) -> Iterator[tuple[float, list]]:
         """Yield what was held back."""
