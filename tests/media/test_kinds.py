@@ -275,7 +275,10 @@ def with_cover(path):
     return path
 
 
-@pytest.mark.parametrize("out, kept", [("out.mp4", True), ("out.mkv", True), ("out.webm", False)])
+ATTACHING = hasattr(av.container.OutputContainer, "add_attachment")
+
+
+@pytest.mark.parametrize("out, kept", [("out.mp4", True), ("out.mkv", ATTACHING), ("out.webm", False)])
 def test_covers(tmp_path, out, kept):
     how = enlarged(with_cover(tmp_path / "in.mp4"), tmp_path / out)
     with av.open(str(tmp_path / out)) as container:
@@ -299,6 +302,16 @@ def test_sound_before_an_edit_is_not_heard(tmp_path, out):
     enlarged(tmp_path / "in.mp4", tmp_path / out)
     times, starts = seen(tmp_path / out)
     assert len(times) == 36 and abs(starts[0] - times[0]) <= 0.025
+
+
+@pytest.mark.parametrize("matrix", [1, 4, 5, 6, 7, 9])
+def test_every_matrix_is_known(tmp_path, matrix):
+    def prepare(container, stream):
+        stream.codec_context.colorspace = matrix
+
+    source = film(tmp_path / "a.mkv", [np.full((48, 64, 3), 130, np.uint8)] * 2, codec="ffv1", prepare=prepare)
+    assert probe(source).colour.matrix == matrix and np.abs(first(source).astype(int) - 130).max() <= 2
+    assert np.abs(first(source, Wish(16)) / 257 - 130).max() <= 2
 
 
 @pytest.mark.parametrize("layout", ["5.1(side)", "5.0(side)", "3.0", "4.0", "quad", "2.1", "7.1", "mono"])
