@@ -169,7 +169,7 @@ def test_every_codec_writes_every_kind_of_source(tmp_path, ending, codec):
     film(tmp_path / "b.mov", [np.dstack([c, ramp]) for c in clip(3)], codec="png", layout="rgba")
     film(tmp_path / "c.mkv", clip(3, depth=16), codec="ffv1", layout="gbrp16le")
     for source in ("a.mov", "b.mov", "c.mkv"):
-        for lossless in (False, True):
+        for lossless in (False, True)[: 1 if codec == "av1" else 2]:
             out = tmp_path / f"out{ending}"
             how = enlarged(tmp_path / source, out, codec=codec, lossless=lossless)
             wish = Wish(8, alpha=how.encoding.alpha)
