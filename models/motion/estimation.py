@@ -161,16 +161,18 @@ def estimate_pairs(
     count, height, width = frames.shape[:3]
     forward = torch.zeros(count - 1, 2, height, width, dtype=torch.float16)
     backward = torch.zeros_like(forward)
-    cuts = scene_cuts(frames, check_cancelled)
+    cuts = []
     for pair in range(count - 1):
         if check_cancelled is not None:
             check_cancelled()
         both = frames[pair : pair + 2, ..., :3].movedim(-1, 1).to(device, torch.float32)
         there, back = estimator(both, both.flip(0)).chunk(2)  # both ways as one batch
+        if scene_cuts(frames[pair : pair + 2]):
+            cuts.append(pair + 1)
         forward[pair], backward[pair] = there[0], back[0]
         if progress is not None:
             progress(pair + 1, count - 1)
-    return Motion(forward, backward, cuts, count, height, width)
+    return Motion(forward, backward, tuple(cuts), count, height, width)
 
 
 def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

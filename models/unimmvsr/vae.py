@@ -367,8 +367,7 @@ class CausalVideoVAE(nn.Module):
         shift, scale = self._statistics(z)
         features = self.decoder.latent(z * scale + shift, memory)
         for cut in cuts:  # features of a picture by itself are better than those of a latent frame shared by four
-            alone = self.encode_chunk(base[:, :, cut : cut + 1], {})[0]
-            own = self.decoder.latent(alone * scale + shift, {})
+            own = self.decoder.latent(self.encoder(base[:, :, cut : cut + 1], {})[0], {})
             features[:, cut] = torch.lerp(features[:, cut], own[:, 0], lr_weight)
         return self.decoder(features, base, memory, lr_weight, cuts)
 
