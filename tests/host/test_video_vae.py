@@ -88,8 +88,8 @@ def test_a_scene_starts_as_if_alone_in_every_tile_and_chunk(core, vae, caplog, c
         decode(joined[:cut])
         assert not any("Scene cuts" in message for message in caplog.messages)
     assert torch.allclose(decode(joined, chunk=4), whole, atol=1e-5)
-    # nearly: a tile sees of the scene's first frame what lies inside of it
-    assert torch.allclose(tiled[cut], decode(after[None], tile=64)[0], atol=2e-3)
+    # nearly: a tile encodes of the scene's first frame what lies inside of it
+    assert (tiled[cut] - decode(after[None], tile=64)[0]).abs().mean() < 1e-3
 
 
 def test_decode_of_a_sampled_batch_keeps_every_clip(core, vae, noise):
