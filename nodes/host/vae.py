@@ -179,9 +179,8 @@ class RestorerVAE(comfy.sd.VAE):
         output = services.output_tensor((len(samples), size.frames, size.height, size.width, 3))
         cuts = (options.get("chunk"), options.get("side") or None, options.get("overlap"))
         told = {}
-        if (
-            law.streamed and options["lr"] is not None and options["lr_weight"] > 0
-        ):  # here, before tiles and chunks: they must agree
+        # here, before tiles and chunks: they must agree
+        if law.streamed and options["lr"] is not None and options["lr_weight"] > 0:
             told["cuts"] = scene_cuts(options["lr"], services.check_cancelled)
             if told["cuts"]:
                 logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, told["cuts"])))
