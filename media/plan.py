@@ -18,7 +18,7 @@ from .errors import MediaError
 from .files import ANIMATIONS, CONTAINERS, is_folder
 from .reader import Wish
 from .timeline import Timeline
-from .tracks import survey
+from .tracks import is_complete, survey
 
 CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1")
 TAKES = {
@@ -135,7 +135,7 @@ def natural_ending(source: Timeline) -> str:
         return ".png" if source.kind == "picture" or suffix in (".png", ".apng") else ".webp"
     if suffix in CONTAINERS:
         return suffix
-    return ".mp4" if not source.alpha and not survey(source, ".mp4") else ".mkv"
+    return ".mkv" if source.alpha or source.kind == "film" and not is_complete(source, ".mp4") else ".mp4"
 
 
 def check_codec(codec: str, suffix: str) -> None:

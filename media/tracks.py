@@ -117,6 +117,12 @@ def survey(timeline: Timeline, suffix: str, keep: str = "all") -> list[str]:
         return lines
 
 
+def is_complete(timeline: Timeline, suffix: str) -> bool:
+    """Return whether a file ending in `suffix` takes every track of a film, as it is or encoded anew."""
+    with opened(timeline.path) as container:
+        return not any(s.type != "data" for s in _sort(container, timeline.path, suffix, "all")[1])
+
+
 class Tracks:
     """The tracks of one film on their way into one result; use as a context."""
 
