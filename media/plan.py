@@ -93,8 +93,8 @@ def plan(
         alpha = source.alpha and codec in _ALPHA
         if source.sar != 1 and suffix in (".mkv", ".webm") and codec not in _SHAPED:
             notes.append(
-                f"pixels of {source.sar.numerator}:{source.sar.denominator} are shown square: {suffix} cannot say it of "
-                f"{codec}; .mp4, .mov, and h264 or hevc in .mkv can"
+                f"pixels of {source.sar.numerator}:{source.sar.denominator} are shown square: {suffix} cannot say it "
+                f"of {codec}; .mp4, .mov, and h264 or hevc in .mkv can"
             )
     else:
         holds_hdr, deep, alpha = False, source.depth > 8 and suffix != ".webp", source.alpha
