@@ -29,6 +29,7 @@ TAKES = {
 }
 _SHORT = 12  # frames; of fewer than it reorders, x265 now and then writes times out of its uninitialised memory
 _DEEP = {"hevc", "av1", "prores", "ffv1"}
+_SHAPED = {"h264", "hevc"}  # say the shape of their pixels themselves; PyAV cannot write it into Matroska
 _ALPHA = {"vp9", "prores", "ffv1"}
 
 
@@ -90,6 +91,11 @@ def plan(
         codec = "vp9" if odd and codec == "av1" else codec
         holds_hdr, deep = codec in _DEEP, codec in _DEEP and (source.depth > 8 or bool(source.colour.hdr))
         alpha = source.alpha and codec in _ALPHA
+        if source.sar != 1 and suffix in (".mkv", ".webm") and codec not in _SHAPED:
+            notes.append(
+                f"pixels of {source.sar.numerator}:{source.sar.denominator} are shown square: {suffix} cannot say it "
+                f"of {codec}; .mp4, .mov, and h264 or hevc in .mkv can"
+            )
     else:
         holds_hdr, deep, alpha = False, source.depth > 8 and suffix != ".webp", source.alpha
     hdr = source.colour.hdr

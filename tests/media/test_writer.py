@@ -101,6 +101,7 @@ def test_pixels_keep_their_shape(tmp_path):
     for ending in ("mp4", "mkv"):
         enlarged(source, tmp_path / f"out.{ending}")
         assert probe(tmp_path / f"out.{ending}").sar == Fraction(64, 45)
+    assert "pixels of 64:45 are shown square" in plan(tmp_path / "out.webm", probe(source)).notes[0]
     timeline = probe(source)
     how = plan(tmp_path / "wide.mkv", timeline)
     write(tmp_path / "wide.mkv", clip(6, 48, 96), how, timeline)  # other sides: the same shape on the screen
