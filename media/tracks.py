@@ -109,12 +109,18 @@ def survey(timeline: Timeline, suffix: str, keep: str = "all") -> list[str]:
             return [f"{count} sound and subtitle tracks stay behind: OUT holds pictures only"] if count else []
         going, staying = _sort(container, timeline.path, suffix, keep)
         anew = [s for s in going if s.type == "audio" and not _fits(s, suffix)]
-        lines = [f"{_name(s)} is encoded anew as {_anew(s, suffix)[0]}: {suffix} does not take it" for s in anew]
+        lines = [f"{_name(s)} is encoded anew as {_described(s, suffix)}: {suffix} does not take it" for s in anew]
         if names := [_name(s) for s in staying if s.type != "data"]:
             better = keep == "all" and suffix != ".mkv" and any(_fits(s, ".mkv") for s in staying)
             hint = "; .mkv takes them" if better else ""
             lines.append(f"{', '.join(names)} stay{'' if len(names) > 1 else 's'} behind{hint}")
         return lines
+
+
+def _described(stream, suffix: str) -> str:
+    codec, layout, _ = _anew(stream, suffix)
+    fewer = av.AudioLayout(layout).nb_channels < stream.channels
+    return f"{codec} with {layout} of its {stream.channels} channels" if fewer else codec
 
 
 def is_complete(timeline: Timeline, suffix: str) -> bool:
