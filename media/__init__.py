@@ -5,4 +5,6 @@
 3. reader.py    its frames, upright RGB or RGBA, one at a time (pictures.py: the part for pictures)
 4. tracks.py    its sound, subtitles, chapters and names, moved to the clock of the result (sound.py: as samples)
 5. writer.py    the result, whole or not at all
+6. segments.py  how a long film is cut; join.py: files of segments, and the film made of them by copying packets;
+                journal.py: what is finished, so that a run that was broken goes on
 """

@@ -159,11 +159,22 @@ def _is_dead(name: str) -> bool:
     return False
 
 
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; where a system has no such wait, go on."""
+    with contextlib.suppress(OSError if path.is_dir() else ()):  # Windows opens no folders
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextlib.contextmanager
-def replacing(out: Path, folder: bool = False) -> Iterator[Path]:
+def replacing(out: Path, folder: bool = False, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary file (or folder) beside `out`; it becomes `out` when the block ends without an error.
 
     Its name is short, whatever OUT's is, and says whose it is, so that `sweep` finds it after a kill.
+    `durable`: a file's content is on the disk before its name is, so that a power cut leaves all of it or nothing.
     """
     out = Path(os.path.realpath(out)) if folder else out.absolute()
     prefix = f"{signature()}{os.getpid()}-"
@@ -185,7 +196,11 @@ def replacing(out: Path, folder: bool = False) -> Iterator[Path]:
             os.replace(temporary, out)
             shutil.rmtree(old, ignore_errors=True)
         else:
+            if durable:
+                to_disk(temporary)
             os.replace(temporary, out)
+            if durable:
+                to_disk(out.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(missing_ok=True)
         raise

@@ -27,6 +27,7 @@ TAKES = {
     ".mkv": ("h264", "hevc", "av1", "vp9", "ffv1"),
     ".webm": ("vp9", "av1"),
 }
+_THREADS = "8"  # of x264, whose result depends on their number: the same file whatever the machine
 _SHORT = 12  # frames; of fewer than it reorders, x265 now and then writes times out of its uninitialised memory
 _DEEP = {"hevc", "av1", "prores", "ffv1"}
 _SHAPED = {"h264", "hevc"}  # say the shape of their pixels themselves; PyAV cannot write it into Matroska
@@ -213,11 +214,15 @@ def encoding(
         layout = f"rgb{a}" + ({"": "48be", "a": "64be"}[a] if deep else {"": "24", "a": ""}[a])
         return Encoding("png", layout, 16 if deep else 8, {"compression_level": "1", "pred": "up"})
     if codec == "h264" and lossless:
-        return Encoding("libx264rgb", "rgb24", 8, {"qp": "0", "preset": "veryfast"})
+        return Encoding("libx264rgb", "rgb24", 8, {"qp": "0", "preset": "veryfast", "threads": _THREADS})
     if codec == "h264":
-        return Encoding("libx264", "yuv420p", 8, {"crf": str(crf), "preset": "medium"})
+        return Encoding("libx264", "yuv420p", 8, {"crf": str(crf), "preset": "medium", "threads": _THREADS})
     if codec == "hevc":
-        quality = {"x265-params": "log-level=none" + (":lossless=1" if lossless else ""), "preset": "medium"}
+        # no text of its settings, which names the machine's processor; 3 threads: the result may depend on it
+        quality = {
+            "x265-params": "log-level=none:info=0:frame-threads=3" + (":lossless=1" if lossless else ""),
+            "preset": "medium",
+        }
         layout = ("gbrp12le" if deep else "gbrp") if lossless else f"yuv420p{ten}"
         bits = 12 if lossless and deep else bits
         return Encoding("libx265", layout, bits, quality | ({} if lossless else {"crf": str(crf)}), "hvc1")

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 import zlib
@@ -61,7 +62,7 @@ def write(
         tracks = sound if film else None
         if film and source.kind == "film" and keep != "none" and not even and sound is None:
             tracks = stack.enter_context(Tracks(source, out.suffix.lower(), keep))
-        clock = _Clock(source.rate.limit_denominator(60000)) if even else _Clock.of(source)
+        clock = Clock(source.rate.limit_denominator(60000)) if even else Clock.of(source)
         return _write_stream(out, frames, how.encoding, clock, how.colour, source, tracks, notes if film else None)
 
 
@@ -79,11 +80,11 @@ def write_video(
     "h264" is yuv420p in BT.709 (yuv444p for odd sides, unfit for 4:2:0); "h264-rgb" and "png" keep every bit, "png" up
     to 16.
     """
-    first, frames = _peeked(frames)
+    first, frames = peeked(frames)
     deep, alpha = first.dtype == np.uint16, first.shape[-1] == 4
     lossless = codec == "h264-rgb"
     how = encoding(codec.removesuffix("-rgb"), crf, lossless, deep and codec == "png", alpha and codec == "png")
-    return _write_stream(out, frames, how, _Clock(Fraction(rate).limit_denominator(60000)), SDR, None, tracks)
+    return _write_stream(out, frames, how, Clock(Fraction(rate).limit_denominator(60000)), SDR, None, tracks)
 
 
 def write_pngs(
@@ -93,17 +94,17 @@ def write_pngs(
 
     The first of them carries the `notes`.
     """
-    first, frames = _peeked(frames)
+    first, frames = peeked(frames)
     how = how or encoding("png", deep=first.dtype == np.uint16, alpha=first.shape[-1] == 4)
     count = 0
-    with _writing(out), replacing(out, folder=True) as folder:
+    with writing(out), replacing(out, folder=True) as folder:
         for count, frame in enumerate(frames, 1):
-            (folder / f"frame_{count:05d}.png").write_bytes(_encoded(frame, how, notes if count == 1 else None))
+            (folder / f"frame_{count:05d}.png").write_bytes(png(frame, how, notes if count == 1 else None))
     return count
 
 
 @contextlib.contextmanager
-def _writing(out: Path, hint: str = "") -> Iterator[None]:
+def writing(out: Path, hint: str = "") -> Iterator[None]:
     """Turn what encoders and disks raise into one sentence."""
     try:
         yield
@@ -112,10 +113,10 @@ def _writing(out: Path, hint: str = "") -> Iterator[None]:
 
 
 def _write_picture(out: Path, frames: Iterable[np.ndarray], how: Encoding, notes: dict[str, str] | None) -> int:
-    first, _ = _peeked(frames)
-    with _writing(out), replacing(out) as temporary:
+    first, _ = peeked(frames)
+    with writing(out), replacing(out) as temporary:
         if how.encoder == "png":
-            temporary.write_bytes(_encoded(first, how, notes))
+            temporary.write_bytes(png(first, how, notes))
         else:
             with av.open(locator(temporary), "w", format="webp") as container:
                 stream = container.add_stream("libwebp", rate=25, options=how.options)
@@ -125,7 +126,7 @@ def _write_picture(out: Path, frames: Iterable[np.ndarray], how: Encoding, notes
     return 1
 
 
-def _encoded(frame: np.ndarray, how: Encoding, notes: dict[str, str] | None = None) -> bytes:
+def png(frame: np.ndarray, how: Encoding, notes: dict[str, str] | None = None) -> bytes:
     """Return one picture as the bytes of a PNG file, with notes as its text."""
     context = av.CodecContext.create("png", "w")
     context.height, context.width, context.pix_fmt = *frame.shape[:2], how.layout
@@ -133,6 +134,11 @@ def _encoded(frame: np.ndarray, how: Encoding, notes: dict[str, str] | None = No
     picture = _picture(frame, how, SDR)
     picture.pts = 0
     data = b"".join(bytes(packet) for packet in (*context.encode(picture), *context.encode(None)))
+    return with_texts(data, notes)
+
+
+def with_texts(data: bytes, notes: dict[str, str] | None) -> bytes:
+    """Return the bytes of a PNG file with notes as its text."""
     texts = b""
     for name, text in (notes or {}).items():
         chunk = b"tEXt" + f"{name}\0{text}".encode("latin-1", "replace")
@@ -140,7 +146,7 @@ def _encoded(frame: np.ndarray, how: Encoding, notes: dict[str, str] | None = No
     return data[:33] + texts + data[33:]  # after the header
 
 
-class _Clock:
+class Clock:
     """Times of the frames of a result: even, or those of a source while its frames last."""
 
     def __init__(self, rate: Fraction, pts: np.ndarray | None = None, base: Fraction | None = None, last: int = 1):
@@ -148,11 +154,11 @@ class _Clock:
         self.delay = 0  # of the first frame, in units of `base`
 
     @staticmethod
-    def of(source: Timeline) -> _Clock:
+    def of(source: Timeline) -> Clock:
         rate = source.rate.limit_denominator(60000)
         if source.constant:  # exact, where a container of the source has rounded to ms
-            return _Clock(rate)
-        return _Clock(rate, source.pts, source.time_base, max(1, round(source.last / float(source.time_base))))
+            return Clock(rate)
+        return Clock(rate, source.pts, source.time_base, max(1, round(source.last / float(source.time_base))))
 
     def at(self, index: int) -> tuple[int, int]:
         """Return (time, duration) of frame `index` in units of `base` seconds."""
@@ -162,38 +168,88 @@ class _Clock:
         return int(self.pts[index]) + self.delay, after - int(self.pts[index])
 
 
+def fitting(how: Encoding, size: tuple[int, int]) -> Encoding:
+    """Return an encoding for frames of (height, width); 4:2:0 becomes 4:4:4 where a side is odd."""
+    if not (size[0] % 2 or size[1] % 2):
+        return how
+    if how.encoder == "libsvtav1":
+        raise MediaError(f"OUT: AV1 needs even sides; got {size[1]}x{size[0]}. Choose --codec vp9 or another size.")
+    return replace(how, layout=how.layout.replace("420p", "444p"))
+
+
 def _write_stream(
     out: Path,
     frames: Iterable[np.ndarray],
     how: Encoding,
-    clock: _Clock,
+    clock: Clock,
     colour: Colour,
     source: Timeline | None = None,
     tracks: Tracks | Samples | None = None,
     notes: dict[str, str] | None = None,
 ) -> int:
-    first, frames = _peeked(frames)
-    height, width = first.shape[:2]
-    if height % 2 or width % 2:
-        how = replace(how, layout=how.layout.replace("420p", "444p"))
-    if how.encoder == "libsvtav1" and (height % 2 or width % 2):
-        raise MediaError(f"OUT: AV1 needs even sides; got {width}x{height}. Choose --codec vp9 or another size.")
+    first, frames = peeked(frames)
+    how, count = fitting(how, first.shape[:2]), 0
+    with result(out, how, clock, first.shape[:2], colour, source, tracks, notes) as (stream, put):
+        for packets, time in encoded(stream, frames, how, clock, colour):
+            put(packets, time)
+            count += time is not None
+    return count
+
+
+@contextlib.contextmanager
+def result(
+    out: Path,
+    how: Encoding,
+    clock: Clock,
+    size: tuple[int, int],
+    colour: Colour,
+    source: Timeline | None = None,
+    tracks: Tracks | Samples | None = None,
+    notes: dict[str, str] | None = None,
+) -> Iterator[tuple]:
+    """Open OUT and yield (its picture stream, a function that puts packets of it there); it appears at the end.
+
+    That function also takes the time of the frame, in units of `clock.base`, before which tracks are due, or None.
+    """
     hint = " If a track of IN is damaged: --keep-tracks none." if isinstance(tracks, Tracks) else ""
     # around everything: a full disk may show only when the file is closed
-    with _writing(out, hint), replacing(out) as temporary, contextlib.ExitStack() as stack:
+    with writing(out, hint), replacing(out) as temporary, contextlib.ExitStack() as stack:
         kind = _FORMATS[out.suffix.lower()]
         options = _options(kind, source) | (
             {"movflags": "use_metadata_tags"} if notes and kind in ("mp4", "mov") else {}
         )
         container = stack.enter_context(av.open(locator(temporary), "w", format=kind, options=options))
-        stream = _stream(container, how, clock, (height, width), colour, source)
+        stream = _stream(container, how, clock, size, colour, source)
         waiting = iter(())
         if tracks is not None:
             clock.delay = int(np.ceil(tracks.lead() / clock.base))
             tracks.add_to(container, float(clock.delay * clock.base))
             waiting = tracks.packets()
         container.metadata.update(notes or {})
-        return _fill(container, stream, frames, first.shape, how, clock, colour, waiting)
+        track = next(waiting, None)
+
+        def put(packets, time: int | None = None) -> None:
+            nonlocal track
+            while time is not None and track is not None and track[0] <= time * clock.base:
+                put_track()
+            for packet in packets:
+                container.mux(packet)
+
+        def put_track() -> None:
+            nonlocal track
+            with contextlib.suppress(av.error.InvalidDataError):  # a damaged piece of sound is left out
+                container.mux(track[1])
+            track = next(waiting, None)
+
+        yield stream, put
+        while track is not None:
+            put_track()
+
+
+def loose_stream(out: Path, how: Encoding, clock: Clock, size: tuple[int, int], colour: Colour, source: Timeline):
+    """Return (container, stream) that encode as for OUT and write nothing."""
+    container = av.open(io.BytesIO(), "w", format=_FORMATS[out.suffix.lower()])
+    return container, _stream(container, how, clock, size, colour, source)
 
 
 def _options(kind: str, source: Timeline | None) -> dict:
@@ -201,7 +257,7 @@ def _options(kind: str, source: Timeline | None) -> dict:
     return _NO_TIME_OF_DAY | ({name: str(source.plays if source else 0)} if name else {})
 
 
-def _stream(container, how: Encoding, clock: _Clock, size: tuple[int, int], colour: Colour, source: Timeline | None):
+def _stream(container, how: Encoding, clock: Clock, size: tuple[int, int], colour: Colour, source: Timeline | None):
     stream = container.add_stream(how.encoder, rate=clock.rate, options=how.options)
     stream.height, stream.width, stream.pix_fmt = *size, how.layout
     context = stream.codec_context
@@ -225,35 +281,27 @@ def _pixel_shape(source: Timeline, size: tuple[int, int]) -> Fraction:
     return (source.sar * Fraction(source.width, source.height) * Fraction(*size)).limit_denominator(1000)
 
 
-def _fill(container, stream, frames, shape, how: Encoding, clock: _Clock, colour: Colour, waiting: Iterator) -> int:
-    count, durations, track = 0, {}, next(waiting, None)
+def encoded(
+    stream, frames: Iterable[np.ndarray], how: Encoding, clock: Clock, colour: Colour, start: int = 0
+) -> Iterator[tuple[list, int | None]]:
+    """Yield (packets, time of the frame put in, None at the end) of frames from number `start` on."""
+    shape, durations = None, {}
 
-    def put(packets) -> None:
+    def timed(packets) -> list:
         for packet in packets:
             packet.duration = durations.pop(packet.pts, packet.duration)
-            container.mux(packet)
+        return packets
 
-    def put_track() -> None:
-        with contextlib.suppress(av.error.InvalidDataError):  # a damaged piece of sound is left out
-            container.mux(track[1])
-
-    for index, frame in enumerate(frames):
+    for index, frame in enumerate(frames, start):
+        shape = shape or frame.shape
         if frame.shape != shape:
             raise MediaError(f"OUT: all frames must have one size; got {frame.shape} after {shape}.")
         time, duration = clock.at(index)
-        while track is not None and track[0] <= time * clock.base:
-            put_track()
-            track = next(waiting, None)
         picture = _picture(frame, how, colour)
         picture.pts, picture.time_base = time, clock.base
         durations[time] = duration
-        put(stream.encode(picture))
-        count += 1
-    put(stream.encode())
-    while track is not None:
-        put_track()
-        track = next(waiting, None)
-    return count
+        yield timed(stream.encode(picture)), time
+    yield timed(stream.encode()), None
 
 
 def _picture(frame: np.ndarray, how: Encoding, colour: Colour) -> av.VideoFrame:
@@ -284,7 +332,7 @@ def _picture(frame: np.ndarray, how: Encoding, colour: Colour) -> av.VideoFrame:
     return picture
 
 
-def _peeked(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+def peeked(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
