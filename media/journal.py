@@ -174,6 +174,10 @@ class Journal:
         with _kept(self.folder, "OUT"):
             for path in (*(out.iterdir() if out.is_dir() else [out]), out.parent):
                 to_disk(path)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the journal and all segments."""
         _discard(self.folder)
 
 

@@ -25,6 +25,8 @@ from .files import is_picture
 from .pictures import picture_frames, probe_pictures
 from .timeline import Timeline, decoded, opened, probe_film, video_stream
 
+_SKIPPED = 250  # frames that are decoded and left out rather than looked for anew
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -74,6 +76,29 @@ def frames(timeline: Timeline, wish: Wish | None = None, start: int = 0, stop: i
             f"IN: {timeline.path} gave {count} frames where it had {stop - start} before. It is being changed, or its "
             "disk fails: copy it, and try again."
         )
+
+
+class Forward:
+    """The frames of a source for spans that go forward, each decoded once, also where spans overlap."""
+
+    def __init__(self, timeline: Timeline, wish: Wish) -> None:
+        self.timeline, self.wish = timeline, wish
+        self.decoded, self.position, self.kept = iter(()), timeline.frames, {}
+
+    def span(self, start: int, stop: int, again: int | None = None) -> Iterator[np.ndarray]:
+        """Yield frames `start` to `stop` (not included); those from `again` on are kept for the next span."""
+        self.kept = {number: frame for number, frame in self.kept.items() if number >= start}
+        if start not in self.kept and not self.position <= start <= self.position + _SKIPPED:
+            self.decoded, self.position, self.kept = frames(self.timeline, self.wish, start), start, {}
+        for number in range(start, stop):
+            frame = self.kept.pop(number, None)
+            while frame is None:
+                found = next(self.decoded)
+                self.position += 1
+                frame = found if self.position > number else None
+            if again is not None and number >= again:
+                self.kept[number] = frame
+            yield frame
 
 
 def with_transparency(upscaled: Iterable[np.ndarray], source: Timeline, wish: Wish) -> Iterator[np.ndarray]:

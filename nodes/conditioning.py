@@ -24,7 +24,7 @@ from ..models.layout.noise import LR_STREAM
 from ..models.layout.sizes import ClipSize, latent_frames, pad_clip, padded_size, resize_clip, target_size
 from ..models.unimmvsr.references import AFTER, IMAGE, MANUAL, MODEL, PAPER, POLICIES, VIDEO, Reference, References
 from .host import services
-from .host.keys import ALPHAS_KEY, DEVIATION_KEY, LEVEL_KEY, LR_KEY, LR_NOISE_KEY, REFERENCES_KEY, SYSTEM_KEY
+from .host.keys import ALPHAS_KEY, DEVIATION_KEY, FIRST_KEY, LEVEL_KEY, LR_KEY, LR_NOISE_KEY, REFERENCES_KEY, SYSTEM_KEY
 from .host.model import unanswered_level, unanswered_references
 from .sampling import AddressedNoise
 from .systems.base import LRClip
@@ -118,7 +118,7 @@ class VSRConditioning(io.ComfyNode):
         system = lr_latent.get(SYSTEM_KEY)
         if system is not None and system.condition is not None:
             with services.titled(_TITLE):
-                clip = LRClip(lr_latent, noise_level, count, lambda like: _draw(source, like))
+                clip = LRClip(lr_latent, noise_level, count, lambda like: _draw(source, like, lr_latent))
                 conditioned = system.condition(clip)
             lr, start = conditioned.lr, conditioned.start
         else:
@@ -129,7 +129,7 @@ class VSRConditioning(io.ComfyNode):
                 values[REFERENCES_KEY] = references
             if noise_level > 0:
                 unanswered["noise_level"] = unanswered_level(noise_level)
-                values[LR_NOISE_KEY] = _draw(source, lr)
+                values[LR_NOISE_KEY] = _draw(source, lr, lr_latent)
                 lr = (1 - noise_level) * lr + noise_level * values[LR_NOISE_KEY]
         values[LR_KEY] = lr
         positive, negative = (_attach(given, values, unanswered) for given in (positive, negative))
@@ -146,9 +146,9 @@ def _attach(conditioning: list | None, values: dict, unanswered: dict) -> list:
     return attached
 
 
-def _draw(source: Any, like: torch.Tensor) -> torch.Tensor:
-    """Draw noise from a NOISE for the LR clip."""
-    drawn = source.generate_noise({"samples": like})
+def _draw(source: Any, like: torch.Tensor, lr_latent: dict) -> torch.Tensor:
+    """Draw noise from a NOISE for the LR clip, at its place in the film."""
+    drawn = source.generate_noise({"samples": like, FIRST_KEY: lr_latent.get(FIRST_KEY, 0)})
     if drawn.shape != like.shape:
         raise ValueError(
             f"{_TITLE}: noise must have the shape of the low-resolution clip {tuple(like.shape)}; got "

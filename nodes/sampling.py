@@ -29,7 +29,7 @@ from ..models.layout.noise import STEP_STREAM, addressed_noise
 from ..models.layout.sizes import ClipSize
 from ..models.schedules import ddim_update, ddpm_posterior, ddpm_update, flow_sigmas, pndm_weights
 from .host import services
-from .host.keys import AFTER_STEP_KEY, STEPPING_KEY, UNEDITED_KEY
+from .host.keys import AFTER_STEP_KEY, FIRST_KEY, STEPPING_KEY, UNEDITED_KEY
 from .host.model import RestorerModel, Spacing
 
 # Adams-Bashforth weights, newest first: the pseudo linear multistep method of PNDM (Liu et al. 2022), on v.
@@ -45,11 +45,11 @@ class AddressedNoise:
 
     def generate_noise(self, input_latent: dict) -> torch.Tensor:
         """Draw noise shaped like the latent; a 4-D latent holds its frames in the batch."""
-        return noise_like(input_latent["samples"], self.seed)
+        return noise_like(input_latent["samples"], self.seed, input_latent.get(FIRST_KEY, 0))
 
 
-def noise_like(samples: torch.Tensor, seed: int) -> torch.Tensor:
-    """Draw addressed noise shaped like a latent; clips of one batch take consecutive seeds."""
+def noise_like(samples: torch.Tensor, seed: int, first: int = 0) -> torch.Tensor:
+    """Draw addressed noise shaped like a latent from frame `first` on; clips of one batch take consecutive seeds."""
     if getattr(samples, "is_nested", False) or samples.ndim not in (4, 5):
         raise ValueError(
             f"{_NOISE}: the latent must be a picture or video latent (4 or 5 dimensions); got {samples.ndim}. Use the "
@@ -58,7 +58,8 @@ def noise_like(samples: torch.Tensor, seed: int) -> torch.Tensor:
     clips = samples if samples.ndim == 5 else samples.transpose(0, 1).unsqueeze(0)
     size = ClipSize(*clips.shape[2:])
     services.check_cancelled()
-    noise = torch.stack([addressed_noise((seed + i) % 2**64, (clips.shape[1], size)) for i in range(clips.shape[0])])
+    channels, seeds = clips.shape[1], [(seed + i) % 2**64 for i in range(clips.shape[0])]
+    noise = torch.stack([addressed_noise(each, (channels, size), frame0=first) for each in seeds])
     noise = noise if samples.ndim == 5 else noise.squeeze(0).transpose(0, 1)
     return noise.to(samples)
 

@@ -11,12 +11,14 @@ The convention, for shipped and own workflows alike:
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import dataclass
 
 from .errors import RunnerError
 from .workflow import Workflow
 
 CAPTURE_NODE = "CascadeVSRRunnerCapture"
+PLACE_NODE = "CascadeVSRRunnerPlace"
 _SAVERS = ("VSRSaveFilm", "SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
 _FILMS = ("VSRLoadFilm", "LoadVideo")
 _LOADERS = {**dict.fromkeys(_FILMS, "file"), "LoadImage": "image"}
@@ -135,6 +137,18 @@ def uses_sound(workflow: Workflow) -> bool:
             ):
                 return True
     return False
+
+
+def begin_at(workflow: Workflow, first: int) -> Workflow:
+    """Return a copy whose clip begins with frame `first` of a film: noise of ours then has its place in the film."""
+    copied = Workflow(deepcopy(workflow.prompt), workflow.name)
+    for cascade in copied.of_type("VSRCascadeInput") if first else ():
+        vae, consumers = copied.prompt[cascade]["inputs"]["target_vae"], copied.consumers(cascade)
+        place = copied.add(PLACE_NODE, "Place in the film", latent=[cascade, 0], vae=vae, frame=first)
+        for node_id, name in consumers:
+            if copied.prompt[node_id]["inputs"][name][1] == 0:
+                copied.prompt[node_id]["inputs"][name] = [place, 0]
+    return copied
 
 
 def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:

@@ -34,6 +34,11 @@ how the inputs of a workflow are set (API-format json; for an editor file the fi
   --reference    images of the Reference Set node;  --reference-video: its videos
   OUT            the frames that enter Create Video (titled "Output" if there are several)"""
 
+_PARTS_EPILOG = """one film on several machines that share a folder (more: docs/film.md):
+  run.py plan-film IN OUT --scale 4               once: the borders of the segments
+  run.py upscale IN OUT --scale 4 --part 3/10     on every machine, in any order, each another part
+  run.py join OUT                                 at the end; it says which segments are missing"""
+
 _TRAIN_HELP = """usage: run.py train [NAME] ...
 
 Train the built-in model or an adapter, or run the ablations (options: run.py train NAME --help):
@@ -76,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
     _add_upscale(
         add("upscale", "upscale a video with a shipped workflow or your own, without the editor", _UPSCALE_EPILOG)
     )
+
+    text = "look for the scene cuts of a film and decide the borders of its segments, for upscale --part"
+    _add_upscale(add("plan-film", text, _PARTS_EPILOG))
+    join = add("join", "make a film of the segments that upscale --part has rendered", _PARTS_EPILOG)
+    join.add_argument("output", metavar="OUT", help="the very OUT of upscale --part")
+    join.add_argument("--input", metavar="IN", help="where IN is now, if it was moved")
 
     bench = add("bench", "measure speed, memory, quality and start-up")
     bench.add_argument("name", nargs="?", help="a benchmark (default: list them and run the short ones)")
@@ -179,6 +190,14 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
     upscale.add_argument(
         "--lossless", action="store_true", help="write bit-exact RGB: H.264; deep or transparent in .mkv FFV1"
     )
+    parts = upscale.add_argument_group("long films")
+    parts.add_argument("--first", metavar="N", help="try the beginning only: so many frames, or seconds, such as 10s")
+    parts.add_argument("--fresh", action="store_true", help="start anew; else a run that was broken goes on")
+    text = "frames a segment (default: what the memory takes, 32 to 480); 0: the whole film at once"
+    parts.add_argument("--segment", type=int, metavar="N", help=text)
+    text = "frames that are rendered around a segment and thrown away (default: 8)"
+    parts.add_argument("--context", type=int, default=8, metavar="N", help=text)
+    parts.add_argument("--part", metavar="I/N", help="render part I of N and leave it for run.py join")
     upscale.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
     upscale.add_argument("--cpu", action="store_true", help="do not use the GPU")
     upscale.add_argument("--json", metavar="FILE", help="also write seconds, peak memory and network calls as json")
@@ -188,6 +207,7 @@ def _stop(*_) -> None:
     raise KeyboardInterrupt
 
 
+_MODULES = {"plan-film": "upscale"}
 # Commands that need the packages for tests; bench quality needs OpenCV's optical flow.
 _EXTRAS = {"test": ("test",), "lint": ("test",), "bench": ("test",)}
 
@@ -212,7 +232,9 @@ def main(arguments: list[str]) -> int:
             )
             return 0 if options.command == "setup" else environment.enter(ready, arguments)
         signal.signal(signal.SIGTERM, _stop)
-        return importlib.import_module(f".{options.command}", __package__).main(options, host)
+        return importlib.import_module(f".{_MODULES.get(options.command, options.command)}", __package__).main(
+            options, host
+        )
     except (RunnerError, MediaError) as error:
         print(f"run.py {options.command}: {error}", file=sys.stderr, flush=True)
         return 1

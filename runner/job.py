@@ -69,18 +69,24 @@ def open_job(host: Host, port: int | None = None, cpu: bool | None = None) -> It
 
 
 class Job:
-    """One run; the server starts with it, so that every check made before costs nothing."""
+    """Runs, one after the other; the server starts with the first, so that every check made before costs nothing."""
 
     def __init__(self, server: HostServer) -> None:
         self.server = server
         self.input_dir = server.input_dir
 
-    def run(self, workflow: Workflow, keep_savers: bool = False, bits: int = 8) -> Outcome:
-        """Run a filled-in workflow and return what came out of its last frames socket, 8 or 16 bits a channel."""
+    def run(self, workflow: Workflow, keep_savers: bool = False, bits: int = 8, said: str = "") -> Outcome:
+        """Run a filled-in workflow and return what came out of its last frames socket, 8 or 16 bits a channel.
+
+        `said`: what the line of the progress begins with, where this is one run of many. The frames last until the
+        next run.
+        """
         bind_output(workflow, _NAME, keep_savers, bits)
-        print(f"Starting ComfyUI {self.server.host.version} ({'CPU' if self.server.cpu else 'GPU'}) ...", flush=True)
-        self.server.start()
-        client, display = HostClient(self.server.url, self.server), Display()
+        if not self.server.alive():
+            where = "CPU" if self.server.cpu else "GPU"
+            print(f"Starting ComfyUI {self.server.host.version} ({where}) ...", flush=True)
+            self.server.start()
+        client, display = HostClient(self.server.url, self.server), Display(said=said)
         try:
             result = client.run(workflow.prompt, display)
         finally:
@@ -95,7 +101,8 @@ class Job:
                 'Try --set "Load Video Restorer.precision=fp32".'
             )
         frames = np.memmap(path, np.uint8 if bits == 8 else np.uint16, "r", shape=tuple(facts["shape"]))
-        print(f"Workflow {workflow.name}: {len(frames)} frames in {duration(result.seconds)}.", flush=True)
+        if not said:
+            print(f"Workflow {workflow.name}: {len(frames)} frames in {duration(result.seconds)}.", flush=True)
         saved = tuple(_saved(self.server.output_dir, result.outputs))
         return Outcome(
             frames,

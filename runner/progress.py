@@ -24,10 +24,10 @@ class Display:
     `seconds` adds up the time of every node that has run, by its title.
     """
 
-    def __init__(self, stream=None, every: float = 5.0) -> None:
+    def __init__(self, stream=None, every: float = 5.0, said: str = "") -> None:
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
-        self.every = every
+        self.every, self.said = every, said
         self.started = self.stage_started = time.monotonic()
         self.node_id, self.title, self.shown = "", "", 0.0
         self.seconds: dict[str, float] = {}
@@ -48,7 +48,8 @@ class Display:
 
     def _show(self, step: Progress, now: float) -> None:
         self.shown = now
-        parts = [f"[{duration(now - self.started)}] {step.title}"]
+        parts = [self.said] if self.said else []
+        parts.append(f"[{duration(now - self.started)}] {step.title}")
         if step.total:
             parts.append(f"{step.value:g}/{step.total:g} ({100 * step.value / step.total:.0f} %)")
             spent = now - self.stage_started

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..media.errors import MediaError
@@ -25,13 +26,16 @@ def staged_name(name: str, source: Path) -> str:
     return f"{name}{source.suffix.lower()}" if name.startswith("reference_image") else f"{name}.mov"
 
 
-def stage(source: Timeline, wish: Wish, folder: Path, name: str, sound: bool = False) -> str:
+def stage(
+    source: Timeline, wish: Wish, folder: Path, name: str, sound: bool = False, decoded: Iterable | None = None
+) -> str:
     """Write the frames of a source as `folder`/`name`.mov and return that name; what transparency hides is kept.
 
-    `sound`: with the first sound track, for graphs whose result depends on it.
+    `sound`: with the first sound track, for graphs whose result depends on it. `decoded`: its frames, where they are
+    being read already.
     """
     target = folder / f"{name}.mov"
-    pictures = (frame[..., :3] for frame in frames(source, wish))
+    pictures = (frame[..., :3] for frame in decoded or frames(source, wish))
     with contextlib.ExitStack() as stack:
         tracks = stack.enter_context(Tracks(source, ".mov", "first")) if sound and source.kind == "film" else None
         try:

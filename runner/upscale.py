@@ -2,22 +2,25 @@
 
 1. check everything that can be checked first: the workflow, IN to its end, OUT's place, what OUT keeps of IN
 2. stage IN for the host and run the workflow
-3. write OUT with the times, tags, sound and transparency of IN
+3. write OUT with the times, tags, sound and transparency of IN; a long film by segments (segments.py)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from ..media.errors import MediaError
 from ..media.files import CONTAINERS, check_output, is_picture, same_place, try_name
 from ..media.plan import Plan, plan
-from ..media.reader import Wish, probe, with_transparency
+from ..media.reader import probe
 from ..media.timeline import Timeline
-from ..media.writer import write as write_media
 from .binding import (
     Target,
     bind_input,
@@ -30,11 +33,13 @@ from .binding import (
 )
 from .errors import RunnerError
 from .host import Host
-from .job import Outcome, open_job
+from .job import open_job
 from .pack import load
 from .paths import cache_root, require_space, write_atomic
-from .stage import place, stage, staged_name
-from .workflow import Workflow, is_shipped
+from .segments import begin, by_segments
+from .stage import stage, staged_name
+from .work import Work, stage_references, verify, write
+from .workflow import Workflow
 
 # Cascade Input's target -> its inputs, and the rule's name in models/layout/sizes.py
 _TARGETS = {
@@ -49,6 +54,34 @@ _BYTES_PER_PIXEL = {"pictures": 2.6, "lossless": 2.2, "film": 0.5}
 
 def main(options: argparse.Namespace, host: Host) -> int:
     """Check everything that can be checked first, then run, then write OUT."""
+    work = prepare(options)
+    clip, size = work.clip, work.size
+    arrow = f"  ->  {size[1]}x{size[0]}" if size else ""
+    print(f"IN: {clip.frames} frames {clip.width}x{clip.height} at {float(clip.rate):g} fps{arrow}", flush=True)
+    for note in (*clip.notes(), *work.how.notes):
+        print(f"  {note}", flush=True)
+    opened = partial(open_job, host, options.port, True if options.cpu else None)
+    if options.segment == 0 and (options.part or options.command == "plan-film"):
+        raise RunnerError("--segment: 0 makes the film at once, so it has no parts. Leave --segment away.")
+    journal = begin(work, host) if options.segment != 0 else None
+    longest = max(s.end - s.first for s in journal.segments) if journal else None
+    if options.command == "upscale":
+        check_space(work.out, clip.frames, size or (clip.height, clip.width), work.how, options.lossless, longest)
+    costs = at_once(work, opened) if journal is None else by_segments(work, journal, opened)
+    if costs is None:  # a plan, a part, or segments that were all there
+        return 0
+    memory = f"{costs['peak_memory_mb']} MB peak memory" if costs["peak_memory_mb"] else "peak memory unknown"
+    print(
+        f"OUT: {work.out}  {costs['frames']} frames {costs['width']}x{costs['height']}, "
+        f"{costs['seconds_per_frame']:.3f} s a frame, {memory}, {costs['network_calls']} network calls"
+    )
+    if options.json:
+        write_atomic(Path(options.json), json.dumps(costs, indent=1) + "\n")
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> Work:
+    """Read the sources to their ends, fill the workflow in and decide how OUT is written; nothing is started."""
     if not (options.input and options.output):
         raise RunnerError("IN and OUT: must be names of files; got an empty one.")
     source, out = Path(options.input), Path(options.output)
@@ -57,15 +90,22 @@ def main(options: argparse.Namespace, host: Host) -> int:
     fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})
     clip = probe(source, parse_rate(options.rate))
     check_sides(clip.height, clip.width)
+    if options.first:
+        clip = clip.part(0, first_frames(options.first, clip))
     sources = [source, *(reference.path for reference in references.values())]
     check_output(out, sources)
     if options.json:
         check_json(Path(options.json), [*sources, out])
-    expected = expected_size(workflow, clip.height, clip.width)
-    how = plan(
-        out,
+    size = expected_size(workflow, clip.height, clip.width)
+    return Work(options, source, out, workflow, references, clip, plan_of(options, clip, size), size)
+
+
+def plan_of(options: argparse.Namespace, clip: Timeline, size: tuple[int, int] | None) -> Plan:
+    """Decide how OUT is written."""
+    return plan(
+        Path(options.output),
         clip,
-        size=expected,
+        size=size,
         codec=options.codec,
         crf=options.crf,
         lossless=options.lossless,
@@ -73,32 +113,30 @@ def main(options: argparse.Namespace, host: Host) -> int:
         deinterlace=options.deinterlace,
         keep=options.keep_tracks,
     )
-    check_space(out, clip.frames, expected or (clip.height, clip.width), how, options.lossless)
-    arrow = f"  ->  {expected[1]}x{expected[0]}" if expected else ""
-    print(f"IN: {clip.frames} frames {clip.width}x{clip.height} at {float(clip.rate):g} fps{arrow}", flush=True)
-    for note in (*clip.notes(), *how.notes):
-        print(f"  {note}", flush=True)
-    with open_job(host, options.port, True if options.cpu else None) as job:
-        stage(clip, how.wish, job.input_dir, "input", uses_sound(workflow))
-        for name, reference in references.items():
-            if name.startswith("reference_image"):
-                place(reference.path, job.input_dir, name)
-            else:
-                keeps_hdr = bool(clip.colour.hdr) and not how.wish.tonemap
-                wish = Wish(16 if reference.depth > 8 else 8, tonemap=not keeps_hdr)
-                stage(reference, wish, job.input_dir, name)
-        outcome = job.run(workflow, bits=how.wish.depth)
-        verify(outcome, clip.frames, expected, strict=is_shipped(options.workflow))
-        write(out, outcome, how, clip, options.keep_tracks)
-    costs = outcome.costs()
-    memory = f"{costs['peak_memory_mb']} MB peak memory" if costs["peak_memory_mb"] else "peak memory unknown"
-    print(
-        f"OUT: {out}  {costs['frames']} frames {costs['width']}x{costs['height']}, "
-        f"{costs['seconds_per_frame']:.3f} s a frame, {memory}, {costs['network_calls']} network calls"
-    )
-    if options.json:
-        write_atomic(Path(options.json), json.dumps(costs, indent=1) + "\n")
-    return 0
+
+
+def at_once(work: Work, opened: Callable) -> dict:
+    """Make OUT by one run over the whole clip, and return what it cost."""
+    with opened() as job:
+        stage(work.clip, work.how.wish, job.input_dir, "input", uses_sound(work.workflow))
+        stage_references(work, job.input_dir)
+        outcome = job.run(work.workflow, bits=work.how.wish.depth)
+        verify(outcome, work.clip.frames, work.size, work.strict)
+        write(work.out, outcome, work.how, work.clip, work.options.keep_tracks)
+    return outcome.costs()
+
+
+def first_frames(text: str, clip: Timeline) -> int:
+    """Read how much of the beginning is meant: 240 frames, or 10s."""
+    number = text.removesuffix("s")
+    try:
+        seconds = float(number) if number != text else None
+        count = int(text) if seconds is None else int(np.searchsorted(clip.times, seconds - 1e-6))
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise RunnerError(f"--first: must be a number of frames, or of seconds such as 10s, above 0; got {text!r}.")
+    return count
 
 
 def check_json(file: Path, others: list[Path]) -> None:
@@ -183,33 +221,16 @@ def expected_size(workflow: Workflow, height: int, width: int) -> tuple[int, int
         raise RunnerError(f"--scale/--size ({workflow.title(nodes[0])}): {error}") from error
 
 
-def check_space(out: Path, frames: int, size: tuple[int, int], how: Plan, lossless: bool = False) -> None:
-    """Raise unless OUT fits its disk, and the frames, which the host writes once uncompressed, the scratch space."""
+def check_space(
+    out: Path, frames: int, size: tuple[int, int], how: Plan, lossless: bool = False, longest: int | None = None
+) -> None:
+    """Raise unless OUT fits its disk, and the frames, which the host writes once uncompressed, the scratch space.
+
+    `longest`: frames of the longest segment, where OUT is made of such, which are there twice while they are joined.
+    """
     kind = "pictures" if how.kind != "film" else "lossless" if lossless else "film"
-    pixels, channels = frames * size[0] * size[1] * (how.wish.depth // 8), 3
-    needed = int(pixels * _BYTES_PER_PIXEL[kind])
+    pixels = size[0] * size[1] * (how.wish.depth // 8)
+    needed = int(frames * pixels * _BYTES_PER_PIXEL[kind]) * (2 if longest else 1)
     require_space(out.absolute().parent, needed, "OUT", "Free some space, or choose another place.")
     remedy = "Free some, or set CASCADEVSR_CACHE to another disk."
-    require_space(cache_root(), pixels * channels, "Scratch space", remedy)
-
-
-def verify(outcome: Outcome, frames: int, expected: tuple[int, int] | None, strict: bool) -> None:
-    """Compare the frames that came with those expected; own workflows may change them on purpose."""
-    count, height, width = outcome.frames.shape[:3]
-    wanted = (frames, *(expected or (height, width)))
-    if (count, height, width) == wanted:
-        return
-    text = f"{count} frames {width}x{height} came out; expected {wanted[0]} frames {wanted[2]}x{wanted[1]}"
-    if strict:
-        raise RunnerError(f"OUT: {text}. Nothing was written; please report this.")
-    print(f"Note: {text}.", flush=True)
-
-
-def write(out: Path, outcome: Outcome, how: Plan, clip: Timeline, keep: str) -> None:
-    """Write OUT; times, tracks and transparency follow while the frame count, and so the duration, is the source's."""
-    frames, even = outcome.frames, len(outcome.frames) != clip.frames
-    if even:
-        print("Note: another number of frames: even times, no sound, no transparency.", flush=True)
-    elif how.wish.alpha:
-        frames = with_transparency(frames, clip, how.wish)
-    write_media(out, frames, how, clip, keep, even)
+    require_space(cache_root(), 3 * (longest or frames) * pixels, "Scratch space", remedy)

@@ -14,6 +14,7 @@ SIZE_KEY = "vsr_size"  # the exact frames, height and width that the padded late
 SYSTEM_KEY = "vsr_system"  # the System whose LR clip "samples" are
 ALPHAS_KEY = "vsr_lr_alphas"  # (steps,) float32 shares of signal power of the schedule that noises LR frames
 DEVIATION_KEY = "vsr_lr_deviation"  # spread of what the encoder finds, where the LR latent is drawn from it
+FIRST_KEY = "vsr_first_frame"  # latent frames of a film before the first of this part of it, which noise counts
 WORK_KEY = "vsr_work_size"  # (height, width) px the latent's picture has where a small one was enlarged
 
 # In model options

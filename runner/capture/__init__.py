@@ -87,9 +87,28 @@ class CaptureFrames(io.ComfyNode):
         return io.NodeOutput(ui={"cascadevsr": [facts]})
 
 
+class Place(io.ComfyNode):
+    """Tell a latent at which frame of a film its clip begins, in latent frames, for noise that has a place."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CascadeVSRRunnerPlace",
+            display_name="Place in the film",
+            category="_for_testing",
+            inputs=[io.Latent.Input("latent"), io.Vae.Input("vae"), io.Int.Input("frame", min=0, max=2**31)],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, latent, vae, frame) -> io.NodeOutput:
+        together = vae.temporal_compression_decode() or 1  # frames that become one of the latent
+        return io.NodeOutput({**latent, "vsr_first_frame": frame // together})
+
+
 class RunnerExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [CaptureFrames]
+        return [CaptureFrames, Place]
 
 
 async def comfy_entrypoint() -> RunnerExtension:

@@ -6,7 +6,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from cascadevsr.media import colour
+from cascadevsr.media import colour, reader
 from cascadevsr.media.errors import MediaError
 from cascadevsr.media.reader import Wish, frames, probe
 from cascadevsr.media.writer import write_video
@@ -240,3 +240,16 @@ def test_the_remedy_for_a_cut_film_is_true(tmp_path):
         kept = [f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(count), strict=False)]
     write_video(tmp_path / "kept.mkv", kept, Fraction(25))
     assert probe(tmp_path / "kept.mkv").frames == count
+
+
+def test_spans_go_forward_and_decode_once(tmp_path, monkeypatch):
+    timeline = probe(film(tmp_path / "a.mkv", clip(30)))
+    wanted, started = list(frames(timeline)), []
+    real = reader.frames
+    monkeypatch.setattr(reader, "frames", lambda *words: started.append(words[2]) or real(*words))
+    forward = reader.Forward(timeline, Wish())
+    for start, stop, again in ((2, 9, 6), (6, 12, 11), (11, 12, None), (20, 24, 24), (3, 5, None), (29, 30, None)):
+        found = list(forward.span(start, stop, again))
+        assert len(found) == stop - start
+        assert all(np.array_equal(a, b) for a, b in zip(found, wanted[start:stop], strict=True))
+    assert started == [2, 3] and len(forward.kept) == 0

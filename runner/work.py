@@ -1,0 +1,71 @@
+"""One upscaling as a whole: what was decided before it, and what its frames become."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..media.plan import Plan
+from ..media.reader import Wish, with_transparency
+from ..media.timeline import Timeline
+from ..media.writer import write as write_media
+from .errors import RunnerError
+from .job import Outcome
+from .stage import place, stage
+from .workflow import Workflow, is_shipped
+
+
+@dataclass
+class Work:
+    """Everything that is decided before the work: what goes in, what is made of it, and how it is written.
+
+    `size`: height and width of the result in px, None where only the graph knows.
+    """
+
+    options: argparse.Namespace
+    source: Path
+    out: Path
+    workflow: Workflow
+    references: dict[str, Timeline]
+    clip: Timeline
+    how: Plan
+    size: tuple[int, int] | None
+
+    @property
+    def strict(self) -> bool:
+        """Return whether frame count and size are promised."""
+        return is_shipped(self.options.workflow)
+
+
+def stage_references(work: Work, folder: Path) -> None:
+    """Put the reference files where the host finds them."""
+    for name, reference in work.references.items():
+        if name.startswith("reference_image"):
+            place(reference.path, folder, name)
+        else:
+            keeps_hdr = bool(work.clip.colour.hdr) and not work.how.wish.tonemap
+            wish = Wish(16 if reference.depth > 8 else 8, tonemap=not keeps_hdr)
+            stage(reference, wish, folder, name)
+
+
+def verify(outcome: Outcome, frames: int, expected: tuple[int, int] | None, strict: bool) -> None:
+    """Compare the frames that came with those expected; own workflows may change them on purpose."""
+    count, height, width = outcome.frames.shape[:3]
+    wanted = (frames, *(expected or (height, width)))
+    if (count, height, width) == wanted:
+        return
+    text = f"{count} frames {width}x{height} came out; expected {wanted[0]} frames {wanted[2]}x{wanted[1]}"
+    if strict:
+        raise RunnerError(f"OUT: {text}. Nothing was written; please report this.")
+    print(f"Note: {text}.", flush=True)
+
+
+def write(out: Path, outcome: Outcome, how: Plan, clip: Timeline, keep: str) -> None:
+    """Write OUT; times, tracks and transparency follow while the frame count, and so the duration, is the source's."""
+    frames, even = outcome.frames, len(outcome.frames) != clip.frames
+    if even:
+        print("Note: another number of frames: even times, no sound, no transparency.", flush=True)
+    elif how.wish.alpha:
+        frames = with_transparency(frames, clip, how.wish)
+    write_media(out, frames, how, clip, keep, even)
