@@ -72,11 +72,17 @@ class Journal:
 
     @staticmethod
     def begin(
-        out: Path, key: dict, cut: Callable[[], tuple[Segment, ...]], about: dict | None = None, fresh: bool = False
+        out: Path,
+        key: dict,
+        cut: Callable[[], tuple[Segment, ...]],
+        about: dict | None = None,
+        fresh: bool = False,
+        shared: bool = False,
     ) -> tuple[Journal, str]:
         """Return the journal of OUT, and a line on what was found ("": nothing).
 
-        `cut` is called for a new one. `fresh`: start anew in any case. What killed runs left half-written is removed.
+        `cut` is called for a new one. `fresh`: start anew in any case. `shared`: others may be at work in it, so
+        another key is an error. What killed runs left half-written is removed.
         """
         folder, key = folder_of(out), json.loads(json.dumps(key))
         old = None if fresh else _read(folder)
@@ -84,6 +90,11 @@ class Journal:
             sweep(folder)
             return old, ""
         line = f"starts anew ({_changes(old.key, key)})" if old is not None else ""
+        if old is not None and shared:
+            raise MediaError(
+                f"--part: all parts must be made alike; since {out.name} was begun, {_changes(old.key, key)}. Repeat "
+                "the command with the settings of the others, or begin again with run.py plan-film --fresh."
+            )
         new = Journal(folder, key, cut(), about or {})
         with _kept(folder, "the journal"):
             # while this one looked for cuts, another process may have begun the same

@@ -8,19 +8,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import MediaError
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Frames `start` to `stop` (not included) of a film, with `before` and `after` frames of context around them."""
+    """Frames `start` to `stop` (not included) of a film, with `before` and `after` frames of context around them.
+
+    `scene`: the number of their scene, from 0.
+    """
 
     start: int
     stop: int
     before: int = 0
     after: int = 0
+    scene: int = field(default=0, compare=False)
 
     @property
     def frames(self) -> int:
@@ -55,7 +59,7 @@ def cut_film(frames: int, cuts: Iterable[int], length: int, context: int = 0, st
     if borders[0] < 0 or borders[-1] > frames:
         raise MediaError(f"Cuts must lie within the film, 0 to {frames}; got {borders[0]} to {borders[-1]}.")
     found = []
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for scene, (begin, end) in enumerate(zip(borders, borders[1:], strict=False)):
         total = end - begin
         # a tail that is shorter than its context would be made twice, and as often as it is long
         count = 1 if total <= length + context else -(-total // length)
@@ -63,7 +67,7 @@ def cut_film(frames: int, cuts: Iterable[int], length: int, context: int = 0, st
         for start, stop in zip(edges, edges[1:], strict=False):
             before = min(context, start - begin)
             before += (start - before - begin) % step
-            found.append(Segment(start, stop, before, min(context, end - stop)))
+            found.append(Segment(start, stop, before, min(context, end - stop), scene))
     return tuple(found)
 
 

@@ -34,6 +34,7 @@ from .workflow import Workflow
 
 CONTEXT = 8  # frames; see docs/film.md
 _STEP = 8  # frames: models of the host look at 4 or 8 together
+_SMALL = 144  # px of the shorter side in which cuts are looked for, about; they are compared at a quarter of it
 _LEAST, _MOST = 32, 480  # frames of a segment, where memory decides
 _BYTES = 40  # that a pixel of the result takes in ComfyUI's process, in several copies as float32
 _SHARE = 0.4  # of the free memory
@@ -59,7 +60,7 @@ def begin(work: Work, host: Host | None) -> Journal | None:
 
     chosen = vars(options)
     about = {"input": str(work.source.absolute()), "size": work.size, "options": {**chosen, "part": None}}
-    journal, line = Journal.begin(work.out, key(work, host), cut, about, options.fresh)
+    journal, line = Journal.begin(work.out, key(work, host), cut, about, options.fresh, bool(options.part))
     if line:
         print(f"  {line}", flush=True)
     alone = len(journal.segments) == 1 and not options.part and options.command == "upscale"
@@ -83,13 +84,14 @@ def film_cuts(clip: Timeline) -> tuple[int, ...]:
     if clip.frames == 1 or clip.kind == "pictures" and clip.frames < 3:
         return ()
     import torch
+    from PIL import Image
 
-    display = Display()
+    display, less = Display(), max(1, min(clip.height, clip.width) // _SMALL)
 
     def pictures() -> Iterator[torch.Tensor]:
         for number, frame in enumerate(Forward(clip, Wish()).span(0, clip.frames)):
             display(Progress("cuts", "Looking for scene cuts", number + 1, clip.frames))
-            yield torch.from_numpy(frame).float() / 255
+            yield torch.from_numpy(np.array(Image.fromarray(frame).reduce(less))).float() / 255
 
     cuts = load("models.motion.flow").scene_cuts(pictures())
     display.close()
@@ -142,8 +144,9 @@ def by_segments(work: Work, journal: Journal, opened: Callable) -> dict | None:
     missing = [index for index in journal.missing() if index in mine]
     total = sum(journal.segments[index].frames for index in mine)
     lengths = [segment.frames for segment in journal.segments]
-    scenes = sum(segment.before == 0 for segment in journal.segments)
-    print(f"  {count} segments of {min(lengths)} to {max(lengths)} frames, {scenes} scenes", flush=True)
+    scenes = journal.segments[-1].scene + 1
+    many = f"{scenes} scenes" if scenes > 1 else "1 scene"
+    print(f"  {many}, {count} segments of {min(lengths)} to {max(lengths)} frames", flush=True)
     if options.command == "plan-film":
         print(f"OUT: {work.out}: planned. Next: run.py upscale with --part, on any machine, then run.py join.")
         return None

@@ -77,7 +77,7 @@ def test_segments_are_staged_one_at_a_time_with_their_context(tmp_path, run, sou
     assert [begin % 8 for begin in job.begins] == [0] * 4
     assert "frame 30/40" in job.said[-1] and "fps" in job.said[-1] and "left" in job.said[-1]
     out = capsys.readouterr().out
-    assert "4 segments of 10 to 10 frames" in out and "40 frames 128x96" in out
+    assert "1 scene, 4 segments of 10 to 10 frames" in out and "40 frames 128x96" in out
     whole = run("upscale", source, tmp_path / "whole.mp4", "--scale", 2, "--segment", 0)
     assert whole.staged == [40] and seen(tmp_path / "whole.mp4") == seen(tmp_path / "out.mp4")
     assert not folder_of(tmp_path / "out.mp4").exists()
@@ -218,8 +218,9 @@ def test_the_place_of_a_segment_enters_the_latent():
     )
 
 
-def test_journals_of_parts_need_the_same_command(tmp_path, run, source, capsys):
+def test_parts_must_be_made_alike(tmp_path, run, source):
     out = tmp_path / "out.mp4"
     run("upscale", source, out, *SCALE, "--part", "1/2")
-    run("upscale", source, out, *SCALE, "--crf", 3, "--part", "2/2")
-    assert "starts anew" in capsys.readouterr().out and len(Journal.of(out).missing()) == 2
+    with pytest.raises(MediaError, match="--part: all parts must be made alike; .* --crf was 12.0, is 3.0"):
+        run("upscale", source, out, *SCALE, "--crf", 3, "--part", "2/2")
+    assert Journal.of(out).missing() == [2, 3]
