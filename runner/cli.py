@@ -24,6 +24,9 @@ _UPSCALE_EPILOG = """examples:
   run.py upscale clip.mkv out.mp4 --workflow my_graph.json --set "Colour Match.strength=0.5"
   run.py upscale --scale 2 -- -name-with-a-dash.mp4 out.mp4
 
+long films are made by segments (docs/film.md): memory does not grow, and the same command goes on after a break
+  run.py upscale film.mkv large.mkv --first 10s      try the beginning
+
 what is kept of IN, where OUT holds it (the log says what it does not hold): the time of every frame, the shape of its
 pixels, colours and depth (10 bits, HDR), transparency, and in step with the picture sound, subtitles and chapters
 

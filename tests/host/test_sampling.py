@@ -195,3 +195,22 @@ def test_refine_sigmas_gives_the_equivalent_denoise(core, model, clip):
     assert sigmas[0] == pytest.approx(0.78) and denoise == pytest.approx(0.307, abs=0.01)
     ks = core.samplers.KSampler(shifted, steps=2, device="cpu", sampler="euler", scheduler="simple", denoise=denoise)
     assert float(ks.sigmas[0]) == pytest.approx(0.78, abs=0.05)  # KSampler rounds steps / denoise
+
+
+def test_noise_of_a_segment_is_that_of_its_place_in_the_film(core):
+    from cascadevsr.nodes.conditioning import VSRConditioning
+    from cascadevsr.nodes.host.keys import FIRST_KEY, LR_KEY, LR_NOISE_KEY
+    from cascadevsr.nodes.sampling import AddressedNoise
+
+    latent = torch.randn(1, 16, 6, 4, 5)
+    later = {"samples": latent[:, :, 2:], FIRST_KEY: 2}
+    whole = AddressedNoise(7).generate_noise({"samples": latent})
+    assert torch.equal(AddressedNoise(7).generate_noise(later), whole[:, :, 2:])
+    assert not torch.equal(AddressedNoise(7).generate_noise({"samples": later["samples"]}), whole[:, :, 2:])
+    words = {"noise_level": 0.5, "seed": 3}
+    found = []
+    for given in ({"samples": latent}, later):
+        positive, _, start = VSRConditioning.execute(given, **words).args
+        found.append(positive[0][1])
+    assert torch.equal(found[0][LR_NOISE_KEY][:, :, 2:], found[1][LR_NOISE_KEY])
+    assert torch.equal(found[0][LR_KEY][:, :, 2:], found[1][LR_KEY]) and start[FIRST_KEY] == 2

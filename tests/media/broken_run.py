@@ -1,6 +1,6 @@
 """A film that a stand-in upscaler makes by segments, in a process of its own that may be killed at any moment.
 
-usage: python broken_run.py IN OUT
+usage: python broken_run.py IN OUT [I/N]
 """
 
 import sys
@@ -11,23 +11,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def main(source: Path, out: Path, length: int = 6, crf: float = 12.0, pause: float = 0.02) -> int:
-    """Make OUT and return how many segments were made now."""
+def main(source: Path, out: Path, part: str = "", pause: float = 0.02) -> int:
+    """Make OUT, or part I/N of its segments, and return how many were made now."""
     from cascadevsr.media.files import check_output
     from cascadevsr.media.join import join, write_segment
     from cascadevsr.media.journal import Journal, identity
     from cascadevsr.media.plan import plan
     from cascadevsr.media.reader import frames, probe
-    from cascadevsr.media.segments import cut_film
+    from cascadevsr.media.segments import cut_film, share
 
     check_output(out, [source])
     timeline = probe(source)
-    how = plan(out, timeline, crf=crf)
-    key = {"IN": identity(source), "--crf": crf, "--segment": length}
-    journal, line = Journal.begin(out, key, lambda: cut_film(timeline.frames, (20,), length, 2))
-    if line:
-        print(line, flush=True)
-    made = journal.missing()
+    how = plan(out, timeline)
+    journal, _ = Journal.begin(out, {"IN": identity(source)}, lambda: cut_film(timeline.frames, (20,), 6, 2))
+    mine = share(len(journal.segments), *map(int, part.split("/"))) if part else range(len(journal.segments))
+    made = [index for index in journal.missing() if index in mine]
     for index in made:
         segment = journal.segments[index]
 
@@ -41,6 +39,8 @@ def main(source: Path, out: Path, length: int = 6, crf: float = 12.0, pause: flo
         with journal.writing(index) as file:
             write_segment(file, upscaled(), out, how, timeline, segment)
         print(f"made {index}", flush=True)
+    if part:
+        return len(made)
     print("join", flush=True)
     journal.require_all()
     join(out, [journal.file(index) for index in range(len(journal.segments))], how, timeline)
@@ -53,4 +53,4 @@ if __name__ == "__main__":
     package = types.ModuleType("cascadevsr")
     package.__path__ = [str(ROOT)]
     sys.modules["cascadevsr"] = package
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

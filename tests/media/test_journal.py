@@ -28,8 +28,8 @@ def source(tmp_path):
     return film(tmp_path / "in.mkv", clip(40), sounds=[("aac", "mono", "eng")])
 
 
-def started(source, out):
-    command = [sys.executable, str(SCRIPT), str(source), str(out)]
+def started(source, out, *part):
+    command = [sys.executable, str(SCRIPT), str(source), str(out), *part]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -105,6 +105,24 @@ def test_killed_there(tmp_path, source, monkeypatch, place):
     assert broken_run.main(source, out, pause=0) == left
     assert out.read_bytes() == (tmp_path / "whole" / "out.mp4").read_bytes()
     assert not folder_of(out).exists()
+
+
+def test_three_machines_at_once(tmp_path, source):
+    """They begin together, without a plan; one is killed, and its part begun again."""
+    (tmp_path / "whole").mkdir()
+    broken_run.main(source, tmp_path / "whole" / "out.mp4", pause=0)
+    out = tmp_path / "out.mp4"
+    machines = [started(source, out, f"{part}/3") for part in (3, 1, 2)]
+    machines[1].stdout.readline()
+    machines[1].kill()
+    texts = [machine.communicate()[0] for machine in machines]
+    assert texts[0].count("made") == 3 and texts[2].count("made") == 3
+    with pytest.raises(MediaError, match="segments are missing or damaged"):
+        Journal.of(out).require_all()
+    assert started(source, out, "1/3").wait() == 0
+    assert Journal.of(out).missing() == [] and not out.exists()
+    assert broken_run.main(source, out, pause=0) == 0
+    assert out.read_bytes() == (tmp_path / "whole" / "out.mp4").read_bytes()
 
 
 def begun(tmp_path, key, **more):
