@@ -1,9 +1,12 @@
 """What a film was, its larger copy is: times, tags, depth, transparency, shape."""
 
+import subprocess
+import sys
 import time
 import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -16,6 +19,8 @@ from cascadevsr.media.writer import write, write_video
 from PIL import Image
 
 from .films import assert_times, clip, enlarged, film, seen
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("size", [(30, 46), (17, 19), (18, 33)])
@@ -71,6 +76,28 @@ def test_same_frames_give_the_same_file(tmp_path, ending):
         write_video(tmp_path / f"{name}.{ending}", clip(6, 30, 46), Fraction(25))
         time.sleep(0.6)  # across a full second: containers like to note the time of day
     assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "av1"])
+def test_the_first_film_of_a_process_is_the_second(tmp_path, codec):
+    """x264 with AVX-512 reads memory that nothing has written: new processes, as after a break, gave other films."""
+    code = f"""
+import sys, types
+package = types.ModuleType("cascadevsr"); package.__path__ = [{str(ROOT)!r}]; sys.modules["cascadevsr"] = package
+import numpy as np
+from fractions import Fraction
+from pathlib import Path
+from cascadevsr.media.writer import write_video
+from cascadevsr.tests.media.films import clip
+draw = np.random.default_rng(0)
+frames = [(f * 0.8 + draw.normal(20, 9, f.shape)).clip(0, 255).astype(np.uint8) for f in clip(14, 144, 192)]
+for name in sys.argv[1:]:
+    write_video(Path(name), frames, Fraction(24), codec={codec!r})
+"""
+    names = [tmp_path / f"{name}.mkv" for name in "abcd"]
+    for some in (names[:2], names[2:]):
+        subprocess.run([sys.executable, "-c", code, *map(str, some)], check=True)
+    assert len({name.read_bytes() for name in names}) == 1
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mov", "mkv", "webm"])
