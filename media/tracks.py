@@ -140,6 +140,7 @@ class Tracks:
     def __enter__(self) -> Tracks:
         self._opening = opened(self.timeline.path)
         self.source = self._opening.__enter__()
+        self.going = _sort(self.source, self.timeline.path, self.suffix, self.keep)[0]
         return self
 
     def __exit__(self, *error) -> None:
@@ -147,8 +148,9 @@ class Tracks:
 
     def lead(self) -> float:
         """Return how many seconds the sound begins before the first picture (0 where later)."""
-        going = _sort(self.source, self.timeline.path, self.suffix, self.keep)[0]
-        starts = [float(s.start_time * s.time_base) for s in going if s.type == "audio" and s.start_time is not None]
+        starts = [
+            float(s.start_time * s.time_base) for s in self.going if s.type == "audio" and s.start_time is not None
+        ]
         early = self.timeline.start - min(starts, default=self.timeline.start)
         return early if early > _LEAD and self.timeline.whole is None else 0.0
 
@@ -158,7 +160,7 @@ class Tracks:
         `delay`: seconds on the result's clock at which its first picture is shown.
         """
         self.start = self.timeline.start - delay
-        for stream in _sort(self.source, self.timeline.path, self.suffix, self.keep)[0]:
+        for stream in self.going:
             if stream.type == "attachment":
                 self._attach(out, stream)
                 continue

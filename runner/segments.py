@@ -166,7 +166,9 @@ def by_segments(work: Work, journal: Journal, opened: Callable) -> dict | None:
         print(f"OUT: part {options.part} is finished; {left} of {count} segments are left. At the end: run.py join.")
         return None
     join_film(work, journal)
-    if costs is None:
+    if costs is not None:
+        costs["frames"] = work.clip.frames  # with those of runs before
+    else:
         print(f"OUT: {work.out}  {work.clip.frames} frames")
     return costs
 
