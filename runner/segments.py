@@ -29,7 +29,7 @@ from .pack import load
 from .paths import ROOT, cache_root
 from .progress import Display, duration
 from .stage import stage
-from .work import Work, stage_references
+from .work import Work, follows, stage_references
 from .workflow import Workflow
 
 CONTEXT = 8  # frames; see docs/film.md
@@ -156,7 +156,6 @@ def by_segments(work: Work, journal: Journal, opened: Callable) -> dict | None:
     if missing:
         try:
             with opened() as job:
-                stage_references(work, job.input_dir)
                 costs = _render(work, journal, job, missing, total)
         except KeyboardInterrupt:
             print("\nFinished segments are kept: the same command goes on.", flush=True)
@@ -199,6 +198,7 @@ def _render(work: Work, journal: Journal, job, missing: list[int], total: int) -
     clip, how, done, outcomes = work.clip, work.how, 0, []
     source, sound, began = Forward(clip, how.wish), uses_sound(work.workflow), time.monotonic()
     before = total - sum(journal.segments[index].frames for index in missing)
+    follow = any(name.startswith("reference_video") and follows(work, it) for name, it in work.references.items())
     for place, index in enumerate(missing):
         segment = journal.segments[index]
         following = journal.segments[missing[place + 1]].first if place + 1 < len(missing) else clip.frames
@@ -208,6 +208,8 @@ def _render(work: Work, journal: Journal, job, missing: list[int], total: int) -
         line = f"frame {before + done}/{total}"
         if done:
             line += f", {done / spent:.3g} fps, {duration(spent * (total - before - done) / done)} left"
+        if follow or not place:
+            stage_references(work, job.input_dir, segment)
         outcome = job.run(begin_at(work.workflow, segment.first), bits=how.wish.depth, said=line)
         _check(outcome, segment, work)
         times = int(clip.pts[segment.start]), int(clip.pts[segment.stop - 1])

@@ -50,6 +50,7 @@ def stage(
 def place(source: Path, folder: Path, name: str) -> str:
     """Hard-link a file into `folder`, or copy it, and return its name; the host refuses symbolic links."""
     target = folder / f"{name}{source.suffix.lower()}"
+    target.unlink(missing_ok=True)  # of the segment before
     try:
         os.link(source.resolve(), target)
     except OSError:

@@ -20,6 +20,7 @@ from ..media.errors import MediaError
 from ..media.files import CONTAINERS, check_output, is_picture, same_place, try_name
 from ..media.plan import Plan, plan
 from ..media.reader import probe
+from ..media.segments import Segment
 from ..media.timeline import Timeline
 from .binding import (
     Target,
@@ -119,7 +120,7 @@ def at_once(work: Work, opened: Callable) -> dict:
     """Make OUT by one run over the whole clip, and return what it cost."""
     with opened() as job:
         stage(work.clip, work.how.wish, job.input_dir, "input", uses_sound(work.workflow))
-        stage_references(work, job.input_dir)
+        stage_references(work, job.input_dir, Segment(0, work.clip.frames))
         outcome = job.run(work.workflow, bits=work.how.wish.depth)
         verify(outcome, work.clip.frames, work.size, work.strict)
         write(work.out, outcome, work.how, work.clip, work.options.keep_tracks)

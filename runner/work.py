@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..media.plan import Plan
 from ..media.reader import Wish, with_transparency
+from ..media.segments import Segment
 from ..media.timeline import Timeline
 from ..media.writer import write as write_media
 from .errors import RunnerError
@@ -38,14 +39,21 @@ class Work:
         return is_shipped(self.options.workflow)
 
 
-def stage_references(work: Work, folder: Path) -> None:
-    """Put the reference files where the host finds them."""
+def follows(work: Work, reference: Timeline) -> bool:
+    """Return whether a reference video is as long as IN, so that it shows the same moments."""
+    return reference.frames == (work.clip.whole or work.clip).frames
+
+
+def stage_references(work: Work, folder: Path, segment: Segment) -> None:
+    """Put the reference files where the host finds them; of videos as long as IN, what belongs to a segment."""
     for name, reference in work.references.items():
         if name.startswith("reference_image"):
             place(reference.path, folder, name)
         else:
             keeps_hdr = bool(work.clip.colour.hdr) and not work.how.wish.tonemap
             wish = Wish(16 if reference.depth > 8 else 8, tonemap=not keeps_hdr)
+            if follows(work, reference):
+                reference = reference.part(segment.first, segment.end)
             stage(reference, wish, folder, name)
 
 

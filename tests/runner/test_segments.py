@@ -14,6 +14,7 @@ from cascadevsr.runner.binding import PLACE_NODE, begin_at
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.workflow import Workflow
 from cascadevsr.tests.media.films import clip, film, seen
+from PIL import Image
 
 
 class Enlarging:
@@ -21,11 +22,14 @@ class Enlarging:
 
     def __init__(self, folder: Path) -> None:
         self.input_dir, self.staged, self.begins, self.said, self.ends = folder, [], [], [], None
+        self.references = []
 
     def run(self, workflow: Workflow, bits: int, said: str = ""):
         small = probe(self.input_dir / "input.mov")
         self.staged.append(small.frames)
         places = workflow.of_type(PLACE_NODE)
+        references = [probe(file) for file in sorted(self.input_dir.glob("reference_video_*"))]
+        self.references.append([(reference.frames, next(frames(reference)).mean()) for reference in references])
         self.begins.append(workflow.prompt[places[0]]["inputs"]["frame"] if places else 0)
         self.said.append(said)
         if len(self.staged) == self.ends:
@@ -81,6 +85,20 @@ def test_segments_are_staged_one_at_a_time_with_their_context(tmp_path, run, sou
     whole = run("upscale", source, tmp_path / "whole.mp4", "--scale", 2, "--segment", 0)
     assert whole.staged == [40] and seen(tmp_path / "whole.mp4") == seen(tmp_path / "out.mp4")
     assert not folder_of(tmp_path / "out.mp4").exists()
+
+
+def test_reference_videos_as_long_as_the_film_go_with_it(tmp_path, run, source):
+    brighter = [np.full((48, 64, 3), 5 * number, np.uint8) for number in range(40)]
+    names = [film(tmp_path / f"{count}.mkv", brighter[:count]) for count in (40, 12)]
+    Image.fromarray(clip(1)[0]).save(tmp_path / "face.png")
+    words = ["--workflow", "Upscale-an-Edited-Video", "--reference-video", names[0], "--reference-video", names[1]]
+    words += ["--reference", tmp_path / "face.png"]
+    job = run("upscale", source, tmp_path / "out.mp4", *SCALE, *words)
+    for staged, begin, (first, second) in zip(job.staged, job.begins, job.references, strict=True):
+        assert first[0] == staged and abs(first[1] - 5 * begin) < 3
+        assert second[0] == 12 and second[1] < 3
+    job = run("upscale", source, tmp_path / "out.mp4", "--scale", 2, "--first", 20, *words)
+    assert [first[0] for first, _ in job.references] == [20]
 
 
 def test_a_short_film_is_made_at_once(tmp_path, run, source):
