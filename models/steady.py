@@ -35,9 +35,9 @@ _BAND = 1 << 19  # px of the upscaled frame that are worked on at once
 _RETURN = 0.3  # LR px; the round trip of a motion misses its start by this where trust falls to 1/e
 _ALIKE = 0.05  # change along the motion, frames in 0..1, beyond which a place says nothing about the upscaler
 _TOLERANCE = 6.0  # likeness asked for, in deviations of noise and of the upscaler's disagreement with itself
-_STEPS = 2  # of the residual
+_STEPS = {True: 1, False: 2}  # of the residual, by whether the LR is clean: clean frames were corrected before
 _BLURS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2)  # LR px; what the LR's own blur is looked for among
-_SMOOTH = 0.6  # LR px; smooths the residual of a compressed LR
+_SMOOTH = 1.2  # LR px; smooths the residual of a compressed LR: with 0.6 smooth faces and walls turned blotchy
 _DARK, _LIGHT = 0.05, 0.95  # beyond these a pixel may be clipped and hides noise
 _FLAT = 0.3  # share of pixels, the flattest, that noise is measured in
 _DIRTY = (1.55 / 255) ** 2  # noise over the share of fine texture from which an LR counts as compressed
@@ -262,7 +262,7 @@ def _residual(reduced: torch.Tensor, seen: torch.Tensor, clean: bool, grid: "_Gr
     """Give r so that D (x + U r) shows what was seen; `reduced` is D x. All at the size of the LR."""
     sigma = 0.0 if clean else _blur_of(reduced, seen)
     residual = torch.zeros_like(reduced)
-    for _ in range(_STEPS):
+    for _ in range(_STEPS[clean]):
         missing = seen - _gauss(reduced + grid.there_and_back(residual), sigma)
         residual = residual + (missing if clean else _gauss(missing, _SMOOTH))
     return residual
