@@ -22,7 +22,8 @@ SDR_WHITE = 203.0  # nits of white in SDR, ITU-R BT.2408
 _PEAK = 1000.0  # nits, of the display that HDR films are mostly graded on
 _WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087)}
 _WEIGHTS |= {9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}  # red and blue in luma
-FILTER_NAMES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+# as FFmpeg 7 knows them, too; 5 has the numbers of 6
+FILTER_NAMES = {1: "bt709", 4: "fcc", 5: "smpte170m", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 # linear light, BT.2020 to BT.709 (ITU-R BT.2087)
 _TO_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .errors import MediaError
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".apng"}
+PICTURES = set(".png .jpg .jpeg .jfif .webp .bmp .tif .tiff .gif .apng .avif .heic .heif".split())
 FILMS = set(".mp4 .m4v .mov .mkv .webm .avi .ts .mts .m2ts .mpg .mpeg .vob .wmv .flv .3gp .ogv .mxf .dv".split())
 CONTAINERS = {".mp4", ".mkv", ".mov", ".webm"}
 ANIMATIONS = {".png", ".apng", ".webp"}  # of a film; one picture becomes one picture
@@ -64,7 +64,8 @@ def same_place(one: Path, two: Path) -> bool:
 def check_output(out: Path, sources: Iterable[Path]) -> None:
     """Raise MediaError unless OUT may be written: its kind, its place, its name, and that it is no source.
 
-    Creates missing folders above OUT, tries its name, and removes what killed runs left beside it.
+    Creates missing folders above OUT, tries its name, and removes what killed runs left beside it. Where OUT is a link
+    to a file, the link is replaced and the file stays; where it is one to a folder of frames, the folder is replaced.
     """
     sources = list(sources)
     for source in sources:
@@ -81,6 +82,8 @@ def check_output(out: Path, sources: Iterable[Path]) -> None:
             raise MediaError(
                 f"OUT: must not lie among the pictures that are read; got {out} in {source}. Choose another folder."
             )
+    if os.path.exists(out) and not (os.path.isfile(out) or os.path.isdir(out)):
+        raise MediaError(f"OUT: must be a file or a folder; {out} is a device or a pipe. Choose another name.")
     if is_folder(out):
         names = os.listdir(out) if os.path.isdir(out) else []
         strangers = [name for name in names if not (_OWN_FRAME.fullmatch(name) or is_hidden(name))]
@@ -92,7 +95,7 @@ def check_output(out: Path, sources: Iterable[Path]) -> None:
     elif out.suffix.lower() not in CONTAINERS | ANIMATIONS:
         endings = " ".join(sorted(CONTAINERS | ANIMATIONS))
         raise MediaError(f"OUT: must be a film or picture ({endings}) or a folder for PNGs; got {out.name}.")
-    _try_name(out)
+    try_name(out)
     sweep(out.absolute().parent)
 
 
@@ -100,7 +103,7 @@ def is_folder(out: Path) -> bool:
     """Return whether OUT means a folder of PNG frames: no ending, or a folder already."""
     if out.suffix.lower() in CONTAINERS | ANIMATIONS:
         return False
-    return not out.suffix or os.path.isdir(out) or str(out).endswith(("/", os.sep))
+    return not (out.suffix or out.name.endswith(".")) or os.path.isdir(out) or str(out).endswith(("/", os.sep))
 
 
 def _lies_in(out: Path, folder: Path) -> bool:
@@ -109,7 +112,8 @@ def _lies_in(out: Path, folder: Path) -> bool:
     return inside or any(same_place(out, file) for file in picture_files(folder))
 
 
-def _try_name(out: Path) -> None:
+def try_name(out: Path, who: str = "OUT") -> None:
+    """Raise MediaError about `who` unless a file of that name can be created; creates the folders above it."""
     out = out.absolute()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,10 +126,10 @@ def _try_name(out: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise MediaError(
-                f"OUT: its name is longer than this file system takes ({len(os.fsencode(out.name))} bytes). "
+                f"{who}: its name is longer than this file system takes ({len(os.fsencode(out.name))} bytes). "
                 "Choose a shorter one."
             ) from error
-        raise MediaError(f"OUT: cannot write in {out.parent} ({error.strerror}). Choose another place.") from error
+        raise MediaError(f"{who}: cannot write in {out.parent} ({error.strerror}). Choose another place.") from error
 
 
 def signature() -> str:

@@ -8,14 +8,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+
+import av
 
 from .colour import SDR, Colour, delivered
 from .errors import MediaError
 from .files import ANIMATIONS, CONTAINERS, is_folder
 from .reader import Wish
 from .timeline import Timeline
-from .tracks import survey
+from .tracks import is_complete, survey
 
 CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1")
 TAKES = {
@@ -26,6 +29,7 @@ TAKES = {
 }
 _SHORT = 12  # frames; of fewer than it reorders, x265 now and then writes times out of its uninitialised memory
 _DEEP = {"hevc", "av1", "prores", "ffv1"}
+_SHAPED = {"h264", "hevc"}  # say the shape of their pixels themselves; PyAV cannot write it into Matroska
 _ALPHA = {"vp9", "prores", "ffv1"}
 
 
@@ -86,7 +90,12 @@ def plan(
         codec = _codec(codec, suffix, source, lossless)
         codec = "vp9" if odd and codec == "av1" else codec
         holds_hdr, deep = codec in _DEEP, codec in _DEEP and (source.depth > 8 or bool(source.colour.hdr))
-        alpha = source.alpha and (codec in _ALPHA or (lossless and suffix == ".mov"))
+        alpha = source.alpha and codec in _ALPHA
+        if source.sar != 1 and suffix in (".mkv", ".webm") and codec not in _SHAPED:
+            notes.append(
+                f"pixels of {source.sar.numerator}:{source.sar.denominator} are shown square: {suffix} cannot say it "
+                f"of {codec}; .mp4, .mov, and h264 or hevc in .mkv can"
+            )
     else:
         holds_hdr, deep, alpha = False, source.depth > 8 and suffix != ".webp", source.alpha
     hdr = source.colour.hdr
@@ -117,6 +126,8 @@ def plan(
         more = ["bframes=0"] if source.frames < _SHORT else []
         more += source.light if hdr and not mapped else []
         encoding.options["x265-params"] += "".join(f":{option}" for option in more)
+    if size is not None:
+        _try_encoder(encoding, out, size)
     notes += survey(source, suffix if kind == "film" else "", keep)
     return Plan(kind, wish, encoding, colour, tuple(notes))
 
@@ -130,7 +141,7 @@ def natural_ending(source: Timeline) -> str:
         return ".png" if source.kind == "picture" or suffix in (".png", ".apng") else ".webp"
     if suffix in CONTAINERS:
         return suffix
-    return ".mp4" if not source.alpha and not survey(source, ".mp4") else ".mkv"
+    return ".mkv" if source.alpha or source.kind == "film" and not is_complete(source, ".mp4") else ".mp4"
 
 
 def check_codec(codec: str, suffix: str) -> None:
@@ -139,9 +150,35 @@ def check_codec(codec: str, suffix: str) -> None:
         raise MediaError(f"--codec: {suffix} takes {', '.join(TAKES[suffix])}; got {codec}.")
 
 
+def _try_encoder(encoding: Encoding, out: Path, size: tuple[int, int]) -> None:
+    """Raise MediaError where the encoder is not built in, or refuses sides that are unusual."""
+    height, width = size
+    fits = max(size) <= 16383 if "webp" in encoding.encoder else True
+    try:
+        context = av.CodecContext.create(encoding.encoder, "w")
+        heavy = encoding.encoder in ("libvpx-vp9", "libsvtav1")  # takes gigabytes to open for large sizes
+        if min(size) < 64 or max(size) > (16384 if heavy else 8192):
+            context.height, context.width, context.pix_fmt = height, width, encoding.layout
+            if height % 2 or width % 2:
+                context.pix_fmt = encoding.layout.replace("420p", "444p")
+            context.time_base, context.options = Fraction(1, 25), dict(encoding.options)
+            context.open()
+    except (av.FFmpegError, ValueError):
+        fits = False
+    if not fits:
+        raise MediaError(
+            f"OUT: {out.name} cannot be written with {encoding.encoder} at {width}x{height}. Choose another --codec "
+            "(hevc and ffv1 in .mkv take the largest sizes), a folder for PNGs, or a smaller size."
+        )
+
+
 def _codec(codec: str, suffix: str, source: Timeline, lossless: bool) -> str:
     check_codec(codec, suffix)
     if codec != "auto":
+        if lossless and codec == "av1":
+            raise MediaError(
+                "--lossless: av1 is not written without loss. Choose another --codec, such as vp9 or hevc."
+            )
         return codec
     deep = source.depth > 8 or bool(source.colour.hdr)
     if suffix == ".webm":
@@ -195,4 +232,4 @@ def encoding(
     if codec == "prores":
         return Encoding("prores_ks", f"yuv{a}444p10le", 10, {"profile": "4444", "vendor": "apl0"})
     layout = {(0, 0): "bgr0", (0, 1): "bgra", (1, 0): "gbrp16le", (1, 1): "gbrap16le"}[int(deep), int(alpha)]
-    return Encoding("ffv1", layout, 16 if deep else 8, {"level": "3", "slices": "4"})
+    return Encoding("ffv1", layout, 16 if deep else 8, {"level": "3"})

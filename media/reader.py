@@ -47,6 +47,8 @@ def probe(source: Path, rate: Fraction | None = None) -> Timeline:
     """
     if not source.exists():
         raise MediaError(f"IN: must be a video, an image or a folder of images; {source} does not exist.")
+    if not (source.is_file() or source.is_dir()):
+        raise MediaError(f"IN: must be a file or a folder; {source} is a device or a pipe. Save it to a file first.")
     timeline = probe_pictures(source, rate) if source.is_dir() or is_picture(source) else probe_film(source)
     if rate is not None and timeline.kind != "pictures":
         raise MediaError(f"--rate: is for a folder of pictures; {source} has its own times. Leave --rate away.")
@@ -107,7 +109,7 @@ def _film_frames(timeline: Timeline, wish: Wish, start: int, stop: int) -> Itera
     with opened(timeline.path) as container:
         stream = video_stream(container, timeline.path)
         first = 0
-        if start and not timeline.damaged and not wish.deinterlace:
+        if start and not timeline.damaged and not wish.deinterlace and not timeline.jumps:
             first = _seek(container, stream, timeline, start)
     with opened(timeline.path) as container:
         stream = video_stream(container, timeline.path)
@@ -119,12 +121,12 @@ def _film_frames(timeline: Timeline, wish: Wish, start: int, stop: int) -> Itera
             index += 1
             for array in graph.put(frame):
                 if (number := waiting.popleft()) >= start:
-                    yield np.rot90(array, timeline.turn)
+                    yield timeline.upright(array)
                     if number + 1 == stop:
                         return
         for array in graph.end():
             if waiting and waiting.popleft() >= start:
-                yield np.rot90(array, timeline.turn)
+                yield timeline.upright(array)
 
 
 def _absolute(timeline: Timeline, index: int) -> int:

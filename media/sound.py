@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from .timeline import Timeline, opened
-from .tracks import sound_encoder, usual_layout
+from .tracks import sound_encoder
 
 _BLOCK = 1024  # samples that are encoded at once
 
@@ -61,8 +61,9 @@ class Samples:
 
     def add_to(self, out: av.container.OutputContainer, delay: float = 0.0) -> None:
         """Add the track; before the first packet. `delay`: seconds at which the first picture is shown."""
-        self.layout = usual_layout(len(self.values))
-        self.stream, self.resampler = sound_encoder(out, self.suffix, self.rate, self.layout, "the sound")
+        codec, self.layout, rate = sound_encoder(self.rate, len(self.values), "", self.suffix, "the sound")
+        self.stream = out.add_stream(codec, rate=rate, layout=self.layout)
+        self.resampler = av.AudioResampler(self.stream.format, self.layout, rate)
         self.delay = delay
 
     def packets(self) -> Iterator[tuple[float, list]]:

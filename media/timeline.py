@@ -23,6 +23,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from .clock import Joined
 from .colour import UNSPECIFIED, Colour, resolved
 from .errors import MediaError
 from .files import locator
@@ -30,6 +31,13 @@ from .files import locator
 DEFAULT_RATE = Fraction(25)
 _TICK = 0.0011  # s: Matroska notes times in ms, so a constant rate is met no closer
 _MOST_DAMAGED = 0.5  # of the frames
+_COVER = 0x400  # the disposition of a picture that is none of the film's
+_CHANGING_HDR = {
+    "DYNAMIC_HDR_PLUS": "HDR10+",
+    "DOVI_RPU_BUFFER": "Dolby Vision",
+    "DOVI_METADATA": "Dolby Vision",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid",
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,12 @@ class Timeline:
     `height`, `width`: px, upright. `pts`: int64 (frames,), times in units of `time_base` seconds, the first is 0.
     `last`: seconds that the last frame is shown. `start`: seconds of the first frame on the file's own clock, which its
     sound shares. `rate`: frames per second, the mean where `constant` is false. `sar`: width over height of a pixel,
-    upright. `turn`: quarter-turns anticlockwise that make a stored frame upright. `depth`: bits a channel.
+    upright. `turn`: quarter-turns anticlockwise that make a stored frame upright, after `mirrored` has swapped its left
+    and right. `depth`: bits a channel. `plays`: how often an animation is shown (0: endlessly).
     `light`: what an HDR film says of its mastering display and brightest frames, as options of x265.
     `interlaced`: frames that say they are two fields. `damaged`: (number from 0, seconds) of frames that were lost.
+    `jumps`: seconds that are added to the file's clock from the first, second ... time on that it jumps.
+    `remarks`: what else a user should know, one line each.
     `whole`: of a part, the timeline of the whole source, and `first` its first frame there.
     """
 
@@ -63,6 +74,10 @@ class Timeline:
     interlaced: bool = False
     damaged: tuple[tuple[int, float], ...] = ()
     light: tuple[str, ...] = ()
+    mirrored: bool = False
+    plays: int = 0
+    jumps: tuple[float, ...] = ()
+    remarks: tuple[str, ...] = ()
     whole: Timeline | None = None
     first: int = 0
 
@@ -88,10 +103,8 @@ class Timeline:
         """
         stop = min(stop, self.frames)
         if not 0 <= start < stop:
-            raise MediaError(
-                f"IN: a part must hold at least one frame; got frames {start} to {stop} of {self.frames}. "
-                "Begin earlier."
-            )
+            found = f"{start} to {stop} of {self.frames}"
+            raise MediaError(f"IN: a part must hold at least one frame; got frames {found}. Begin earlier.")
         if (start, stop) == (0, self.frames):
             return self
         pts = self.pts[start:stop] - self.pts[start]
@@ -119,7 +132,11 @@ class Timeline:
             )
         if not self.constant:
             lines.append(f"variable frame rate, {float(self.rate):.4g} fps on average; every frame keeps its time")
-        return lines
+        return [*lines, *self.remarks]
+
+    def upright(self, frame: np.ndarray) -> np.ndarray:
+        """Return a stored frame (h, w, c) as it is to be shown."""
+        return np.rot90(frame[:, ::-1] if self.mirrored else frame, self.turn)
 
 
 @contextlib.contextmanager
@@ -136,9 +153,20 @@ def opened(source: Path) -> Iterator[av.container.InputContainer]:
         yield container
 
 
+def disposition(stream) -> int:
+    """Return what a stream is for, as FFmpeg's flags; older versions of PyAV give no number."""
+    flags = getattr(stream, "disposition", 0)
+    return int(getattr(flags, "value", flags))
+
+
+def is_cover(stream) -> bool:
+    """Return whether a stream is a picture on the cover of a film or of music."""
+    return bool(disposition(stream) & _COVER)
+
+
 def video_stream(container, source: Path):
     """Return the first stream of moving pictures (cover pictures of music do not count)."""
-    streams = [s for s in container.streams.video if not int(getattr(s, "disposition", 0)) & 0x400]
+    streams = [s for s in container.streams.video if not is_cover(s)]
     if not streams:
         raise MediaError(f"IN: must have a video stream; {source} has none (sound only?).")
     if streams[0].codec_context is None:
@@ -173,12 +201,13 @@ def decoded(container, stream, look: Callable = lambda packet: None, failed: Cal
 class _Times:
     """Collects the times of packets and frames of one stream, in its own time base."""
 
-    def __init__(self, interval: int) -> None:
-        self.interval = max(1, interval)
+    def __init__(self, interval: int, joined: Joined) -> None:
+        self.interval, self.joined = max(1, interval), joined
         self.frames, self.packets = array("q"), array("q")
         self.last_packet, self.last_duration, self.errors = None, 0, 0
 
     def packet(self, packet) -> None:
+        self.joined.put(packet)
         if packet.size and packet.pts is not None and not packet.is_discard:
             self.packets.append(packet.pts)
             if self.last_packet is None or packet.pts >= self.last_packet:
@@ -211,7 +240,7 @@ def probe_film(source: Path) -> Timeline:
         stream = video_stream(container, source)
         stated = [r for r in (stream.average_rate, stream.guessed_rate, stream.base_rate) if r]
         base = stream.time_base
-        times = _Times(round(1 / (stated[0] if stated else DEFAULT_RATE) / base))
+        times = _Times(round(1 / (stated[0] if stated else DEFAULT_RATE) / base), Joined(container))
         first, size, interlaced = None, None, 0
         try:
             for frame in decoded(container, stream, times.packet, times.failed):
@@ -239,6 +268,10 @@ def probe_film(source: Path) -> Timeline:
     lost = times.lost()
     if len(lost) > _MOST_DAMAGED * (len(lost) + len(pts)):
         raise MediaError(_broken(source, len(pts), f"{len(lost)} frames cannot be decoded"))
+    jumps = tuple(times.joined.jumps)
+    remarks = ["its clock jumps (joined recordings?): the parts follow each other at once"] if jumps else []
+    if first.changing_hdr:
+        remarks.append(f"what {first.changing_hdr} says of single scenes is not kept")
     seconds, length = (pts - pts[0]) * float(base), float((pts[-1] - pts[0] + last) * base)
     rate, constant = _rate(seconds, length, stated)
     height, width = size[::-1] if first.turn % 2 == 0 else size
@@ -261,6 +294,9 @@ def probe_film(source: Path) -> Timeline:
         alpha=first.alpha,
         interlaced=interlaced > len(pts) // 2,
         light=first.light,
+        mirrored=first.mirrored,
+        jumps=jumps,
+        remarks=tuple(remarks),
         damaged=tuple((int(np.searchsorted(pts, p)) + i, float((p - pts[0]) * base)) for i, p in enumerate(lost)),
     )
 
@@ -274,6 +310,8 @@ class _Facts:
     depth: int
     alpha: bool
     light: tuple[str, ...]
+    mirrored: bool
+    changing_hdr: str
 
     @staticmethod
     def of(frame, stream) -> _Facts:
@@ -289,7 +327,21 @@ class _Facts:
         components = frame.format.components
         depth = 8 if name == "pal8" else min(16, max(c.bits for c in components))
         alpha = name == "pal8" or any(c.is_alpha for c in components)
-        return _Facts(round((frame.rotation or 0) / 90) % 4, colour, depth, alpha, tuple(_light(frame)))
+        found = {data.type.name: data for data in frame.side_data}
+        turn, mirrored = _orientation(found.get("DISPLAYMATRIX"))
+        changing = " and ".join(dict.fromkeys(_CHANGING_HDR[name] for name in found if name in _CHANGING_HDR))
+        return _Facts(turn, colour, depth, alpha, tuple(_light(frame)), mirrored, changing)
+
+
+def _orientation(matrix) -> tuple[int, bool]:
+    """Return quarter-turns anticlockwise, and whether left and right are swapped before, of a display matrix."""
+    if matrix is None:
+        return 0, False
+    # a point (x, y) is shown at (ax + cy, bx + dy), y downwards
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    mirrored = a * d - b * c < 0
+    angle = np.arctan2(-b, a) if not mirrored else np.arctan2(b, -a)
+    return round(float(angle) / (np.pi / 2)) % 4, mirrored
 
 
 def _light(frame) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Sound, subtitles, chapters, attachments and names of a film, for its larger copy.
 
-1. `survey` says before the work what will stay behind, and why
-2. `Tracks` adds a stream to the result for each that goes on: copied where the container takes it, sound encoded
-   anew where not
+1. `survey` says before the work what will stay behind or be encoded anew, and tries the encoders
+2. `Tracks` adds a stream to the result for each that goes on: copied where the container takes it, sound and subtitles
+   of text encoded anew where not
 3. `packets` yields them in the order of time. A film's clock begins anywhere, the result's with its first picture:
    every time is moved by minus the first picture's, so that what was early or late stays so. Where sound begins before
    the picture, the picture begins later by that much: no time is negative, which MP4 would cut away
@@ -11,11 +11,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
 
 import av
+from av.subtitles.subtitle import SubtitleSet
 
+from .clock import Joined
 from .errors import MediaError
-from .timeline import Timeline, opened
+from .timeline import Timeline, disposition, is_cover, opened, video_stream
 
 KEEP = ("all", "first", "none")
 _PCM = {"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le"}
@@ -32,10 +36,14 @@ _SUBTITLES = {
     ".mkv": {"subrip", "srt", "ass", "ssa", "webvtt", "hdmv_pgs_subtitle", "dvd_subtitle", "dvb_subtitle"},
     ".webm": {"webvtt"},
 }
+_TEXTS = {"subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text"}
+_TEXT_ENCODERS = {".mp4": "mov_text", ".mov": "mov_text", ".mkv": "subrip", ".webm": "webvtt"}
+_COVERS = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # Hz
-_USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # by the number of channels
+_USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # by channels
+_OPUS = {3: "3.0", 4: "quad"}  # the only ones that it takes of so many
 _LAYOUTS = {*_USUAL.values(), "3.0", "5.0(side)", "5.1(side)", "quad", "7.1(wide)"}
-# PyAV of older hosts cannot write attachments or chapters: `hasattr` asks below
+# PyAV of older hosts cannot write attachments, chapters or subtitles of text: `hasattr` asks below
 _LEAD = 0.03  # s: less sound before the picture is the start-up of an encoder, which every container knows
 _OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "software"}
 
@@ -48,22 +56,43 @@ def _codec(stream) -> str:
 
 def _name(stream) -> str:
     language = stream.metadata.get("language", "und")
-    kind = {"audio": "sound", "subtitle": "subtitles"}.get(stream.type, stream.type)
+    kind = {"audio": "sound", "subtitle": "subtitles", "video": "picture"}.get(stream.type, stream.type)
+    kind = "cover picture" if stream.type == "video" and is_cover(stream) else kind
     codec = _codec(stream) or "unknown"
     return f"{kind} track {stream.index} ({codec}{'' if language == 'und' else ', ' + language})"
 
 
-def _sort(container, suffix: str, keep: str) -> tuple[list, list]:
+def _is_text(stream) -> bool:
+    """Return whether subtitles are text that can be encoded anew."""
+    return _codec(stream) in _TEXTS and hasattr(stream.codec_context, "encode_subtitle")
+
+
+def _goes_as_cover(stream, suffix: str) -> bool:
+    if suffix == ".webm" or not is_cover(stream) or _codec(stream) not in _COVERS:
+        return False
+    return suffix != ".mkv" or hasattr(av.container.OutputContainer, "add_attachment")
+
+
+def _fits(stream, suffix: str) -> bool:
+    """Return whether a file ending in `suffix` takes a track as it is."""
+    kind = {"audio": _SOUND, "subtitle": _SUBTITLES}.get(stream.type)
+    return _codec(stream) in kind[suffix] if kind else stream.type == "attachment" and suffix == ".mkv"
+
+
+def _sort(container, path: Path, suffix: str, keep: str) -> tuple[list, list]:
     """Return the streams that go on, and those that stay behind."""
     going, staying = [], []
     if keep == "none":
         return going, staying
+    shown = video_stream(container, path).index
     for stream in container.streams:
         if stream.type == "audio" and _codec(stream) and stream.rate and stream.channels:
             (staying if keep == "first" and going else going).append(stream)
         elif stream.type in ("audio", "subtitle", "data"):
-            fits = stream.type == "subtitle" and _codec(stream) in _SUBTITLES[suffix]
+            fits = stream.type == "subtitle" and (_codec(stream) in _SUBTITLES[suffix] or _is_text(stream))
             (going if fits and keep == "all" else staying).append(stream)
+        elif stream.type == "video" and stream.index != shown:
+            (going if keep == "all" and _goes_as_cover(stream, suffix) else staying).append(stream)
         elif stream.type == "attachment":
             fits = suffix == ".mkv" and keep == "all" and hasattr(av.container.OutputContainer, "add_attachment")
             (going if fits else staying).append(stream)
@@ -78,12 +107,26 @@ def survey(timeline: Timeline, suffix: str, keep: str = "all") -> list[str]:
         if suffix not in _SOUND:
             count = sum(s.type in ("audio", "subtitle") for s in container.streams)
             return [f"{count} sound and subtitle tracks stay behind: OUT holds pictures only"] if count else []
-        staying = _sort(container, suffix, keep)[1]
-        names = [_name(s) for s in staying if s.type != "data"]
-        if not names:
-            return []
-        hint = "" if suffix == ".mkv" or keep != "all" else "; .mkv takes them"
-        return [f"{', '.join(names)} stay{'' if len(names) > 1 else 's'} behind{hint}"]
+        going, staying = _sort(container, timeline.path, suffix, keep)
+        anew = [s for s in going if s.type == "audio" and not _fits(s, suffix)]
+        lines = [f"{_name(s)} is encoded anew as {_described(s, suffix)}: {suffix} does not take it" for s in anew]
+        if names := [_name(s) for s in staying if s.type != "data"]:
+            better = keep == "all" and suffix != ".mkv" and any(_fits(s, ".mkv") for s in staying)
+            hint = "; .mkv takes them" if better else ""
+            lines.append(f"{', '.join(names)} stay{'' if len(names) > 1 else 's'} behind{hint}")
+        return lines
+
+
+def _described(stream, suffix: str) -> str:
+    codec, layout, _ = _anew(stream, suffix)
+    fewer = av.AudioLayout(layout).nb_channels < stream.channels
+    return f"{codec} with {layout} of its {stream.channels} channels" if fewer else codec
+
+
+def is_complete(timeline: Timeline, suffix: str) -> bool:
+    """Return whether a file ending in `suffix` takes every track of a film, as it is or encoded anew."""
+    with opened(timeline.path) as container:
+        return not any(s.type != "data" for s in _sort(container, timeline.path, suffix, "all")[1])
 
 
 class Tracks:
@@ -104,7 +147,7 @@ class Tracks:
 
     def lead(self) -> float:
         """Return how many seconds the sound begins before the first picture (0 where later)."""
-        going = _sort(self.source, self.suffix, self.keep)[0]
+        going = _sort(self.source, self.timeline.path, self.suffix, self.keep)[0]
         starts = [float(s.start_time * s.time_base) for s in going if s.type == "audio" and s.start_time is not None]
         early = self.timeline.start - min(starts, default=self.timeline.start)
         return early if early > _LEAD and self.timeline.whole is None else 0.0
@@ -115,11 +158,18 @@ class Tracks:
         `delay`: seconds on the result's clock at which its first picture is shown.
         """
         self.start = self.timeline.start - delay
-        for stream in _sort(self.source, self.suffix, self.keep)[0]:
+        for stream in _sort(self.source, self.timeline.path, self.suffix, self.keep)[0]:
             if stream.type == "attachment":
                 self._attach(out, stream)
                 continue
-            way = _Copy(stream, out) if self._fits(stream) else _Encode(stream, out, self.suffix)
+            if stream.type == "video" and self.suffix == ".mkv":
+                self._attach_cover(out, stream)
+                continue
+            if stream.type == "video" or _fits(stream, self.suffix):
+                way = _Copy(stream, out)
+            else:
+                way = (_Encode if stream.type == "audio" else _Text)(stream, out, self.suffix)
+            way.joined = Joined(self.source, self.timeline.jumps)
             way.name_it()
             self.ways[stream.index] = way
         if self.keep == "none":
@@ -131,13 +181,17 @@ class Tracks:
             if chapters := [chapter for chapter in chapters if chapter["start"] < chapter["end"]]:
                 out.set_chapters(chapters)
 
-    def _fits(self, stream) -> bool:
-        return stream.type != "audio" or _codec(stream) in _SOUND[self.suffix]
-
     @staticmethod
     def _attach(out, stream) -> None:
         name = stream.metadata.get("filename", f"attachment{stream.index}")
         out.add_attachment(name, stream.metadata.get("mimetype", "application/octet-stream"), stream.data)
+
+    def _attach_cover(self, out, stream) -> None:
+        with opened(self.timeline.path) as container:
+            packet = next((p for p in container.demux(container.streams[stream.index]) if p.size), None)
+        if packet is not None:
+            ending, kind = _COVERS[_codec(stream)]
+            out.add_attachment(f"cover.{ending}", kind, bytes(packet))
 
     def packets(self) -> Iterator[tuple[float, list]]:
         """Yield (seconds on the result's clock, packets of the result), in the order of the source."""
@@ -146,8 +200,11 @@ class Tracks:
             return
         try:
             for packet in self.source.demux(streams):
-                if packet.size and (packet.dts is not None or packet.pts is not None) and self._is_shown(packet):
-                    yield from self.ways[packet.stream_index].put(packet, self.start)
+                if packet.size and (packet.dts is not None or packet.pts is not None or packet.stream.type == "video"):
+                    way = self.ways[packet.stream_index]
+                    way.joined.put(packet)
+                    if self._is_shown(packet):
+                        yield from way.put(packet, self.start)
         except av.FFmpegError as error:  # a cut file: what was read goes on, as the pictures do
             if isinstance(error, av.error.ArgumentError):
                 raise
@@ -159,6 +216,8 @@ class Tracks:
         if self.timeline.whole is None:
             return True
         time = packet.pts if packet.pts is not None else packet.dts
+        if packet.stream.type == "video":  # a cover
+            return True
         return 0 <= float(time * packet.time_base) - self.timeline.start < self.timeline.duration
 
 
@@ -170,40 +229,29 @@ def _moved(chapter: dict, start: float, timeline: Timeline) -> dict:
     return {**chapter, "start": begin, "end": end}
 
 
-def usual_layout(channels: int) -> str:
-    """Return the layout that so many channels of sound mostly have."""
-    return _USUAL.get(channels, "stereo")
-
-
-def sound_encoder(
-    out: av.container.OutputContainer, suffix: str, rate: int, layout: str, name: str
-) -> tuple[av.AudioStream, av.AudioResampler]:
-    """Add a sound track as AAC (WebM: Opus), and return it with what brings samples to a rate (Hz) that it takes."""
-    codec = "libopus" if suffix == ".webm" else "aac"
-    rates = (48000,) if codec == "libopus" else _AAC_RATES
-    rate = next((r for r in rates if r >= rate), 48000)
-    try:
-        stream = out.add_stream(codec, rate=rate, layout=layout)
-        return stream, av.AudioResampler(stream.format, layout, rate)
-    except (av.FFmpegError, ValueError) as error:
-        raise MediaError(
-            f"IN: {name} cannot be encoded as {codec} ({layout}, {rate} Hz): {error}. "
-            "Use an OUT that ends in .mkv, or --keep-tracks none."
-        ) from error
-
-
 class _Way:
     """One track's way into the result."""
 
+    joined: Joined
+
     def __init__(self, old, new) -> None:
         self.old, self.new = old, new
+        self.before = None  # the time of the last packet of sound, in units of the stream
+
+    def in_order(self, packet) -> bool:
+        """Return whether sound comes after what came before; where parts overlap, muxers would refuse it."""
+        time = packet.dts if packet.dts is not None else packet.pts
+        if time is None or (self.old.type == "audio" and self.before is not None and time <= self.before):
+            return False
+        self.before = time
+        return True
 
     def name_it(self) -> None:
         """Carry on the language and title of the track, and what it is for."""
         kept = {k: v for k, v in self.old.metadata.items() if k.lower() in ("language", "title", "handler_name")}
         self.new.metadata.update(kept)
         if hasattr(self.new, "disposition"):
-            self.new.disposition = self.old.disposition
+            self.new.disposition = disposition(self.old)
 
     def end(self, start: float) -> Iterator[tuple[float, list]]:
         """Yield what was held back."""
@@ -215,28 +263,58 @@ class _Copy(_Way):
 
     def __init__(self, old, out) -> None:
         super().__init__(old, out.add_stream_from_template(old))
-        self.before = None
 
     def put(self, packet, start: float) -> Iterator[tuple[float, list]]:
+        if packet.is_discard:  # before the beginning of an edit list: not shown
+            return
+        if self.old.type == "video":  # a cover has no time
+            packet.pts = packet.dts = 0
+            start = 0.0
         shift = round(start / float(packet.time_base))
         packet.pts = None if packet.pts is None else packet.pts - shift
         packet.dts = None if packet.dts is None else packet.dts - shift
         time = packet.dts if packet.dts is not None else packet.pts
         if self.old.type == "audio" and not packet.duration and self.before is not None:
             packet.duration = max(0, time - self.before)  # Matroska may not tell it; MP4 would drop the last packet
-        self.before = time
         packet.stream = self.new
-        yield float(time * packet.time_base), [packet]
+        if self.in_order(packet):
+            yield float(time * packet.time_base), [packet]
+
+
+def sound_encoder(rate: int, channels: int, layout: str, suffix: str, name: str) -> tuple[str, str, int]:
+    """Return encoder, layout and rate (Hz) for a sound track, tried; raise MediaError where they are refused.
+
+    A `layout` that says nothing ("1 channels", or "") becomes the usual one of so many channels.
+    """
+    codec = "libopus" if suffix == ".webm" else "aac"
+    rate = 48000 if codec == "libopus" else next((r for r in _AAC_RATES if r >= rate), 48000)
+    if codec == "libopus":
+        layout = _OPUS.get(channels) or _USUAL.get(channels, "stereo")
+    elif layout not in _LAYOUTS:
+        layout = _USUAL.get(channels, "stereo")
+    try:
+        context = av.CodecContext.create(codec, "w")
+        context.rate, context.layout, context.format = rate, layout, "fltp" if codec == "aac" else "s16"
+        context.open()
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaError(
+            f"IN: {name} cannot be encoded as {codec} ({layout}, {rate} Hz): {error}. "
+            "Use an OUT that ends in .mkv, or --keep-tracks none."
+        ) from error
+    return codec, layout, rate
+
+
+def _anew(old, suffix: str) -> tuple[str, str, int]:
+    return sound_encoder(old.rate, old.channels, old.layout.name, suffix, _name(old))
 
 
 class _Encode(_Way):
     """Sound, decoded and encoded as AAC (WebM: Opus); a rate that the encoder refuses is resampled."""
 
     def __init__(self, old, out, suffix: str) -> None:
-        layout = old.layout.name
-        if layout not in _LAYOUTS:  # "1 channels": the file does not say which
-            layout = usual_layout(old.channels)
-        new, self.resampler = sound_encoder(out, suffix, old.rate, layout, _name(old))
+        codec, layout, rate = _anew(old, suffix)
+        new = out.add_stream(codec, rate=rate, layout=layout)
+        self.resampler = av.AudioResampler(new.format, layout, rate)
         super().__init__(old, new)
 
     def put(self, packet, start: float) -> Iterator[tuple[float, list]]:
@@ -249,15 +327,47 @@ class _Encode(_Way):
 
     def end(self, start: float) -> Iterator[tuple[float, list]]:
         yield from self._encoded(None, start)
-        yield float("inf"), list(self.new.encode(None))
+        yield float("inf"), [packet for packet in self.new.encode(None) if self.in_order(packet)]
 
     def _encoded(self, frame, start: float) -> Iterator[tuple[float, list]]:
         for piece in self.resampler.resample(frame):
             if piece.pts is not None:
                 piece.pts -= round(start / float(piece.time_base))
             try:
-                yield float(piece.time or 0), list(self.new.encode(piece))
+                yield float(piece.time or 0), [packet for packet in self.new.encode(piece) if self.in_order(packet)]
             except av.FFmpegError as error:
                 raise MediaError(
                     f"IN: {_name(self.old)} could not be encoded ({error.strerror}). Use --keep-tracks none."
                 ) from error
+
+
+class _Text(_Way):
+    """Subtitles of text in the form that the container takes."""
+
+    _BASE = Fraction(1, 1000)
+
+    def __init__(self, old, out, suffix: str) -> None:
+        new = out.add_stream(_TEXT_ENCODERS[suffix])
+        old.codec_context.open(strict=False)
+        new.codec_context.subtitle_header = old.codec_context.subtitle_header or b""
+        new.time_base = new.codec_context.time_base = self._BASE
+        super().__init__(old, new)
+
+    def put(self, packet, start: float) -> Iterator[tuple[float, list]]:
+        try:
+            found = packet.stream.codec_context.decode2(packet)
+        except av.error.InvalidDataError:
+            return  # a damaged line is left out
+        text = b"\\N".join(line.ass for line in found or () if line.type == b"ass")
+        if not text or packet.pts is None:  # MP4 writes pauses as empty lines
+            return
+        at = round((float(packet.pts * packet.time_base) - start) / self._BASE)
+        length = round(float((packet.duration or 0) * packet.time_base) / self._BASE)
+        # neither before the first picture, nor together with the line before, which MP4 forbids
+        first = 0 if self.before is None else self.before + 1
+        at, length = max(first, at), length + min(0, at - first)
+        if length > 0:
+            self.before = at
+            new = self.new.codec_context.encode_subtitle(SubtitleSet.create(text, 0, length, at))
+            new.stream, new.time_base = self.new, self._BASE
+            yield at / 1000, [new]

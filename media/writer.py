@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from .tracks import Tracks
 _NO_TIME_OF_DAY = {"fflags": "+bitexact"}  # same frames, same bytes
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".webp": "webp"}
 _FORMATS |= {".png": "apng", ".apng": "apng"}
+os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 tells the terminal all its settings otherwise
 _PACKED = {"rgb24": 3, "rgba": 4, "bgra": 4, "bgr0": 4, "rgb48be": 3, "rgba64be": 4}
 
 
@@ -94,15 +96,24 @@ def write_pngs(
     first, frames = _peeked(frames)
     how = how or encoding("png", deep=first.dtype == np.uint16, alpha=first.shape[-1] == 4)
     count = 0
-    with replacing(out, folder=True) as folder:
+    with _writing(out), replacing(out, folder=True) as folder:
         for count, frame in enumerate(frames, 1):
             (folder / f"frame_{count:05d}.png").write_bytes(_encoded(frame, how, notes if count == 1 else None))
     return count
 
 
+@contextlib.contextmanager
+def _writing(out: Path, hint: str = "") -> Iterator[None]:
+    """Turn what encoders and disks raise into one sentence."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"OUT: {out} could not be written ({error.strerror}).{hint}") from error
+
+
 def _write_picture(out: Path, frames: Iterable[np.ndarray], how: Encoding, notes: dict[str, str] | None) -> int:
     first, _ = _peeked(frames)
-    with replacing(out) as temporary:
+    with _writing(out), replacing(out) as temporary:
         if how.encoder == "png":
             temporary.write_bytes(_encoded(first, how, notes))
         else:
@@ -167,26 +178,27 @@ def _write_stream(
         how = replace(how, layout=how.layout.replace("420p", "444p"))
     if how.encoder == "libsvtav1" and (height % 2 or width % 2):
         raise MediaError(f"OUT: AV1 needs even sides; got {width}x{height}. Choose --codec vp9 or another size.")
-    try:  # around everything: a full disk may show only when the file is closed
-        with replacing(out) as temporary, contextlib.ExitStack() as stack:
-            kind = _FORMATS[out.suffix.lower()]
-            options = _options(kind) | ({"movflags": "use_metadata_tags"} if notes and kind in ("mp4", "mov") else {})
-            container = stack.enter_context(av.open(locator(temporary), "w", format=kind, options=options))
-            stream = _stream(container, how, clock, (height, width), colour, source)
-            waiting = iter(())
-            if tracks is not None:
-                clock.delay = int(np.ceil(tracks.lead() / clock.base))
-                tracks.add_to(container, float(clock.delay * clock.base))
-                waiting = tracks.packets()
-            container.metadata.update(notes or {})
-            return _fill(container, stream, frames, first.shape, how, clock, colour, waiting)
-    except (av.FFmpegError, OSError) as error:
-        hint = " If a track of IN is damaged: --keep-tracks none." if isinstance(tracks, Tracks) else ""
-        raise MediaError(f"OUT: {out} could not be written ({error.strerror}).{hint}") from error
+    hint = " If a track of IN is damaged: --keep-tracks none." if isinstance(tracks, Tracks) else ""
+    # around everything: a full disk may show only when the file is closed
+    with _writing(out, hint), replacing(out) as temporary, contextlib.ExitStack() as stack:
+        kind = _FORMATS[out.suffix.lower()]
+        options = _options(kind, source) | (
+            {"movflags": "use_metadata_tags"} if notes and kind in ("mp4", "mov") else {}
+        )
+        container = stack.enter_context(av.open(locator(temporary), "w", format=kind, options=options))
+        stream = _stream(container, how, clock, (height, width), colour, source)
+        waiting = iter(())
+        if tracks is not None:
+            clock.delay = int(np.ceil(tracks.lead() / clock.base))
+            tracks.add_to(container, float(clock.delay * clock.base))
+            waiting = tracks.packets()
+        container.metadata.update(notes or {})
+        return _fill(container, stream, frames, first.shape, how, clock, colour, waiting)
 
 
-def _options(kind: str) -> dict:
-    return _NO_TIME_OF_DAY | ({"plays": "0"} if kind == "apng" else {"loop": "0"} if kind == "webp" else {})
+def _options(kind: str, source: Timeline | None) -> dict:
+    name = {"apng": "plays", "webp": "loop"}.get(kind)
+    return _NO_TIME_OF_DAY | ({name: str(source.plays if source else 0)} if name else {})
 
 
 def _stream(container, how: Encoding, clock: _Clock, size: tuple[int, int], colour: Colour, source: Timeline | None):
@@ -256,9 +268,8 @@ def _picture(frame: np.ndarray, how: Encoding, colour: Colour) -> av.VideoFrame:
         frame = to_depth(frame, 8 if how.bits == 8 else 16)
         if how.bits in (10, 12):
             frame = np.rint(frame * (((1 << how.bits) - 1) / 65535)).astype(np.uint16)
-        if how.layout in ("bgra", "bgr0"):
-            frame = frame[..., [2, 1, 0, -1]]
-        parts = [frame]
+        orders = {"bgra": [2, 1, 0, 3], "bgr0": [2, 1, 0, 0]}
+        parts = [frame[..., orders[how.layout]] if how.layout in orders else frame]
         if how.layout.endswith("be"):
             parts = [parts[0].astype(">u2")]
         if how.layout not in _PACKED:

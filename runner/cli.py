@@ -198,6 +198,8 @@ def main(arguments: list[str]) -> int:
         print(_TRAIN_HELP)
         return 0
     options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be text
+        stream.reconfigure(errors="backslashreplace")
     try:
         host = environment.host_inside()
         if host is None:

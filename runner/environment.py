@@ -230,9 +230,14 @@ def _clean_environ() -> dict[str, str]:
 
 
 def enter(environment: Environment, arguments: list[str]) -> int:
-    """Run `run.py` with `arguments` again inside the environment and return its exit code."""
+    """Run `run.py` with `arguments` again inside the environment: in this process's place, so that a kill finds it.
+
+    Windows has no such thing: there, as a child, whose exit code is returned.
+    """
     command = [str(environment.python), str(ROOT / "run.py"), *arguments]
     environ = {**_clean_environ(), INSIDE: str(environment.host.path), "PYTHONUNBUFFERED": "1"}
+    if os.name == "posix":
+        os.execve(command[0], command, environ)
     child = subprocess.Popen(command, env=environ)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # the child stops its ComfyUI and goes
     while True:

@@ -43,9 +43,11 @@ def require_space(path: Path, needed: int, purpose: str, remedy: str) -> None:
     """Raise a RunnerError when fewer than `needed` bytes are free on the disk of `path`."""
     free = free_bytes(path)
     if free < needed:
-        raise RunnerError(
-            f"{purpose}: needs {needed / GIB:.2f} GiB free at {path}; found {free / GIB:.2f} GiB. {remedy}"
-        )
+        raise RunnerError(f"{purpose}: needs {_size(needed)} free at {path}; found {_size(free)}. {remedy}")
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
 
 @contextlib.contextmanager

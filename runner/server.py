@@ -141,7 +141,8 @@ class HostServer:
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.host.path,
-                stdin=subprocess.DEVNULL,
+                # its end tells the host that we are gone, however we went: see capture/
+                stdin=subprocess.PIPE if self.capture else subprocess.DEVNULL,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
                 stdout=None if self.echo else log,
                 stderr=None if self.echo else subprocess.STDOUT,

@@ -12,10 +12,12 @@ import os
 import shutil
 from pathlib import Path
 
+from ..media.errors import MediaError
 from ..media.reader import Wish, frames
 from ..media.timeline import Timeline
 from ..media.tracks import Tracks
 from ..media.writer import write_video
+from .errors import RunnerError
 
 
 def staged_name(name: str, source: Path) -> str:
@@ -32,7 +34,12 @@ def stage(source: Timeline, wish: Wish, folder: Path, name: str, sound: bool = F
     pictures = (frame[..., :3] for frame in frames(source, wish))
     with contextlib.ExitStack() as stack:
         tracks = stack.enter_context(Tracks(source, ".mov", "first")) if sound and source.kind == "film" else None
-        write_video(target, pictures, source.rate, codec="png", tracks=tracks)
+        try:
+            write_video(target, pictures, source.rate, codec="png", tracks=tracks)
+        except MediaError as error:
+            if (text := str(error)).startswith("OUT: "):
+                text = f"Scratch space: {text[5:]} Free some space, or set CASCADEVSR_CACHE to another disk."
+            raise RunnerError(text) from error
     return target.name
 
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..media.errors import MediaError
-from ..media.files import check_output, is_picture, same_place
+from ..media.files import CONTAINERS, check_output, is_picture, same_place, try_name
 from ..media.plan import Plan, plan
 from ..media.reader import Wish, probe, with_transparency
 from ..media.timeline import Timeline
@@ -49,6 +49,8 @@ _BYTES_PER_PIXEL = {"pictures": 2.6, "lossless": 2.2, "film": 0.5}
 
 def main(options: argparse.Namespace, host: Host) -> int:
     """Check everything that can be checked first, then run, then write OUT."""
+    if not (options.input and options.output):
+        raise RunnerError("IN and OUT: must be names of files; got an empty one.")
     source, out = Path(options.input), Path(options.output)
     workflow = Workflow.load(options.workflow)
     references = reference_files(options.reference, options.reference_video)
@@ -57,8 +59,8 @@ def main(options: argparse.Namespace, host: Host) -> int:
     check_sides(clip.height, clip.width)
     sources = [source, *(reference.path for reference in references.values())]
     check_output(out, sources)
-    if options.json and any(same_place(Path(options.json), file) for file in (*sources, out)):
-        raise RunnerError(f"--json: must not be IN, OUT or a reference; got {options.json}. Choose another name.")
+    if options.json:
+        check_json(Path(options.json), [*sources, out])
     expected = expected_size(workflow, clip.height, clip.width)
     how = plan(
         out,
@@ -97,6 +99,16 @@ def main(options: argparse.Namespace, host: Host) -> int:
     if options.json:
         write_atomic(Path(options.json), json.dumps(costs, indent=1) + "\n")
     return 0
+
+
+def check_json(file: Path, others: list[Path]) -> None:
+    """Raise before the work unless the costs can be written to `file`."""
+    if any(same_place(file, other) for other in others):
+        raise RunnerError(f"--json: must not be IN, OUT or a reference; got {file}. Choose another name.")
+    if file.is_dir() or is_picture(file) or file.suffix.lower() in CONTAINERS:
+        kind = "folder" if file.is_dir() else "film or picture"
+        raise RunnerError(f"--json: must be a text file; {file} is a {kind}. Choose another name.")
+    try_name(file, "--json")
 
 
 def parse_rate(text: str | None) -> Fraction | None:

@@ -18,7 +18,7 @@ Constants were chosen on clips with exact flow at 48 to 320 px a side.
 import torch
 import torch.nn.functional as F
 
-from .flow import in_frame, match_blocks, resize_flow, warp
+from .flow import box_mean, in_frame, match_blocks, resize_flow, warp
 
 _LARGEST = 1 << 19  # px; larger frames are estimated on a reduced grid
 _SHRINK = 0.65  # side of a level over that of the next finer one
@@ -99,7 +99,7 @@ def _propose(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> t
 
 def _block_error(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     error = (_features(warp(second, flow)) - _features(first)).abs().mean(1, keepdim=True)
-    return F.avg_pool2d(error.clamp_max(_OUTLIER), 5, stride=1, padding=2, count_include_pad=False)
+    return box_mean(error.clamp_max(_OUTLIER), 5)
 
 
 def _median(flow: torch.Tensor, side: int) -> torch.Tensor:
@@ -141,7 +141,7 @@ def _gradient(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _refine(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     source, target = _features(first), _features(second)
-    looseness = [torch.exp(-_EDGES * step.norm(dim=1, keepdim=True)) for step in _forward_steps(first)]
+    looseness = [torch.exp(-_EDGES * step.square().sum(1, keepdim=True).sqrt()) for step in _forward_steps(first)]
     slopes = _gradient(source)
     for _ in range(_WARPS):
         moved = warp(target, flow, "bicubic")
@@ -159,19 +159,17 @@ def _increment(
     looseness: list[torch.Tensor],
 ) -> torch.Tensor:
     """Minimise the energy linearised around `flow`, with weights that turn squares into robust penalties."""
-    trust = in_frame(flow).float() / (slope_x.square() + slope_y.square() + _FLAT**2)
+    products = slope_x.square(), slope_x * slope_y, slope_y.square()
+    trust = in_frame(flow).float() / (products[0] + products[2] + _FLAT**2)
     change = torch.zeros_like(flow)
     for _ in range(_REWEIGHTS):
-        residual = difference + slope_x * change[:, :1] + slope_y * change[:, 1:]
+        residual = torch.addcmul(difference, slope_x, change[:, :1]).addcmul_(slope_y, change[:, 1:])
         weights = trust * _data_weights(trust * residual.square())
-        a11, a12, a22 = (
-            (weights * product).sum(1, keepdim=True)
-            for product in (slope_x.square(), slope_x * slope_y, slope_y.square())
-        )
-        b1, b2 = ((weights * (slope * difference)).sum(1, keepdim=True) for slope in (slope_x, slope_y))
-        springs = _springs(flow + change, looseness)
-        right = -torch.cat((b1, b2), 1) - _pull(flow, springs)
-        change = _solve((a11, a12, a22), springs, right, change)
+        a11, a12, a22 = ((weights * product).sum(1, keepdim=True) for product in products)
+        weights *= difference
+        right = torch.cat([(weights * slope).sum(1, keepdim=True) for slope in (slope_x, slope_y)], 1)
+        system = _System(a11, a12, a22, _springs(flow + change, looseness))
+        change = system.solve(-right - system.pull(flow), change)
     return change
 
 
@@ -186,63 +184,76 @@ def _data_weights(error: torch.Tensor) -> torch.Tensor:
 
 def _forward_steps(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Give the differences to the right and the lower neighbour, zero at the border."""
-    return F.pad(x[..., 1:] - x[..., :-1], (0, 1)), F.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1))
+    across, down = torch.zeros_like(x), torch.zeros_like(x)
+    torch.sub(x[..., 1:], x[..., :-1], out=across[..., :-1])
+    torch.sub(x[..., 1:, :], x[..., :-1, :], out=down[..., :-1, :])
+    return across, down
 
 
 def _springs(flow: torch.Tensor, looseness: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the stiffness between each pixel and its right and its lower neighbour; none across the border."""
+    """Give the stiffness between neighbours, (b, 1, h, w - 1) across and (b, 1, h - 1, w) down."""
     across, down = _forward_steps(flow)
     stretch = (across.square() + down.square()).sum(1, keepdim=True)
     stiffness = _SMOOTH * (stretch + _ROBUST_FLOW**2).rsqrt()
-    right, lower = stiffness * looseness[0], stiffness * looseness[1]
-    right[..., -1], lower[..., -1, :] = 0, 0
-    return right, lower
+    return (stiffness * looseness[0])[..., :-1], (stiffness * looseness[1])[..., :-1, :]
 
 
-def _pull(flow: torch.Tensor, springs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Apply the smoothness operator: what the springs pull at every pixel."""
-    across, down = (spring * step for spring, step in zip(springs, _forward_steps(flow), strict=True))
-    return _from_left(across) - across + _from_above(down) - down
+class _System:
+    """The linear system of one step: a symmetric 2x2 block of data at every pixel, and springs between neighbours.
+
+    It is solved a few thousand times a second, mostly at small sizes, where the number of torch's calls counts: the
+    sum of a pixel's springs is kept in its block, and neighbours are subtracted in place.
+    """
+
+    def __init__(self, a11: torch.Tensor, a12: torch.Tensor, a22: torch.Tensor, springs: tuple[torch.Tensor, ...]):
+        self._across, self._down = springs
+        self._held = held = torch.zeros_like(a11)
+        for part, spring in (
+            (held[..., :-1], self._across),
+            (held[..., 1:], self._across),
+            (held[..., :-1, :], self._down),
+            (held[..., 1:, :], self._down),
+        ):
+            part += spring
+        d11, d22 = a11 + held, a22 + held
+        self._columns = torch.cat((d11, a12), 1), torch.cat((a12, d22), 1)
+        d11, d22 = d11 + 1e-6, d22 + 1e-6
+        determinant = d11 * d22 - a12.square()
+        self._inverse = torch.cat((d22, -a12), 1) / determinant, torch.cat((-a12, d11), 1) / determinant
+
+    def pull(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the smoothness operator: what the springs pull at every pixel."""
+        return self._less_neighbours(self._held * x, x)
+
+    def solve(self, right: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Solve from `x` by conjugate gradients, each pixel's block as preconditioner."""
+        rest = right - self._apply(x)
+        along = guess = _product(self._inverse, rest)
+        size = _dot(rest, guess)
+        for _ in range(_SOLVES):
+            image = self._apply(along)
+            length = size / _dot(along, image).clamp_min_(1e-12)
+            x = torch.addcmul(x, length, along)
+            rest.addcmul_(length, image, value=-1)
+            guess = _product(self._inverse, rest)
+            size, before = _dot(rest, guess), size
+            along = torch.addcmul(guess, size / before.clamp_min(1e-12), along)
+        return x
+
+    def _apply(self, x: torch.Tensor) -> torch.Tensor:
+        return self._less_neighbours(_product(self._columns, x), x)
+
+    def _less_neighbours(self, image: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        image[..., :-1].addcmul_(self._across, x[..., 1:], value=-1)
+        image[..., 1:].addcmul_(self._across, x[..., :-1], value=-1)
+        image[..., :-1, :].addcmul_(self._down, x[..., 1:, :], value=-1)
+        image[..., 1:, :].addcmul_(self._down, x[..., :-1, :], value=-1)
+        return image
 
 
-def _from_left(x: torch.Tensor) -> torch.Tensor:
-    return F.pad(x[..., :-1], (1, 0))
-
-
-def _from_above(x: torch.Tensor) -> torch.Tensor:
-    return F.pad(x[..., :-1, :], (0, 0, 1, 0))
-
-
-def _solve(
-    data: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    springs: tuple[torch.Tensor, torch.Tensor],
-    right: torch.Tensor,
-    start: torch.Tensor,
-) -> torch.Tensor:
-    """Solve (data + springs) x = right by conjugate gradients, each pixel's 2x2 block as preconditioner."""
-    a11, a12, a22 = data
-    held = springs[0] + springs[1] + _from_left(springs[0]) + _from_above(springs[1]) + 1e-6
-    d11, d22 = a11 + held, a22 + held
-    determinant = d11 * d22 - a12.square()
-
-    def apply(v: torch.Tensor) -> torch.Tensor:
-        image = torch.cat((a11 * v[:, :1] + a12 * v[:, 1:], a12 * v[:, :1] + a22 * v[:, 1:]), 1)
-        return image + _pull(v, springs)
-
-    def precondition(v: torch.Tensor) -> torch.Tensor:
-        return torch.cat((d22 * v[:, :1] - a12 * v[:, 1:], d11 * v[:, 1:] - a12 * v[:, :1]), 1) / determinant
-
-    x, rest = start, right - apply(start)
-    along = guess = precondition(rest)
-    size = _dot(rest, guess)
-    for _ in range(_SOLVES):
-        image = apply(along)
-        length = size / _dot(along, image).clamp_min(1e-12)
-        x, rest = x + length * along, rest - length * image
-        guess = precondition(rest)
-        size, before = _dot(rest, guess), size
-        along = guess + size / before.clamp_min(1e-12) * along
-    return x
+def _product(columns: tuple[torch.Tensor, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Multiply the block of each pixel, given as two columns (b, 2, h, w), with x (b, 2, h, w)."""
+    return (columns[0] * x[:, :1]).addcmul_(columns[1], x[:, 1:])
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

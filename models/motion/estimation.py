@@ -3,7 +3,7 @@
 What estimate_pairs() does with frames (T, H, W, 3) in 0..1:
 
 1. For every pair of neighbours the estimator gives the flow there and the flow back, (2, 2, H, W) px, as one batch.
-2. is_cut() warps the second frame back onto the first: frames that then still look different start a new scene.
+2. scene_cuts() compares neighbours on small copies, whatever the estimator: flows into a new scene mean nothing.
 3. Flows are kept in half precision on the CPU, (T-1, 2, H, W) each way: 8 bytes a pixel and frame.
 4. Motion.on_grid() chains the flows of the frames that one latent frame holds, and resizes them to its cells.
 
@@ -22,16 +22,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..layout.sizes import latent_frames
-from .flow import compose, resize_flow, visible, warp
+from .flow import compose, resize_flow, scene_cuts
 from .raft import SMALLEST, STRIDE
 from .spynet import SpyNet
-
-# Of is_cut(). Measured at 48 to 320 px a side: between neighbours of ten clips (302 pairs) at least 0.86 of the pixels
-# are seen again and the warped frame correlates by 0.93 (0.75 and 0.90 four frames apart); at 130 cuts between those
-# clips at most 0.12 and 0.66. A flash that doubles the light looks like a cut to the first, not to the second.
-_SEEN, _ALIKE = 0.55, 0.8
-_LEVEL = 0.05  # luma; a change of the mean beyond this and the contrast is a cut to or from a plain frame
-_BLUR = 3  # px of the box that takes noise out of the comparison
 
 
 class FlowEstimator(Protocol):
@@ -174,27 +167,12 @@ def estimate_pairs(
             check_cancelled()
         both = frames[pair : pair + 2, ..., :3].movedim(-1, 1).to(device, torch.float32)
         there, back = estimator(both, both.flip(0)).chunk(2)  # both ways as one batch
-        if is_cut(both[:1], both[1:], there, back):
+        if scene_cuts(frames[pair : pair + 2]):
             cuts.append(pair + 1)
         forward[pair], backward[pair] = there[0], back[0]
         if progress is not None:
             progress(pair + 1, count - 1)
     return Motion(forward, backward, tuple(cuts), count, height, width)
-
-
-def is_cut(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor, opposite: torch.Tensor) -> bool:
-    """Tell whether `second` starts a new scene; frames (1, 3, h, w) in 0..1, flows both ways."""
-    before, after = (
-        F.avg_pool2d(frame.mean(1, keepdim=True), _BLUR, 1, _BLUR // 2, count_include_pad=False)
-        for frame in (first, warp(second, flow))
-    )
-    deviation = before - before.mean(), after - after.mean()
-    spread = deviation[0].square().mean().sqrt(), deviation[1].square().mean().sqrt()
-    alike = (deviation[0] * deviation[1]).mean() / (spread[0] * spread[1]).clamp_min(1e-8)
-    if alike >= _ALIKE:
-        return False
-    leap = (before.mean() - after.mean()).abs() > min(spread) + _LEVEL
-    return bool(leap or visible(flow, opposite).float().mean() < _SEEN)
 
 
 def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -11,8 +11,9 @@ Decoding a latent, with LR frames resized to the output's size where there are a
 1. Latent -> features of every frame on the 4x4 grid (b, t, width, H/4, W/4), the reverse of the encoder.
 2. Without LR frames the features give a guess of them.
 3. *Refine*, frame by frame: the LR pixels and the refined frame before, aligned to the present by block matching.
-   The latent has no part in this.
-4. *Complete*, frame by frame: what the latent shows and the LR frames do not is added.
+   The latent has no part in this. At a scene cut the frame before is forgotten, as at the start of a clip.
+4. *Complete*, frame by frame: what the latent shows and the LR frames do not is added. The latent frame around a cut
+   holds both scenes: the first frame of a scene is completed by the features of its own LR frame instead.
 
 The geometry is that of the Wan-class VAEs (16 channels, 4n+1 frames), so tiles, windows and nodes meet one geometry
 only. Two properties carry the rest of the pack. Causal: a frame depends on earlier frames alone, so encoding and
@@ -24,7 +25,7 @@ Tensors inside are (b, t, c, h, w); at the border clips are (b, 3, t, h, w), lat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -184,18 +185,21 @@ class Refiner(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(config.refine_blocks))
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
-    def forward(self, pixels: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, pixels: torch.Tensor, memory: Memory, cuts: Collection[int] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (refined pixels, hidden states (b, t, width, h, w)) of LR `pixels` (b, t, 48, h, w).
 
-        `memory` keeps the last frame's refined pixels, hidden state and LR brightness. The pixels are warped to the
-        present with fractions of a pixel (frame-recurrent, as Sajjadi et al. 2018), the hidden state by whole cells.
+        `cuts` are the frames here that start a new scene. `memory` keeps the last frame's refined pixels, hidden state
+        and LR brightness. The pixels are warped to the present with fractions of a pixel (frame-recurrent, as Sajjadi
+        et al. 2018), the hidden state by whole cells.
         """
         outputs, states, width = [], [], self.conv_out.in_channels
         past = memory.get(id(self))
-        for frame in pixels.unbind(1):
+        for number, frame in enumerate(pixels.unbind(1)):
             mean, deviation = _local_statistics(frame)
             contrast, grey = _contrast(frame, mean, deviation), frame.mean(1, keepdim=True)
-            if past is None:  # a clip starts as if its first frame had stood still before
+            if past is None or number in cuts:  # a scene starts as if its first frame had stood still before
                 hidden, before = frame.new_zeros(frame.shape[0], width, *frame.shape[2:]), contrast
                 motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
             else:
@@ -274,7 +278,12 @@ class Decoder(nn.Module):
         self.complete = Completion(config, ops)
 
     def forward(
-        self, features: torch.Tensor, base: torch.Tensor | None, memory: Memory, weight: float = 1.0
+        self,
+        features: torch.Tensor,
+        base: torch.Tensor | None,
+        memory: Memory,
+        weight: float = 1.0,
+        cuts: Collection[int] = (),
     ) -> torch.Tensor:
         """Decode the latent's features (b, t, width, 2h, 2w) with the upscaled LR frames `base` (b, 3, t, 8h, 8w).
 
@@ -285,7 +294,7 @@ class Decoder(nn.Module):
         elif weight != 1.0:
             base = torch.lerp(self.guess_base(features), base, weight)
         pixels = to_grid(base)
-        refined, hidden = self.refine(pixels, memory)
+        refined, hidden = self.refine(pixels, memory, cuts)
         frames = zip(*(x.unbind(1) for x in (pixels, refined, hidden, features)), strict=True)
         # frame by frame, so that what is wide here is never held for a whole chunk
         completed = [self.complete(*frame, self.latent.detail(frame[-1])) for frame in frames]
@@ -336,11 +345,17 @@ class CausalVideoVAE(nn.Module):
         return self.decode_chunk(z, base, {})
 
     def decode_chunk(
-        self, z: torch.Tensor, base: torch.Tensor | None, memory: Memory, lr_weight: float = 1.0
+        self,
+        z: torch.Tensor,
+        base: torch.Tensor | None,
+        memory: Memory,
+        lr_weight: float = 1.0,
+        cuts: Collection[int] = (),
     ) -> torch.Tensor:
         """Decode the next latent frames of a clip whose past is in `memory`.
 
-        `base` is given for all of a clip or none; `lr_weight` blends it (1) with the learned guess of it (0).
+        `base` is given for all of a clip or none; `lr_weight` blends it (1) with the learned guess of it (0). `cuts`,
+        only with `base`, are the frames of this chunk that start a new scene.
         """
         frames = TIME * z.shape[2] - (0 if memory else TIME - 1)
         wanted = (z.shape[0], 3, frames, SPACE * z.shape[3], SPACE * z.shape[4])
@@ -351,7 +366,10 @@ class CausalVideoVAE(nn.Module):
             )
         shift, scale = self._statistics(z)
         features = self.decoder.latent(z * scale + shift, memory)
-        return self.decoder(features, base, memory, lr_weight)
+        for cut in cuts:  # features of a picture by itself are better than those of a latent frame shared by four
+            own = self.decoder.latent(self.encoder(base[:, :, cut : cut + 1], {})[0], {})
+            features[:, cut] = torch.lerp(features[:, cut], own[:, 0], lr_weight)
+        return self.decoder(features, base, memory, lr_weight, cuts)
 
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, -1, 1, 1, 1)
@@ -400,11 +418,13 @@ def piece_decoder(
     lr_weight: float,
     device: torch.device,
     dtype: torch.dtype,
+    cuts: Collection[int] = (),
 ) -> Callable[[Window, Tile], torch.Tensor]:
     """Make what decodes one piece of a latent (1, 16, T, h, w), for `decode_pieces`; every tile has its own memory.
 
-    Without `lr` the decoder works from its own guess of it. Raises ValueError where the latent has not the grid of
-    `size`.
+    Without `lr` the decoder works from its own guess of it; with it, `cuts` are the frames of the clip that start a
+    new scene, found on the whole LR frames, so that all tiles and chunks agree. Raises ValueError where the latent has
+    not the grid of `size`.
     """
     grid = latent_size(size, SPACE, TIME)
     if tuple(latent.shape[2:]) != (grid.frames, grid.height, grid.width):
@@ -419,6 +439,7 @@ def piece_decoder(
         z = latent[:, :, window.span][tile.region].to(device, dtype)
         frames = Window(first_frame(window.start, TIME), first_frame(window.stop, TIME))
         base = None if lr is None else lr.read(frames, tile)
-        return frames_of(vae.decode_chunk(z, base, memories.setdefault(tile, {}), lr_weight))
+        inside = [cut - frames.start for cut in cuts if frames.start <= cut < frames.stop]
+        return frames_of(vae.decode_chunk(z, base, memories.setdefault(tile, {}), lr_weight, inside))
 
     return decode

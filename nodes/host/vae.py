@@ -38,6 +38,7 @@ from ...models.layout.pieces import (
     plan_tiles,
 )
 from ...models.layout.sizes import ClipSize, latent_size
+from ...models.motion.flow import scene_cuts
 from . import services
 from .keys import PUBLISHED
 
@@ -114,7 +115,10 @@ class RestorerVAE(comfy.sd.VAE):
     def piece_decoder(
         self, latent: torch.Tensor, lr: torch.Tensor | None, size: ClipSize, lr_weight: float
     ) -> Callable[[Window, Tile], torch.Tensor]:
-        """Give what decodes a piece of a latent (1, c, T, h, w) to frames: see `decode_pieces`."""
+        """Give what decodes a piece of a latent (1, c, T, h, w) to frames: see `decode_pieces`.
+
+        With a `streamed` law and LR frames it also takes `cuts`, the frames that start a new scene.
+        """
         raise NotImplementedError
 
     # The host's calls
@@ -174,11 +178,17 @@ class RestorerVAE(comfy.sd.VAE):
         size = options["size"] or services.latent_target("VAE Decode", {"samples": samples}, law.space, law.time)[0]
         output = services.output_tensor((len(samples), size.frames, size.height, size.width, 3))
         cuts = (options.get("chunk"), options.get("side") or None, options.get("overlap"))
+        told = {}
+        # here, before tiles and chunks: they must agree
+        if law.streamed and options["lr"] is not None and options["lr_weight"] > 0:
+            told["cuts"] = scene_cuts(options["lr"], services.check_cancelled)
+            if told["cuts"]:
+                logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, told["cuts"])))
         for latent, clip in zip(samples.split(1), output, strict=True):
             grid = ClipSize(*latent.shape[2:])
             for pieces, running in self._attempts(grid, law.decode_bytes, law.spans, *cuts):
                 with running as show:
-                    decode = self.piece_decoder(latent, options["lr"], size, options["lr_weight"])
+                    decode = self.piece_decoder(latent, options["lr"], size, options["lr_weight"], **told)
                     place = (clip.zero_(), pieces, law.space, law.time)
                     decode_pieces(decode, *place, show, services.check_cancelled)
                     break

@@ -161,13 +161,18 @@ class UniMMVSRVAE(RestorerVAE):
         return piece_encoder(self.first_stage_model, clip)
 
     def piece_decoder(
-        self, latent: torch.Tensor, lr: torch.Tensor | None, size: ClipSize, lr_weight: float
+        self,
+        latent: torch.Tensor,
+        lr: torch.Tensor | None,
+        size: ClipSize,
+        lr_weight: float,
+        cuts: Sequence[int] = (),
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what decodes a piece."""
         place = (self.device, self.vae_dtype)
         clip = None if lr is None else ResizedFrames(lr, size, "bicubic", *place)
         with services.titled(services.DECODE):
-            return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place)
+            return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place, cuts)
 
 
 def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tuple[list[list[float]], list[float]]:

@@ -262,10 +262,10 @@ def test_one_frame_and_bad_input(estimate, moving):
 # Propagation
 
 
-def test_one_step_is_the_propagated_prediction(model, clip, ksample, estimate, propagated):
+def test_one_step_is_the_propagated_prediction(model, clip, ksample, estimate, moving, propagated):
     from cascadevsr.models.motion.flow import propagate
 
-    motion = estimate(clip.frames)[0]
+    motion = estimate(moving())[0]
     plain = ksample(model, clip)["samples"]
     flows = motion.on_grid(*plain.shape[2:], time=4)
     for direction in ("both", "forward", "backward"):

@@ -62,6 +62,36 @@ def test_lr_frames_and_their_weight_matter(vae, clip):
     assert not torch.allclose(half, full, atol=1e-3) and not torch.allclose(half, guess, atol=1e-3)
 
 
+@pytest.mark.parametrize("cut", [4, 5, 6, 7])
+def test_a_scene_starts_as_if_alone_in_every_tile_and_chunk(core, vae, caplog, cut):
+    from cascadevsr.nodes.frames import CascadeInput, TemporalDecode
+
+    def decode(frames, chunk=16, tile=0, weight=1.0):
+        size = {"target": "exact size", "width": 160, "height": 96}
+        latent, low = CascadeInput.execute(vae, size, "bicubic", frames).args[:2]
+        return TemporalDecode.execute(latent, vae, weight, chunk, tile, low).args[0]
+
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(2, 3, 6, 10, generator=generator)
+    before, after = torch.nn.functional.interpolate(small, (24, 40), mode="bicubic").clamp(0, 1).movedim(1, -1)
+    joined = torch.stack([before] * cut + [after] * (13 - cut))
+    alone = decode(after[None])
+    with caplog.at_level("INFO"):
+        whole = decode(joined)
+        assert torch.allclose(whole[cut], alone[0], atol=1e-5)
+        assert caplog.messages.count(f"Scene cuts before frames {cut}") == 1
+        caplog.clear()
+        tiled = decode(joined, chunk=4, tile=64)
+        assert caplog.messages.count(f"Scene cuts before frames {cut}") == 1
+        caplog.clear()
+        decode(joined, weight=0.0)
+        decode(joined[:cut])
+        assert not any("Scene cuts" in message for message in caplog.messages)
+    assert torch.allclose(decode(joined, chunk=4), whole, atol=1e-5)
+    # nearly: a tile encodes of the scene's first frame what lies inside of it
+    assert (tiled[cut] - decode(after[None], tile=64)[0]).abs().mean() < 1e-3
+
+
 def test_decode_of_a_sampled_batch_keeps_every_clip(core, vae, noise):
     one = vae.encode(noise(5, 16, 24))
     both = torch.cat([one, vae.encode(noise(5, 16, 24, seed=1))])

@@ -55,7 +55,8 @@ def film(
             tracks[-1].metadata["language"] = language
         packets = []
         for picture, time in zip(pictures, times, strict=True):
-            kind = "rgb48le" if picture.dtype == np.uint16 else "rgba" if picture.shape[-1] == 4 else "rgb24"
+            kind = {(1, 3): "rgb24", (1, 4): "rgba", (2, 3): "rgb48le", (2, 4): "rgba64le"}
+            kind = kind[picture.itemsize, picture.shape[-1]]
             frame = av.VideoFrame.from_ndarray(picture, format=kind).reformat(format=layout)
             frame.pts, frame.time_base = round((time + start) / base), base
             packets += stream.encode(frame)

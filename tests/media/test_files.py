@@ -98,6 +98,38 @@ def test_unwritable_folder(tmp_path):
         files.check_output(tmp_path / "file" / "a.mp4", [])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders there")
+def test_devices_and_pipes_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(MediaError, match="device or a pipe"):
+        probe(tmp_path / "pipe.mp4")  # would wait for ever
+    for out in (tmp_path / "pipe.mp4", Path("/dev/null")):
+        with pytest.raises(MediaError, match="OUT: .*device or a pipe"):
+            files.check_output(out, [])
+
+
+def test_a_dot_at_the_end_is_no_folder(tmp_path):
+    with pytest.raises(MediaError, match="must be a film or picture"):
+        files.check_output(tmp_path / "a.mp4.", [])
+
+
+def test_a_link_as_output_leaves_its_file_alone(tmp_path):
+    (tmp_path / "precious.mp4").write_bytes(b"precious")
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "precious.mp4")
+    files.check_output(tmp_path / "link.mp4", [])
+    write_video(tmp_path / "link.mp4", clip(2), Fraction(25))
+    assert (tmp_path / "precious.mp4").read_bytes() == b"precious"
+    assert probe(tmp_path / "link.mp4").frames == 2 and not (tmp_path / "link.mp4").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["%03d.png", "frame_%d.webp", "[x]*?.png"])
+def test_names_that_are_patterns_to_others(tmp_path, name):
+    Image.fromarray(clip(1, depth=16)[0][..., 0]).save(tmp_path / "%03d.png")
+    (tmp_path / "out").mkdir()
+    enlarged(tmp_path / "%03d.png", tmp_path / "out" / name)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [name] and probe(tmp_path / "out" / name).frames == 1
+
+
 def failing():
     yield from clip(3)
     raise ValueError("the model failed")
@@ -120,7 +152,7 @@ def test_nothing_half_written(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.png"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.png", "folder"])
 def test_a_full_disk_leaves_nothing(tmp_path, name):
     import resource
 

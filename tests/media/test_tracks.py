@@ -98,3 +98,9 @@ def test_sound_is_copied_where_the_container_takes_it(tmp_path, codec):
     with av.open(str(source)) as one, av.open(str(tmp_path / "out.mp4")) as two:
         sounds = [[bytes(packet) for packet in container.demux(audio=0) if packet.size] for container in (one, two)]
     assert sounds[0] == sounds[1]
+
+
+def test_channels_that_no_encoder_takes_are_named(tmp_path):
+    source = film(tmp_path / "in.mkv", sounds=[("pcm_s16le", "hexadecagonal", "und")])
+    assert "aac with stereo of its 16 channels" in plan(tmp_path / "out.mp4", probe(source)).notes[0]
+    assert not enlarged(source, tmp_path / "out.mkv").notes

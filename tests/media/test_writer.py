@@ -101,6 +101,7 @@ def test_pixels_keep_their_shape(tmp_path):
     for ending in ("mp4", "mkv"):
         enlarged(source, tmp_path / f"out.{ending}")
         assert probe(tmp_path / f"out.{ending}").sar == Fraction(64, 45)
+    assert "pixels of 64:45 are shown square" in plan(tmp_path / "out.webm", probe(source)).notes[0]
     timeline = probe(source)
     how = plan(tmp_path / "wide.mkv", timeline)
     write(tmp_path / "wide.mkv", clip(6, 48, 96), how, timeline)  # other sides: the same shape on the screen
@@ -169,7 +170,7 @@ def test_every_codec_writes_every_kind_of_source(tmp_path, ending, codec):
     film(tmp_path / "b.mov", [np.dstack([c, ramp]) for c in clip(3)], codec="png", layout="rgba")
     film(tmp_path / "c.mkv", clip(3, depth=16), codec="ffv1", layout="gbrp16le")
     for source in ("a.mov", "b.mov", "c.mkv"):
-        for lossless in (False, True):
+        for lossless in (False, True)[: 1 if codec == "av1" else 2]:
             out = tmp_path / f"out{ending}"
             how = enlarged(tmp_path / source, out, codec=codec, lossless=lossless)
             wish = Wish(8, alpha=how.encoding.alpha)

@@ -1,7 +1,12 @@
 """The client and the frame path against a real ComfyUI."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,3 +93,30 @@ def test_interrupt_and_run_again(host_server, client):
         client.run(slow, lambda step: step.node_id == "3" and client.interrupt(), timeout=300)
     assert not list(host_server.output_dir.glob("never*"))
     test_frames_go_through_the_host_bit_for_bit(host_server, client)
+
+
+ORPHAN = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from runner.pack import load
+server = load("runner.server").HostServer(load("runner.host").find_host(), Path({base!r}), cpu=True, capture=True)
+server.start()
+print(server.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_host_ends_when_its_run_py_is_killed(tmp_path, repository, comfyui):
+    code = ORPHAN.format(root=str(repository), base=str(tmp_path))
+    command = [sys.executable, "-c", code]
+    environ = {**os.environ, "COMFYUI_PATH": str(comfyui.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as runner:
+        pid = int(runner.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        runner.kill()
+        end = time.monotonic() + 20
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1][:3]:
+            assert time.monotonic() < end, "ComfyUI lives on"
+            time.sleep(0.1)

@@ -172,3 +172,28 @@ def test_a_whole_run(tmp_path, comfyui):
     assert_times(tmp_path / "out.mp4", [i / 24 for i in range(3)])
     (first, *_), starts = seen(tmp_path / "out.mp4")
     assert abs(starts[0] - first) < 0.025
+
+
+@pytest.mark.parametrize(
+    "name, words", [("costs", "a folder"), ("a.png", "film or picture"), ("in.mp4/x", "cannot write")]
+)
+def test_costs_that_cannot_be_written_are_refused_before_the_work(tmp_path, name, words):
+    film(tmp_path / "in.mp4")
+    (tmp_path / "costs").mkdir()
+    with pytest.raises((RunnerError, MediaError), match=f"--json: .*{words}"):
+        upscale.main(options(tmp_path / "in.mp4", tmp_path / "out.mp4", "--json", tmp_path / name), None)
+
+
+@pytest.mark.parametrize("names", [("", "out.mp4"), ("in.mp4", "")])
+def test_empty_names_are_no_folders(names):
+    with pytest.raises(RunnerError, match="got an empty one"):
+        upscale.main(options(*names), None)
+
+
+def test_a_full_scratch_disk_is_named_so(tmp_path, monkeypatch):
+    def full(*arguments, **keywords):
+        raise MediaError("OUT: input.mov could not be written (No space left on device).")
+
+    monkeypatch.setattr("cascadevsr.runner.stage.write_video", full)
+    with pytest.raises(RunnerError, match=r"Scratch space: .* set CASCADEVSR_CACHE"):
+        stage(probe(film(tmp_path / "in.mp4")), Wish(), tmp_path, "input")

@@ -20,8 +20,8 @@ def encode_clip(vae, source, size, mode="bilinear", chunk=16, tiles=None, **watc
     return encode_pieces(encode, grid, pieces, TIME, **watch)
 
 
-def decode_clip(vae, latent, lr, size, lr_weight=1.0, chunk=16, tiles=None):
+def decode_clip(vae, latent, lr, size, lr_weight=1.0, chunk=16, tiles=None, cuts=()):
     clip = None if lr is None else ResizedFrames(lr, size, "bicubic", *PLACE)
-    decode = piece_decoder(vae, latent, clip, size, lr_weight, *PLACE)
+    decode = piece_decoder(vae, latent, clip, size, lr_weight, *PLACE, cuts)
     output = torch.zeros(size.frames, size.height, size.width, 3)
     return decode_pieces(decode, output, cut(size, chunk, tiles)[1], SPACE, TIME)

@@ -64,6 +64,41 @@ def test_without_lr_frames_the_guess_is_used(vae):
     torch.testing.assert_close(decode_clip(vae, z, frames(5), size, lr_weight=0.0), guess, rtol=0, atol=1e-5)
 
 
+# Scene cuts
+
+
+@pytest.mark.parametrize("cut", range(4, 9))
+def test_the_first_frame_of_a_scene_is_that_of_the_scene_alone(vae, cut):
+    """At every place within a latent frame, and whatever came before."""
+    scene, size = frames(9), ClipSize(1, 33, 41)
+    alone = decode_clip(vae, encode_clip(vae, scene[:1], size, mode="bicubic"), scene[:1], size)
+    joined, size = torch.cat((frames(8)[:cut] * 0.3, scene)), ClipSize(cut + 9, 33, 41)
+    latent = encode_clip(vae, joined, size)
+    result = decode_clip(vae, latent, joined, size, cuts=(cut,))
+    torch.testing.assert_close(result[cut], alone[0], rtol=0, atol=1e-5)
+    unaware = decode_clip(vae, latent, joined, size)
+    assert torch.equal(result[:cut], unaware[:cut]) and not torch.allclose(unaware[cut], alone[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("cuts", [(4,), (5,), (7, 8), (6, 12)])
+def test_chunks_and_tiles_agree_on_cuts(vae, cuts):
+    source, size = frames(15, 20, 30), ClipSize(15, 117, 157)
+    z, tiles = encode_clip(vae, source, size), plan_tiles(15, 20, 12, 14, 8)
+    whole = decode_clip(vae, z, source, size, cuts=cuts)
+    torch.testing.assert_close(decode_clip(vae, z, source, size, cuts=cuts, chunk=4), whole, rtol=0, atol=1e-5)
+    tiled = decode_clip(vae, z, source, size, cuts=cuts, tiles=tiles)
+    assert (tiled - whole).abs().mean() < 0.01
+    again = decode_clip(vae, z, source, size, cuts=cuts, tiles=tiles, chunk=4)
+    torch.testing.assert_close(again, tiled, rtol=0, atol=1e-5)
+
+
+def test_without_weight_the_lr_frames_around_a_cut_have_none(vae):
+    source, size = frames(9), ClipSize(9, 32, 32)
+    z, other = encode_clip(vae, source, size), 1 - source
+    a, b = (decode_clip(vae, z, lr, size, lr_weight=0.0, cuts=(5,)) for lr in (source, other))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
 def test_progress_and_cancellation(vae):
     seen = []
     source, size = frames(17), ClipSize(17, 16, 16)
