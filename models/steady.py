@@ -166,6 +166,7 @@ def _noise(frame: torch.Tensor, moved: torch.Tensor, miss: torch.Tensor) -> torc
     texture = _box((frame - _box(frame)).square().mean(1, keepdim=True))
     change = (frame - moved).square().mean(1, keepdim=True)
     good = (miss < _RETURN**2) & ((frame > _DARK) & (frame < _LIGHT)).all(1, keepdim=True)
+    good &= _box(change) < _ALIKE**2
     if not good.any():
         return change.new_zeros(())
     texture, change = texture[good], change[good]
@@ -206,7 +207,8 @@ class _Other:
         sure = returns * torch.exp(-unlike / _ALIKE**2)
         disagreement = (sure * (now.error - self.error).square().mean(1, keepdim=True)).sum() / (sure.sum() + 1e-6)
         allowed = disagreement + _noise(now.lr, self.lr, self.miss)
-        return returns * torch.exp(-unlike / (_TOLERANCE**2 * allowed + 1e-8))
+        tolerance = (_TOLERANCE**2 * allowed).clamp(1e-8, (2 * _ALIKE) ** 2)
+        return returns * torch.exp(-unlike / tolerance)
 
 
 def _prepared(lr: torch.Tensor, upscaled: torch.Tensor, clean: bool, fidelity: float) -> _Frame:
