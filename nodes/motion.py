@@ -23,7 +23,6 @@ from ..models.checkpoints import CheckpointError, load_state, strip_prefix
 from ..models.layout.sizes import latent_frames
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import (
-    FlowEstimator,
     FlowNetwork,
     Motion,
     RaftFlow,
@@ -199,32 +198,37 @@ class EstimateMotion(io.ComfyNode):
     def execute(cls, frames: torch.Tensor, flow_model: ModelPatcher):
         """Estimate, and paint the flows."""
         frames = services.check_frames(_ESTIMATE, "frames", frames)
-        if not isinstance(getattr(flow_model, "model", None), torch.nn.Module):
-            raise ValueError(
-                f"{_ESTIMATE}: flow_model must come from Load Flow Model or Load Optical Flow Model; got "
-                f"{type(flow_model).__name__}. Link one of them."
-            )
+        check_flow_model(_ESTIMATE, flow_model)
         with services.titled(_ESTIMATE), watched_layers(flow_model.model) as show:
-            estimator, device = _loaded(flow_model, *frames.shape[1:3]), services.main_device()
-            motion = estimate_pairs(
-                frames, estimator, device=device, progress=show, check_cancelled=services.check_cancelled
-            )
-        if motion.cuts:
-            logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, motion.cuts)))
+            motion = estimated(frames, flow_model, show)
         return io.NodeOutput(motion, services.to_output(_pictures(motion)))
 
 
-def _loaded(patcher: ModelPatcher, height: int, width: int) -> FlowEstimator:
-    """Bring a flow network to its device and give its estimator of frames of a size."""
+def check_flow_model(title: str, flow_model: object) -> None:
+    """Raise where `flow_model` holds no network."""
+    if not isinstance(getattr(flow_model, "model", None), torch.nn.Module):
+        raise ValueError(
+            f"{title}: flow_model must come from Load Flow Model or Load Optical Flow Model; got "
+            f"{type(flow_model).__name__}. Link one of them."
+        )
+
+
+def estimated(frames: torch.Tensor, patcher: ModelPatcher, progress: Callable[[int, int], None]) -> Motion:
+    """Bring a flow network to its device, estimate the motion of frames (T, H, W, 3), and tell of cuts."""
+    height, width = frames.shape[1:3]
     estimator = estimator_of(patcher.model)
     cells = max(16, -(-height // 8)) * max(16, -(-width // 8))
     if isinstance(estimator, SpyFlow):
         services.load_network(patcher, 4 * 64 * 250 * cells)  # features of a few layers at full size
     elif isinstance(estimator, RaftFlow):
         # Correlation of all pairs; features and the flow of every update. Measured on the CPU: 243 MB at 640x360,
-        # 1,689 MB at 1280x720, of 250 and 2,186 MB reserved.
+        # 1,689 MB at 1280x720, of 250 and 2,186 MB reserved. The built-in estimator has no weights.
         services.load_network(patcher, 4 * (2 * cells**2 + 11000 * cells))
-    return estimator  # the built-in one has no weights
+    options = {"progress": progress, "check_cancelled": services.check_cancelled}
+    motion = estimate_pairs(frames, estimator, device=services.main_device(), **options)
+    if motion.cuts:
+        logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, motion.cuts)))
+    return motion
 
 
 def _pictures(motion: Motion) -> torch.Tensor:
