@@ -24,14 +24,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .layout.sizes import matrix_support, padded_matrix
+from .layout.bands import BandedResize, warp_band
 from .motion.flow import compose, in_frame, warp
 
 REACH = 2  # frames to each side that take part
 SMALLEST, LARGEST = 1.0, 8.0  # size of an upscaled frame over that of its LR frame, along each side
 SOURCES = ("automatic", "clean", "compressed")
 
-_BAND = 1 << 19  # px of the upscaled frame that are worked on at once
 _RETURN = 0.3  # LR px; the round trip of a motion misses its start by this where trust falls to 1/e
 _ALIKE = 0.05  # change along the motion, frames in 0..1, beyond which a place says nothing about the upscaler
 _TOLERANCE = 6.0  # likeness asked for, in deviations of noise and of the upscaler's disagreement with itself
@@ -121,7 +120,7 @@ def check_pair(lr: tuple[int, int], upscaled: tuple[int, int]) -> None:
 
 def likeness(lr: torch.Tensor, upscaled: torch.Tensor) -> float:
     """Correlate the brightness of an LR frame and of its upscaled frame, reduced: 1 for the same picture."""
-    grid = _Grid(lr, upscaled)
+    grid = BandedResize(lr, upscaled)
     first, second = (x.mean(1) - x.mean() for x in (lr, grid.down(upscaled)))
     noise = (2 / 255) ** 2  # plain frames are alike
     scale = (first.square().mean() + noise) * (second.square().mean() + noise)
@@ -156,17 +155,17 @@ def _dirt(first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, back: 
     a dull one. But what compresses, or was blurred before, takes the finest octave first.
     """
     grey = first.mean(1, keepdim=True)
-    soft = _gauss(grey, 0.6)
-    fine, coarse = (grey - soft).square().mean(), (soft - _gauss(grey, 1.2)).square().mean()
-    return float(_noise(first, warp(second, there, "bicubic"), _miss(there, back)) * coarse / (fine + 1e-9))
+    soft = gauss(grey, 0.6)
+    fine, coarse = (grey - soft).square().mean(), (soft - gauss(grey, 1.2)).square().mean()
+    return float(_noise(first, warp(second, there, "bicubic"), round_trip(there, back)) * coarse / (fine + 1e-9))
 
 
 def _noise(frame: torch.Tensor, moved: torch.Tensor, miss: torch.Tensor) -> torch.Tensor:
     """Give the variance of what changes along motion that returns, where the frame is flat and not clipped."""
-    texture = _box((frame - _box(frame)).square().mean(1, keepdim=True))
+    texture = box((frame - box(frame)).square().mean(1, keepdim=True))
     change = (frame - moved).square().mean(1, keepdim=True)
     good = (miss < _RETURN**2) & ((frame > _DARK) & (frame < _LIGHT)).all(1, keepdim=True)
-    good &= _box(change) < _ALIKE**2
+    good &= box(change) < _ALIKE**2
     if not good.any():
         return change.new_zeros(())
     texture, change = texture[good], change[good]
@@ -186,7 +185,7 @@ class _Frame:
     upscaled: torch.Tensor
     error: torch.Tensor
     contrast: torch.Tensor
-    grid: "_Grid"
+    grid: BandedResize
 
 
 class _Other:
@@ -194,7 +193,7 @@ class _Other:
 
     def __init__(self, frame: _Frame, there: torch.Tensor, back: torch.Tensor):
         self.frame, self.there = frame, there
-        self.miss = _miss(there, back)
+        self.miss = round_trip(there, back)
         self.seen = in_frame(there)
         planes = torch.cat((frame.lr, frame.error, frame.contrast), 1)
         self.lr, self.error, contrast = warp(planes, there, "bicubic").split((3, 3, 1), 1)
@@ -203,7 +202,7 @@ class _Other:
     def trust(self, now: _Frame) -> torch.Tensor:
         """Weigh the neighbour against the frame's own 1, (1, 1, h, w)."""
         returns = torch.exp(-self.miss / _RETURN**2) * self.seen
-        unlike = _box((now.lr - self.lr).abs().mean(1, keepdim=True)).square()
+        unlike = box((now.lr - self.lr).abs().mean(1, keepdim=True)).square()
         sure = returns * torch.exp(-unlike / _ALIKE**2)
         disagreement = (sure * (now.error - self.error).square().mean(1, keepdim=True)).sum() / (sure.sum() + 1e-6)
         allowed = disagreement + _noise(now.lr, self.lr, self.miss)
@@ -213,7 +212,7 @@ class _Other:
 
 def _prepared(lr: torch.Tensor, upscaled: torch.Tensor, clean: bool, fidelity: float) -> _Frame:
     check_pair(lr.shape[-2:], upscaled.shape[-2:])
-    grid = _Grid(lr, upscaled)
+    grid = BandedResize(lr, upscaled)
     error = grid.down(upscaled) - lr
     frame = _Frame(lr, upscaled, error, _contrast(upscaled, grid), grid)
     if clean and fidelity:
@@ -252,7 +251,7 @@ def _steadied(
         part, weight = now.upscaled[..., band, :].clone(), 1
         for other, trust in zip(others, trusts, strict=True):
             fine = grid.up(trust, band, "bilinear")
-            part += fine * _moved(other.frame.upscaled, grid.up_flow(other.there, band), band.start)
+            part += fine * warp_band(other.frame.upscaled, grid.up_flow(other.there, band), band.start)
             weight = weight + fine
         mean[..., band, :] = part / weight
     residual = _residual(grid.down(mean), now.lr if clean else lr, clean, grid)
@@ -260,19 +259,19 @@ def _steadied(
     return _sharpened(result, contrast, controls.sharpness, grid).clamp_(0, 1)
 
 
-def _residual(reduced: torch.Tensor, seen: torch.Tensor, clean: bool, grid: "_Grid") -> torch.Tensor:
+def _residual(reduced: torch.Tensor, seen: torch.Tensor, clean: bool, grid: BandedResize) -> torch.Tensor:
     """Give r so that D (x + U r) shows what was seen; `reduced` is D x. All at the size of the LR."""
     sigma = 0.0 if clean else _blur_of(reduced, seen)
     residual = torch.zeros_like(reduced)
     for _ in range(_STEPS[clean]):
-        missing = seen - _gauss(reduced + grid.there_and_back(residual), sigma)
-        residual = residual + (missing if clean else _gauss(missing, _SMOOTH))
+        missing = seen - gauss(reduced + grid.there_and_back(residual), sigma)
+        residual = residual + (missing if clean else gauss(missing, _SMOOTH))
     return residual
 
 
 def _blur_of(reduced: torch.Tensor, seen: torch.Tensor) -> float:
     """Find the Gaussian, in LR px, by which the LR is softer than a reduced frame."""
-    errors = [float((seen - _gauss(reduced, sigma)).square().mean()) for sigma in _BLURS]
+    errors = [float((seen - gauss(reduced, sigma)).square().mean()) for sigma in _BLURS]
     best = min(range(len(_BLURS)), key=errors.__getitem__)
     if best in (0, len(_BLURS) - 1):
         return _BLURS[best]
@@ -284,7 +283,7 @@ def _blur_of(reduced: torch.Tensor, seen: torch.Tensor) -> float:
     return max(0.0, (x0 + x1) / 2 - slopes[0] / (2 * curve)) ** 0.5 if curve > 0 else _BLURS[best]
 
 
-def _added(x: torch.Tensor, low: torch.Tensor, grid: "_Grid") -> torch.Tensor:
+def _added(x: torch.Tensor, low: torch.Tensor, grid: BandedResize) -> torch.Tensor:
     """Add U low to a frame."""
     result = torch.empty_like(x)
     for band in grid.bands:
@@ -292,7 +291,7 @@ def _added(x: torch.Tensor, low: torch.Tensor, grid: "_Grid") -> torch.Tensor:
     return result
 
 
-def _sharpened(x: torch.Tensor, contrast: torch.Tensor, sharpness: float, grid: "_Grid") -> torch.Tensor:
+def _sharpened(x: torch.Tensor, contrast: torch.Tensor, sharpness: float, grid: BandedResize) -> torch.Tensor:
     """Raise the local contrast of a frame, at most twice, to `contrast` (1, 1, h, w)."""
     if not sharpness:
         return x
@@ -303,10 +302,10 @@ def _sharpened(x: torch.Tensor, contrast: torch.Tensor, sharpness: float, grid: 
     return result
 
 
-def _contrast(x: torch.Tensor, grid: "_Grid") -> torch.Tensor:
+def _contrast(x: torch.Tensor, grid: BandedResize) -> torch.Tensor:
     """Give the mean square of the finest structure around every LR px, (1, 1, h, w)."""
     total = sum(grid.down_part(_fine(x, band).square().mean(1, keepdim=True), band) for band in grid.bands)
-    return _box(_box(total.clamp_min(0)))
+    return box(box(total.clamp_min(0)))
 
 
 def _fine(x: torch.Tensor, band: slice) -> torch.Tensor:
@@ -317,73 +316,20 @@ def _fine(x: torch.Tensor, band: slice) -> torch.Tensor:
     return x[..., band, :] - F.avg_pool2d(F.avg_pool2d(wide, 3, 1), 3, 1)
 
 
-# Between LR and upscaled frames
+# Small parts
 
 
-class _Grid:
-    """The resizes between the size of the LR and that of the upscaled frames, whole or in bands of rows.
-
-    Columns are resized by torch, rows by the rows of a matrix that the band needs: bands add up to the whole.
-    """
-
-    def __init__(self, lr: torch.Tensor, upscaled: torch.Tensor):
-        (self.height, self.width), (high, self.wide) = lr.shape[-2:], upscaled.shape[-2:]
-        self.high = high
-        step = max(1, _BAND // self.wide)
-        self.bands = [slice(top, min(high, top + step)) for top in range(0, high, step)]
-        self._matrices = {
-            mode: padded_matrix(self.height, high, high, mode).to(upscaled) for mode in ("bicubic", "bilinear")
-        }
-        self._down = padded_matrix(high, self.height, self.height, "bicubic").to(upscaled)
-        across = padded_matrix(self.width, self.wide, self.wide, "bicubic").to(upscaled)
-        narrow = padded_matrix(self.wide, self.width, self.width, "bicubic").to(upscaled)
-        self._rows, self._columns = self._down @ self._matrices["bicubic"], (narrow @ across).T
-
-    def down(self, x: torch.Tensor) -> torch.Tensor:
-        """Reduce a frame (1, c, H, W)."""
-        return sum(self.down_part(x[..., band, :], band) for band in self.bands)
-
-    def down_part(self, part: torch.Tensor, band: slice) -> torch.Tensor:
-        """Give what a band adds to the reduced frame (1, c, h, w)."""
-        matrix, rows = matrix_support(self._down[:, band].T)
-        narrow = F.interpolate(part, (part.shape[-2], self.width), mode="bicubic", antialias=True)
-        result = part.new_zeros(*part.shape[:2], self.height, self.width)
-        result[..., rows, :] = matrix.T @ narrow
-        return result
-
-    def up(self, low: torch.Tensor, band: slice, mode: str = "bicubic") -> torch.Tensor:
-        """Enlarge (1, c, h, w) and give a band of it."""
-        matrix, rows = matrix_support(self._matrices[mode][band])
-        part = matrix @ low[..., rows, :]
-        return F.interpolate(part, (part.shape[-2], self.wide), mode=mode, antialias=True)
-
-    def up_flow(self, flow: torch.Tensor, band: slice) -> torch.Tensor:
-        """Enlarge a motion and give a band of it, in px of the upscaled frame."""
-        ratio = flow.new_tensor([self.wide / self.width, self.high / self.height]).view(1, 2, 1, 1)
-        return self.up(flow, band, "bilinear") * ratio
-
-    def there_and_back(self, low: torch.Tensor) -> torch.Tensor:
-        """Give D U low."""
-        return self._rows @ low @ self._columns
-
-
-def _moved(x: torch.Tensor, flow: torch.Tensor, top: int) -> torch.Tensor:
-    """Sample a frame at the places where the flow of a band leads; the band begins at row `top`."""
-    rows = torch.arange(top, top + flow.shape[-2], device=flow.device)[:, None] + flow[:, 1]
-    columns = torch.arange(flow.shape[-1], device=flow.device) + flow[:, 0]
-    grid = torch.stack(((2 * columns + 1) / x.shape[-1] - 1, (2 * rows + 1) / x.shape[-2] - 1), -1)
-    return F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False)
-
-
-def _miss(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+def round_trip(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+    """Give by how much, squared, going there and back misses the start, (1, 1, h, w) in px^2."""
     return (there + warp(back, there)).square().sum(1, keepdim=True)
 
 
-def _box(x: torch.Tensor) -> torch.Tensor:
+def box(x: torch.Tensor) -> torch.Tensor:
+    """Blur by 3x3 px, fewer at the border."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-def _gauss(x: torch.Tensor, sigma: float) -> torch.Tensor:
+def gauss(x: torch.Tensor, sigma: float) -> torch.Tensor:
     """Blur by a Gaussian of `sigma` px; the border repeats."""
     if not sigma:
         return x

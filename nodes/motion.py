@@ -27,14 +27,13 @@ from ..models.motion.estimation import (
     Motion,
     RaftFlow,
     SpyFlow,
-    estimate_pairs,
-    estimator_of,
 )
 from ..models.motion.flow import DIRECTIONS, flow_picture, propagate
 from ..models.motion.raft import build_raft, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
 from .host import services
+from .host.flow import check_flow_model, estimated
 from .host.vae import watched_layers
 from .prediction import PredictionEdit, Wanted, clip_shape, frames_a_latent, percent_inputs, percent_range
 from .recognise import recognise
@@ -202,33 +201,6 @@ class EstimateMotion(io.ComfyNode):
         with services.titled(_ESTIMATE), watched_layers(flow_model.model) as show:
             motion = estimated(frames, flow_model, show)
         return io.NodeOutput(motion, services.to_output(_pictures(motion)))
-
-
-def check_flow_model(title: str, flow_model: object) -> None:
-    """Raise where `flow_model` holds no network."""
-    if not isinstance(getattr(flow_model, "model", None), torch.nn.Module):
-        raise ValueError(
-            f"{title}: flow_model must come from Load Flow Model or Load Optical Flow Model; got "
-            f"{type(flow_model).__name__}. Link one of them."
-        )
-
-
-def estimated(frames: torch.Tensor, patcher: ModelPatcher, progress: Callable[[int, int], None]) -> Motion:
-    """Bring a flow network to its device, estimate the motion of frames (T, H, W, 3), and tell of cuts."""
-    height, width = frames.shape[1:3]
-    estimator = estimator_of(patcher.model)
-    cells = max(16, -(-height // 8)) * max(16, -(-width // 8))
-    if isinstance(estimator, SpyFlow):
-        services.load_network(patcher, 4 * 64 * 250 * cells)  # features of a few layers at full size
-    elif isinstance(estimator, RaftFlow):
-        # Correlation of all pairs; features and the flow of every update. Measured on the CPU: 243 MB at 640x360,
-        # 1,689 MB at 1280x720, of 250 and 2,186 MB reserved. The built-in estimator has no weights.
-        services.load_network(patcher, 4 * (2 * cells**2 + 11000 * cells))
-    options = {"progress": progress, "check_cancelled": services.check_cancelled}
-    motion = estimate_pairs(frames, estimator, device=services.main_device(), **options)
-    if motion.cuts:
-        logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, motion.cuts)))
-    return motion
 
 
 def _pictures(motion: Motion) -> torch.Tensor:

@@ -13,10 +13,12 @@ from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
+from ..models.original import add_original, match_frames
 from ..models.steady import SOURCES, Controls, check_pair, judge_sources, likeness, steady
 from .host import services
+from .host.flow import check_flow_model, estimated, loaded_estimator
 from .host.vae import watched_layers
-from .motion import FlowModelType, MotionType, check_flow_model, check_motion, estimated
+from .motion import FlowModelType, MotionType, check_motion
 
 _TITLE = "Steady Upscaled Video"
 _ALIKE = 0.5  # correlation; of frames with their own LR frames at least 0.9 was measured, of others at most 0.4
@@ -93,8 +95,21 @@ class SteadyUpscaledVideo(io.ComfyNode):
                     optional=True,
                     tooltip="Estimates the motion where none is linked. Empty: the built-in estimator.",
                 ),
+                io.Image.Input(
+                    "original",
+                    optional=True,
+                    tooltip="Where the low-resolution clip is an edit: the video it was made from, at full size. What "
+                    "the edit left alone gets its true detail back. Any size and frame rate; where it begins is found.",
+                ),
             ],
-            outputs=[io.Image.Output(display_name="images", tooltip="The steady frames.")],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The steady frames."),
+                io.Image.Output(
+                    display_name="from_original",
+                    tooltip="White: taken from the original; black: the upscaler's. One picture a frame, of the size "
+                    "of lr_frames; black without an original.",
+                ),
+            ],
         )
 
     @classmethod
@@ -109,6 +124,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
         upscale_model: object | None = None,
         motion: Motion | None = None,
         flow_model: ModelPatcher | None = None,
+        original: torch.Tensor | None = None,
     ):
         """Check what belongs together, find the motion, then give one frame after the other."""
         lr = services.check_frames(_TITLE, "lr_frames", lr_frames)
@@ -134,61 +150,75 @@ class SteadyUpscaledVideo(io.ComfyNode):
         networks = [part.model for part in (flow_model, getattr(upscale_model, "patcher", None)) if part is not None]
         with services.titled(_TITLE), watched_layers(torch.nn.ModuleList(networks)) as show:
             controls = Controls(steadiness, fidelity, sharpness)
-            first = 0 if motion is not None else len(lr) - 1
+            pairs = 0 if motion is not None else len(lr) - 1
             if motion is None:
-                motion = estimated(lr, flow_model, lambda done, _: show(done, first + len(lr)))
-            result = None
-            for number, frame in enumerate(_steady(lr, upscaler, motion, controls, source)):
+                motion = estimated(lr, flow_model, lambda done, _: show(done, pairs + len(lr)))
+            clean = _clean(lr, motion, source)
+            frames = _steady(lr, upscaler, motion, controls, clean)
+            if original is not None:
+                frames = _with_original(frames, lr, original, flow_model, clean)
+            result, trust = None, services.output_tensor((*lr.shape[:3], 3))
+            for number, (frame, share) in enumerate(frames):
                 if result is None:
-                    alpha = images is not None and images.shape[-1] == 4
-                    result = services.output_tensor((len(lr), *frame.shape[-2:], 4 if alpha else 3))
-                    if alpha:
-                        result[..., 3] = images[..., 3]
+                    channels = 3 if images is None else images.shape[-1]
+                    result = services.output_tensor((len(lr), *frame.shape[-2:], channels))
+                    result[..., 3:] = 0 if images is None else images[..., 3:]
                 result[number, ..., :3] = frame[0].movedim(0, -1)
-                show(first + number + 1, first + len(lr))
-        return io.NodeOutput(result)
+                trust[number] = share[0].movedim(0, -1)
+                show(pairs + number + 1, pairs + len(lr))
+        return io.NodeOutput(result, trust)
 
 
 Upscaler = Callable[[int, torch.Tensor], torch.Tensor]
+Results = Iterator[tuple[torch.Tensor, torch.Tensor]]  # a frame (1, 3, H, W), what came from the original (1, 1, h, w)
 
 
-def _steady(
-    lr: torch.Tensor, upscaler: Upscaler, motion: Motion, controls: Controls, source: str
-) -> Iterator[torch.Tensor]:
-    """Give the frames of a clip, lr (T, h, w, 3), one by one, (1, 3, H, W)."""
+def _on_device(frames: torch.Tensor, number: int) -> torch.Tensor:
+    """Give a frame of IMAGE (T, h, w, 3) as (1, 3, h, w) float32."""
+    return frames[number : number + 1, ..., :3].movedim(-1, 1).to(services.main_device(), torch.float32)
+
+
+def _flows(motion: Motion) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
     device = services.main_device()
+    return lambda i: tuple(part[i : i + 1].to(device, torch.float32) for part in (motion.forward, motion.backward))
+
+
+def _clean(lr: torch.Tensor, motion: Motion, source: str) -> list[bool]:
+    """Tell of every frame whether it is right to the pixel."""
+    if source != "automatic":
+        return [source == "clean"] * len(lr)
+    return judge_sources(lambda i: _on_device(lr, i), _flows(motion), len(lr), motion.cuts)
+
+
+def _steady(lr: torch.Tensor, upscaler: Upscaler, motion: Motion, controls: Controls, clean: list[bool]) -> Results:
+    """Give the frames of a clip, lr (T, h, w, 3), one by one."""
     checked = {0, len(lr) // 2, len(lr) - 1}
 
-    def lr_frame(number: int) -> torch.Tensor:
-        return lr[number : number + 1].movedim(-1, 1).to(device, torch.float32)
-
     def frames(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        low = lr_frame(number)
-        upscaled = upscaler(number, lr[number : number + 1]).movedim(-1, 1).to(device, torch.float32)
+        low, upscaled = _on_device(lr, number), _on_device(upscaler(number, lr[number : number + 1]), 0)
         check_pair(low.shape[-2:], upscaled.shape[-2:])
         if number in checked and (alike := likeness(low, upscaled)) < _ALIKE:
             raise ValueError(
                 f"images must show what lr_frames show; got a likeness of {alike:.2f} in frame {number}, of at most "
-                f"1. Link the frames that went into the upscaler, in the same order."
+                "1. Link the frames that went into the upscaler, in the same order."
             )
         return low, upscaled
 
-    def flows(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(part[number : number + 1].to(device, torch.float32) for part in (motion.forward, motion.backward))
+    options = {"clean": clean, "cuts": motion.cuts, "controls": controls, "check_cancelled": services.check_cancelled}
+    nothing = torch.zeros(1, 1, *lr.shape[1:3])
+    for frame in steady(frames, _flows(motion), len(lr), **options):
+        yield frame, nothing
 
-    if source == "automatic":
-        clean = judge_sources(lr_frame, flows, len(lr), motion.cuts)
-    else:
-        clean = [source == "clean"] * len(lr)
-    return steady(
-        frames,
-        flows,
-        len(lr),
-        clean=clean,
-        cuts=motion.cuts,
-        controls=controls,
-        check_cancelled=services.check_cancelled,
-    )
+
+def _with_original(
+    results: Results, lr: torch.Tensor, original: torch.Tensor, flow_model: ModelPatcher | None, clean: list[bool]
+) -> Results:
+    """Add the detail of the original to every frame."""
+    matched = match_frames(lr, services.check_frames(_TITLE, "original", original))
+    estimator = BlockFlow() if flow_model is None else loaded_estimator(flow_model, *lr.shape[1:3])
+    for number, (frame, _) in enumerate(results):
+        picture = _on_device(original, matched[number])
+        yield add_original(frame, _on_device(lr, number), picture, estimator, clean[number])
 
 
 def _given(images: torch.Tensor, lr: torch.Tensor) -> Upscaler:
