@@ -57,9 +57,11 @@ def match_frames(lr: torch.Tensor, frames: torch.Tensor) -> list[int]:
     _, rate, offset = found
     numbers = []
     for number in range(count):
-        middle = min(len(other) - 1, max(0, round(number * rate + offset)))
-        near = range(max(0, middle - 1), min(len(other), middle + 2))
-        scores = _likenesses(clip[number], other[near.start : near.stop])
+        middle = round(number * rate + offset)
+        near = [min(len(other) - 1, max(0, middle))]
+        if near == [middle]:
+            near = range(max(0, middle - 1), min(len(other), middle + 2))
+        scores = _likenesses(clip[number], other[near[0] : near[-1] + 1])
         numbers.append(near[int(scores.argmax())])
     return numbers
 
