@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         help="set any input of the measured workflow (may be repeated)",
     )
 
-    quality = bench.add_argument_group("bench quality, bench references")
+    quality = bench.add_argument_group("bench quality, bench references, bench steady")
     quality.add_argument("--clips", metavar="DIR", help="folder of clips in full resolution, the truth")
     quality.add_argument("--lr", metavar="DIR", help="folder of their low-resolution files, NAME_MODE.mp4")
     quality.add_argument("--modes", nargs="+", default=["bicubic", "real"], help="every MODE (default: bicubic real)")
@@ -103,6 +103,8 @@ def parser() -> argparse.ArgumentParser:
     }
     quality.add_argument("--region", nargs="+", default=[], dest="regions", **region)
     quality.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="leave these clips out")
+    models = {"metavar": "FILE", "help": "bench steady: weights of image upscalers, of any kind that ComfyUI loads"}
+    quality.add_argument("--image-model", nargs="+", default=[], dest="image_models", **models)
     text = "train the built-in model or an adapter, or run the ablations"
     train = commands.add_parser("train", help=text, **own)
     train.add_argument("arguments", nargs=argparse.REMAINDER)
