@@ -148,7 +148,8 @@ def film_of(video: Input.Video) -> Film:
     if isinstance(video, InputImpl.VideoFromFile):
         source = video.get_stream_source()
         film = Film(probe(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
-        start, duration = video.get_active_trim_window()
+        # older hosts know neither trimmed videos nor depths
+        start, duration = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
         if not start and not duration:
             return film
         part = film.as_trimmed(start, duration, strict_duration=False)
@@ -156,7 +157,8 @@ def film_of(video: Input.Video) -> Film:
             raise MediaError(f"IN: the part from {start:g} s on must hold a frame; {film.timeline.path} ends before.")
         return part
     parts = video.get_components()
-    return Film(even_timeline(parts.images, Fraction(parts.frame_rate), video.get_bit_depth()), parts=parts)
+    depth = video.get_bit_depth() if hasattr(video, "get_bit_depth") else 8
+    return Film(even_timeline(parts.images, Fraction(parts.frame_rate), depth), parts=parts)
 
 
 def even_timeline(images: torch.Tensor, rate: Fraction, depth: int = 8) -> Timeline:
