@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from comfy_api.latest import Input, InputImpl, io, ui
 from PIL import Image
 
 from ..media.colour import flattened, to_depth, tone_mapped
-from ..media.files import CONTAINERS, FILMS, check_output, is_picture, picture_files
+from ..media.files import CONTAINERS, FILMS, check_output, is_picture
 from ..media.plan import CODECS, Plan, check_codec, natural_ending, plan
 from ..media.reader import Wish, probe, with_transparency
 from ..media.timeline import Timeline
@@ -129,10 +130,13 @@ class LoadFilm(io.ComfyNode):
 
 def _sources() -> list[str]:
     """List what the input folder holds: films, pictures, folders of pictures."""
-    root = Path(folder_paths.get_input_directory())
-    known = [p for p in root.iterdir() if (p.suffix.lower() in FILMS or is_picture(p)) and p.is_file()]
-    known += [p for p in root.iterdir() if p.is_dir() and picture_files(p)]
-    return sorted(p.name for p in known)
+    found = []
+    for path in Path(folder_paths.get_input_directory()).iterdir():
+        with contextlib.suppress(OSError):  # a folder that may not be read is none of pictures
+            files = path.iterdir() if path.is_dir() else [path]
+            if any(is_picture(file) or (file is path and file.suffix.lower() in FILMS) for file in files):
+                found.append(path.name)
+    return sorted(found)
 
 
 def _described(file: str, film: Film) -> list[str]:
