@@ -29,7 +29,7 @@ from ..media.timeline import Timeline
 from ..media.tracks import KEEP
 from ..media.writer import write, write_video
 from .host import services
-from .host.film import Film, even_timeline, film_of, frames_of, in_graph, read_images, said_by, texts
+from .host.film import Film, even_timeline, film_of, frames_of, in_graph, masked, read_images, said_by, texts
 
 _LOAD, _SAVE = "Load Film", "Save Film"
 _ENDINGS = {
@@ -333,16 +333,7 @@ def _pictures(images, mask, film: Film, how: Plan, clear: bool) -> Iterator[np.n
         pictures = frames_of(images if mask is None else images[..., :3], how.wish.depth, mapped)
         if clear and mask is None and images.shape[-1] == 3:
             pictures = with_transparency(pictures, film.timeline, how.wish)
-    return pictures if mask is None else _masked(pictures, mask)
-
-
-def _masked(pictures: Iterator[np.ndarray], mask: torch.Tensor) -> Iterator[np.ndarray]:
-    """Yield RGBA: one mask for all frames or one each, brought to their size."""
-    for index, picture in enumerate(pictures):
-        opacity = Image.fromarray(1 - mask[min(index, len(mask) - 1)].float().cpu().numpy())
-        opacity = np.asarray(opacity.resize(picture.shape[1::-1], Image.Resampling.BICUBIC))
-        full = np.iinfo(picture.dtype).max
-        yield np.dstack([picture[..., :3], np.rint(opacity.clip(0, 1) * full).astype(picture.dtype)])
+    return pictures if mask is None else masked(pictures, mask)
 
 
 class _Shown:

@@ -22,6 +22,7 @@ import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import Input, InputImpl, Types
+from PIL import Image
 
 from ...media.colour import SDR, to_depth, tone_mapped
 from ...media.errors import MediaError
@@ -207,3 +208,12 @@ def frames_of(images: torch.Tensor, depth: int, mapped: int = 0) -> Iterator[np.
         values = np.rint(image.float().clamp(0, 1).cpu().numpy() * full)
         frame = values.astype(np.uint16 if mapped else kind)
         yield to_depth(tone_mapped(frame, mapped), depth) if mapped else frame
+
+
+def masked(pictures: Iterator[np.ndarray], mask: torch.Tensor) -> Iterator[np.ndarray]:
+    """Yield RGBA: one mask for all frames or one each, brought to their size."""
+    for index, picture in enumerate(pictures):
+        opacity = Image.fromarray(1 - mask[min(index, len(mask) - 1)].float().cpu().numpy())
+        opacity = np.asarray(opacity.resize(picture.shape[1::-1], Image.Resampling.BICUBIC))
+        full = np.iinfo(picture.dtype).max
+        yield np.dstack([picture[..., :3], np.rint(opacity.clip(0, 1) * full).astype(picture.dtype)])
