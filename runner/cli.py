@@ -77,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
         add("upscale", "upscale a video with a shipped workflow or your own, without the editor", _UPSCALE_EPILOG)
     )
 
+    text = "make a film steady that was upscaled frame by frame, by any program, with the film it was made from"
+    _add_steady(add("steady", text))
+
     bench = add("bench", "measure speed, memory, quality and start-up")
     bench.add_argument("name", nargs="?", help="a benchmark (default: list them and run the short ones)")
     bench.add_argument("--frames", type=int, help="number of frames (default: depends on the benchmark)")
@@ -159,31 +162,64 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
         dest="settings",
         help="set any input of the workflow (may be repeated)",
     )
-    upscale.add_argument("--rate", metavar="FPS", help="frames per second of a folder of images (default: 25)")
     upscale.add_argument(
+        "--image-model",
+        metavar="FILE",
+        help="upscale with an image upscaler's file (.safetensors, .pth), as ComfyUI loads it, frame by frame, and "
+        "make the frames agree with each other and with IN; without --scale at the model's own size",
+    )
+    _add_result(upscale)
+
+
+def _add_steady(steady: argparse.ArgumentParser) -> None:
+    steady.add_argument("input", metavar="UPSCALED", help="a film that any program has upscaled, 1 to 8 times")
+    steady.add_argument("output", metavar="OUT", help="where it goes, made steady; as of upscale")
+    steady.add_argument(
+        "--source", required=True, metavar="IN", help="the film before it was upscaled, frame for frame"
+    )
+    steady.add_argument(
+        "--reference-video",
+        metavar="VIDEO",
+        help="where IN is an edit: the film before the edit; what the edit left alone gets its detail back",
+    )
+    for name in ("steadiness", "fidelity", "sharpness"):
+        steady.add_argument(f"--{name}", type=float, default=1.0, metavar="0..1", help="as in the node (default: 1)")
+    steady.add_argument(
+        "--quality-of-source",
+        choices=("automatic", "clean", "compressed"),
+        default="automatic",
+        help="whether IN is right to the pixel, or noisy, blurred or from a small file (default: automatic)",
+    )
+    _add_result(steady)
+
+
+def _add_result(parser: argparse.ArgumentParser) -> None:
+    """Add what upscale and steady share: how IN is read, what OUT is, where it runs."""
+    parser.add_argument("--rate", metavar="FPS", help="frames per second of a folder of images (default: 25)")
+    parser.add_argument(
         "--deinterlace", action="store_true", help="make whole frames of interlaced ones first (bwdif; same count)"
     )
-    upscale.add_argument("--tonemap", action="store_true", help="turn HDR into BT.709 with white at 203 nits")
-    upscale.add_argument(
+    parser.add_argument("--tonemap", action="store_true", help="turn HDR into BT.709 with white at 203 nits")
+    parser.add_argument(
         "--keep-tracks",
         choices=("all", "first", "none"),
         default="all",
         help="what follows into a video: all tracks that OUT's container takes, the first sound only, or none",
     )
-    upscale.add_argument(
+    parser.add_argument(
         "--codec",
         choices=("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1"),
         default="auto",
         help="of a video; auto: H.264, HEVC of 10 bits for deep or HDR sources, in .webm VP9 (deep: AV1), for "
         "transparency VP9 or ProRes",
     )
-    upscale.add_argument("--crf", type=float, default=12.0, help="quality of a video, lower is better (default: 12)")
-    upscale.add_argument(
+    parser.add_argument("--crf", type=float, default=12.0, help="quality of a video, lower is better (default: 12)")
+    parser.add_argument(
         "--lossless", action="store_true", help="write bit-exact RGB: H.264; deep or transparent in .mkv FFV1"
     )
-    upscale.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
-    upscale.add_argument("--cpu", action="store_true", help="do not use the GPU")
-    upscale.add_argument("--json", metavar="FILE", help="also write seconds, peak memory and network calls as json")
+    parser.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
+    parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
+    parser.add_argument("--json", metavar="FILE", help="also write seconds, peak memory and network calls as json")
 
 
 def _stop(*_) -> None:

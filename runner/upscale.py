@@ -20,6 +20,7 @@ from ..media.timeline import Timeline
 from ..media.writer import write as write_media
 from .binding import (
     Target,
+    bind_image_model,
     bind_input,
     bind_prompt,
     bind_references,
@@ -48,20 +49,68 @@ _BYTES_PER_PIXEL = {"pictures": 2.6, "lossless": 2.2, "film": 0.5}
 
 
 def main(options: argparse.Namespace, host: Host) -> int:
-    """Check everything that can be checked first, then run, then write OUT."""
+    """Fill in the workflow, then run it."""
     if not (options.input and options.output):
         raise RunnerError("IN and OUT: must be names of files; got an empty one.")
-    source, out = Path(options.input), Path(options.output)
+    if options.image_model:
+        return with_image_model(options, host)
+    source = Path(options.input)
     workflow = Workflow.load(options.workflow)
     references = reference_files(options.reference, options.reference_video)
     fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})
     clip = probe(source, parse_rate(options.rate))
+    expected = expected_size(workflow, clip.height, clip.width)
+    return run(workflow, clip, references, options, host, expected, is_shipped(options.workflow))
+
+
+def with_image_model(options: argparse.Namespace, host: Host) -> int:
+    """Run the workflow that upscales by an image upscaler's file, frame by frame, and makes the frames steady."""
+    model = Path(options.image_model)
+    if not model.is_file():
+        raise RunnerError(f"--image-model: must be a file with an upscaler's weights; got {model}.")
+    if options.workflow == "Upscale-a-Video":  # the default
+        options.workflow = "Upscale-with-any-Model"
+    workflow, source = Workflow.load(options.workflow), Path(options.input)
+    references = reference_files(options.reference, options.reference_video)
+    clip = probe(source, parse_rate(options.rate))
+    size = None
+    if options.scale is not None or options.size:
+        exact = parse_size(options.size)[::-1] if options.size else None
+        rule = {"exact": exact} if exact else {"scale": options.scale, "multiple": 2}
+        try:
+            size = load("models.layout.sizes").target_size(clip.height, clip.width, **rule)
+            load("models.steady").check_pair((clip.height, clip.width), size)
+        except ValueError as error:
+            raise RunnerError(f"--scale/--size: {error}") from error
+    options.scale = options.size = None
+    fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})
+    bind_image_model(workflow, f"{model.stem}{model.suffix.lower()}", size and size[::-1])
+    models = {"upscale_models": model}
+    return run(workflow, clip, references, options, host, size, is_shipped(options.workflow), models)
+
+
+def run(
+    workflow: Workflow,
+    clip: Timeline,
+    references: dict[str, Timeline],
+    options: argparse.Namespace,
+    host: Host,
+    expected: tuple[int, int] | None,
+    strict: bool,
+    models: dict[str, Path] | None = None,
+) -> int:
+    """Check everything that can be checked, run a filled-in workflow over a clip, and write OUT.
+
+    `references`: what else is staged, by the names in the workflow. `expected`: height and width of the result, where
+    known. `strict`: another number or size of frames than expected is an error. `models`: files for the host, by the
+    folder that it looks into.
+    """
+    out = Path(options.output)
     check_sides(clip.height, clip.width)
-    sources = [source, *(reference.path for reference in references.values())]
+    sources = [clip.path, *(reference.path for reference in references.values())]
     check_output(out, sources)
     if options.json:
         check_json(Path(options.json), [*sources, out])
-    expected = expected_size(workflow, clip.height, clip.width)
     how = plan(
         out,
         clip,
@@ -79,6 +128,9 @@ def main(options: argparse.Namespace, host: Host) -> int:
     for note in (*clip.notes(), *how.notes):
         print(f"  {note}", flush=True)
     with open_job(host, options.port, True if options.cpu else None) as job:
+        for folder, file in (models or {}).items():
+            (job.server.models_dir / folder).mkdir(parents=True, exist_ok=True)
+            place(file, job.server.models_dir / folder, file.stem)
         stage(clip, how.wish, job.input_dir, "input", uses_sound(workflow))
         for name, reference in references.items():
             if name.startswith("reference_image"):
@@ -88,7 +140,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
                 wish = Wish(16 if reference.depth > 8 else 8, tonemap=not keeps_hdr)
                 stage(reference, wish, job.input_dir, name)
         outcome = job.run(workflow, bits=how.wish.depth)
-        verify(outcome, clip.frames, expected, strict=is_shipped(options.workflow))
+        verify(outcome, clip.frames, expected, strict)
         write(out, outcome, how, clip, options.keep_tracks)
     costs = outcome.costs()
     memory = f"{costs['peak_memory_mb']} MB peak memory" if costs["peak_memory_mb"] else "peak memory unknown"
@@ -127,13 +179,13 @@ def parse_rate(text: str | None) -> Fraction | None:
     return television if rate.denominator > 1 and abs(television - rate) < Fraction(1, 200) else rate
 
 
-def reference_files(images: list[str], videos: list[str]) -> dict[str, Timeline]:
-    """Read reference files to their end and name them as they will be staged."""
+def reference_files(images: list[str], videos: list[str], of_videos: str = "--reference-video") -> dict[str, Timeline]:
+    """Read reference files to their end and name them as they will be staged; `of_videos`: the option for errors."""
     files = {f"reference_image_{i}": Path(name) for i, name in enumerate(images)}
     files |= {f"reference_video_{i}": Path(name) for i, name in enumerate(videos)}
     clips = {}
     for name, file in files.items():
-        option = "--reference" if name.startswith("reference_image") else "--reference-video"
+        option = "--reference" if name.startswith("reference_image") else of_videos
         try:
             if name.startswith("reference_image") and not (file.is_file() and is_picture(file)):
                 raise RunnerError(f"must be an image file; got {file}.")
