@@ -13,7 +13,7 @@ from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
-from ..models.original import add_original, match_frames
+from ..models.original import add_original, match_frames, resolution
 from ..models.steady import SOURCES, Controls, check_pair, judge_sources, likeness, steady
 from .host import services
 from .host.flow import check_flow_model, estimated, loaded_estimator
@@ -216,9 +216,10 @@ def _with_original(
     """Add the detail of the original to every frame."""
     matched = match_frames(lr, services.check_frames(_TITLE, "original", original))
     estimator = BlockFlow() if flow_model is None else loaded_estimator(flow_model, *lr.shape[1:3])
+    resolved = resolution(_on_device(original, matched[len(lr) // 2]))
     for number, (frame, _) in enumerate(results):
         picture = _on_device(original, matched[number])
-        yield add_original(frame, _on_device(lr, number), picture, estimator, clean[number])
+        yield add_original(frame, _on_device(lr, number), picture, estimator, clean[number], resolved)
 
 
 def _given(images: torch.Tensor, lr: torch.Tensor) -> Upscaler:
