@@ -16,9 +16,8 @@ from ..models.motion.estimation import FlowNetwork, Motion
 from ..models.original import add_original, match_frames, resolution
 from ..models.steady import SOURCES, Controls, check_pair, judge_sources, likeness, steady
 from .host import services
-from .host.flow import check_flow_model, estimated, loaded_estimator
 from .host.vae import watched_layers
-from .motion import FlowModelType, MotionType, check_motion
+from .motion import FlowModelType, MotionType, check_flow_model, check_motion, estimated, loaded_estimator
 
 _TITLE = "Steady Upscaled Video"
 _ALIKE = 0.5  # correlation; of frames with their own LR frames at least 0.9 was measured, of others at most 0.4
