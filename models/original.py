@@ -27,6 +27,9 @@ _ALIKE = 0.05  # difference of the frames, in 0..1, where trust falls to 1/e
 _STRUCTURE, _AROUND = 1.5, 3.0  # LR px: finer than the first is structure; compared over the second
 _NOISE = (3 / 255) ** 2  # variance of structure that counts as none: plain places are alike
 
+_SHARES = (0.35, 0.5, 0.7)  # of its size, at which an original may have been before it was enlarged
+_LOST = 0.02  # share of the finest structure that such a size may lose
+
 _TINY = 64 * 36  # px of the copies that frames are found on
 _SAME = 0.02  # difference of tiny copies, in 0..1, where their likeness falls to 1/e
 _SAMPLES = 48  # frames of the clip that rate and offset are found on
@@ -93,22 +96,49 @@ def _best_offset(alike: torch.Tensor, chosen: Sequence[int], rate: float) -> tup
     return best
 
 
+def resolution(picture: torch.Tensor) -> float:
+    """Give the least share of its size, 0.35 to 1, at which a picture (1, 3, H, W) still holds what it shows.
+
+    Less than 1 for a picture that was enlarged before.
+    """
+    fine = (picture - _softened(picture, 0.25)).square().mean()
+    for share in _SHARES:
+        if (picture - _softened(picture, share)).square().mean() < _LOST * fine:
+            return share
+    return 1.0
+
+
+def _softened(x: torch.Tensor, share: float) -> torch.Tensor:
+    """Reduce a picture and enlarge it again."""
+    height, width = x.shape[-2:]
+    if share >= 1:
+        return x
+    small = resize_clip(x[:, :, None], max(1, round(share * height)), max(1, round(share * width)), "lanczos")
+    return resize_clip(small, height, width, "lanczos")[:, :, 0]
+
+
 def add_original(
-    x: torch.Tensor, lr: torch.Tensor, picture: torch.Tensor, estimator: FlowEstimator, clean: bool, amount: float = 1.0
+    x: torch.Tensor,
+    lr: torch.Tensor,
+    picture: torch.Tensor,
+    estimator: FlowEstimator,
+    clean: bool,
+    resolved: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give (a frame (1, 3, H, W) with its original's detail, the trust (1, 1, h, w) in 0..1).
 
-    lr (1, 3, h, w); picture (1, 3, ., .), any size of that shape; all in 0..1. `clean`: the LR's own low band stays.
+    lr (1, 3, h, w); picture (1, 3, ., .), any size of that shape, and its resolution(); all in 0..1. `clean`: the LR's
+    own low band stays. What is finer than the original holds stays the upscaler's.
     """
+    share = resolved * picture.shape[-2] / x.shape[-2]
     picture = resize_clip(picture[:, :, None], *x.shape[-2:])[:, :, 0]
     grid = BandedResize(lr, x)
     small = grid.down(picture)
     there, back = estimator(torch.cat((lr, small)), torch.cat((small, lr))).chunk(2)
-    trust = amount * _trust(lr, warp(small, there, "bicubic"), there, back)
+    trust = _trust(lr, warp(small, there, "bicubic"), there, back)
+    own = _softened(x, share)
     if clean:
-        picture, own = _fine_band(picture, small, grid), _fine_band(x, grid.down(x), grid)
-    else:
-        own = x
+        picture, own = _fine_band(picture, small, grid), _fine_band(own, grid.down(own), grid)
     result = torch.empty_like(x)
     for band in grid.bands:
         moved = warp_band(picture, grid.up_flow(there, band), band.start)

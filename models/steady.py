@@ -39,7 +39,7 @@ _BLURS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2)  # LR px; what the LR's o
 _SMOOTH = 1.2  # LR px; smooths the residual of a compressed LR: with 0.6 smooth faces and walls turned blotchy
 _DARK, _LIGHT = 0.05, 0.95  # beyond these a pixel may be clipped and hides noise
 _FLAT = 0.3  # share of pixels, the flattest, that noise is measured in
-_DIRTY = (1.51 / 255) ** 2  # noise over the share of fine texture from which an LR counts as compressed
+_DIRTY = 0.43 / 255**2  # noise over the share of fine texture from which an LR counts as compressed
 _SEEN = 1 << 20  # pixels that a median is taken of
 _SAMPLES = 12  # pairs of frames that a scene is judged by
 _CONTRAST = 1e-7  # of variance; less is none
@@ -149,26 +149,34 @@ def judge_sources(
 
 
 def _dirt(first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> float:
-    """Give the noise of a pair over its share of fine texture.
+    """Give the noise of a pair, where it is coarse, over its share of fine texture.
 
     Noise alone does not tell: rounding and motion leave more in a sharp, lively clip than heavy compression leaves in
-    a dull one. But what compresses, or was blurred before, takes the finest octave first.
+    a dull one. But what compresses, or was blurred before, takes the finest octave of the picture first; and what it
+    leaves in flat places is coarse, while what motion leaves is as fine as the texture.
     """
-    grey = first.mean(1, keepdim=True)
-    soft = gauss(grey, 0.6)
+    moved, miss = warp(second, there, "bicubic"), round_trip(there, back)
+    grey, change = first.mean(1, keepdim=True), (first - moved).mean(1, keepdim=True)
+    soft, slow = gauss(grey, 0.6), gauss(change, 1.2) - gauss(change, 2.4)
     fine, coarse = (grey - soft).square().mean(), (soft - gauss(grey, 1.2)).square().mean()
-    return float(_noise(first, warp(second, there, "bicubic"), round_trip(there, back)) * coarse / (fine + 1e-9))
+    noise = _noise(first, moved, miss) * _noise(first, moved, miss, slow)
+    return float(noise.sqrt() * coarse / (fine + 1e-9))
 
 
-def _noise(frame: torch.Tensor, moved: torch.Tensor, miss: torch.Tensor) -> torch.Tensor:
-    """Give the variance of what changes along motion that returns, where the frame is flat and not clipped."""
+def _noise(
+    frame: torch.Tensor, moved: torch.Tensor, miss: torch.Tensor, band: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Give the variance of what changes along motion that returns, where the frame is flat and not clipped.
+
+    `band` (1, 1, h, w) is a part of the change to be measured in its place.
+    """
     texture = box((frame - box(frame)).square().mean(1, keepdim=True))
     change = (frame - moved).square().mean(1, keepdim=True)
     good = (miss < _RETURN**2) & ((frame > _DARK) & (frame < _LIGHT)).all(1, keepdim=True)
     good &= box(change) < _ALIKE**2
     if not good.any():
         return change.new_zeros(())
-    texture, change = texture[good], change[good]
+    texture, change = texture[good], (change if band is None else band.square())[good]
     step = -(-len(texture) // _SEEN)
     texture, change = texture[::step], change[::step]
     return change[texture <= texture.quantile(_FLAT)].median()

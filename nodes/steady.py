@@ -13,12 +13,11 @@ from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
-from ..models.original import add_original, match_frames
+from ..models.original import add_original, match_frames, resolution
 from ..models.steady import SOURCES, Controls, check_pair, judge_sources, likeness, steady
 from .host import services
-from .host.flow import check_flow_model, estimated, loaded_estimator
 from .host.vae import watched_layers
-from .motion import FlowModelType, MotionType, check_motion
+from .motion import FlowModelType, MotionType, check_flow_model, check_motion, estimated, loaded_estimator
 
 _TITLE = "Steady Upscaled Video"
 _ALIKE = 0.5  # correlation; of frames with their own LR frames at least 0.9 was measured, of others at most 0.4
@@ -216,9 +215,10 @@ def _with_original(
     """Add the detail of the original to every frame."""
     matched = match_frames(lr, services.check_frames(_TITLE, "original", original))
     estimator = BlockFlow() if flow_model is None else loaded_estimator(flow_model, *lr.shape[1:3])
+    resolved = resolution(_on_device(original, matched[len(lr) // 2]))
     for number, (frame, _) in enumerate(results):
         picture = _on_device(original, matched[number])
-        yield add_original(frame, _on_device(lr, number), picture, estimator, clean[number])
+        yield add_original(frame, _on_device(lr, number), picture, estimator, clean[number], resolved)
 
 
 def _given(images: torch.Tensor, lr: torch.Tensor) -> Upscaler:

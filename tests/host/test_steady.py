@@ -81,6 +81,22 @@ def test_a_model_runs_inside_and_gives_the_same_as_its_frames(steadied, small, u
     assert torch.equal(result, steadied(small, torch.cat(frames)))
 
 
+def test_a_file_of_the_hosts_loader_runs_inside_and_in_the_bench(steadied, small, tmp_path, monkeypatch):
+    """A small network of a kind that people use (Real-ESRGAN's compact one), with random weights."""
+    import folder_paths
+    from cascadevsr.research.steady import load_upscaler
+    from comfy_extras.nodes_upscale_model import UpscaleModelLoader
+    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+
+    torch.manual_seed(0)
+    torch.save(SRVGGNetCompact(num_feat=8, num_conv=1, upscale=4).state_dict(), tmp_path / "tiny.pth")
+    monkeypatch.setattr(folder_paths, "get_full_path_or_raise", lambda folder, name: str(tmp_path / name))
+    result = steadied(small, upscale_model=UpscaleModelLoader.execute("tiny.pth").args[0])
+    assert result.shape == (COUNT, 96, 160, 3)
+    upscaled = load_upscaler(tmp_path / "tiny.pth")(small.movedim(-1, 1)).clamp(0, 1).movedim(1, -1)
+    assert torch.allclose(result, steadied(small, upscaled), atol=1e-4)
+
+
 def test_the_bar_runs_once_from_nothing_to_full(steadied, small, upscale_model, signs):
     steadied(small, upscale_model=upscale_model)
     shares = [done / total for _, done, total in signs]
@@ -95,6 +111,21 @@ def test_motion_that_is_given_is_used(steadied, small, large):
     assert torch.equal(steadied(small, large, motion=motion), steadied(small, large))
     still = Motion(*(torch.zeros_like(motion.forward) for _ in range(2)), (), COUNT, *small.shape[1:3])
     assert not torch.equal(steadied(small, large, motion=still), steadied(small, large))
+
+
+def test_the_original_of_an_edit_gives_its_detail(steadied, small, large):
+    """The right half was edited; what came from where is shown."""
+    truth = sharp(COUNT, 96, 160)
+    edit = torch.cat((truth[:, :, :80], sharp(COUNT, 96, 80, seed=5)), 2)
+    lr = F.avg_pool2d(edit.movedim(-1, 1), 4).movedim(1, -1)
+    soft = F.interpolate(lr.movedim(-1, 1), (96, 160), mode="bicubic").movedim(1, -1).clamp(0, 1)
+    from cascadevsr.nodes.steady import SteadyUpscaledVideo
+
+    result, shown = SteadyUpscaledVideo.execute(lr, 1.0, 1.0, 1.0, "clean", soft, original=truth).args
+    kept = (slice(None), slice(8, -8), slice(8, 72))
+    alone = steadied(lr, soft, source="clean")
+    assert float((result - edit)[kept].square().mean()) < 0.5 * float((alone - edit)[kept].square().mean())
+    assert shown.shape == lr.shape and shown[:, :, 24:].mean() < 0.1 < 0.3 < shown[:, :, 2:18].mean()
 
 
 def test_transparency_is_left_alone(steadied, small, large):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cascadevsr.models.motion.blockflow import BlockFlow
-from cascadevsr.models.original import add_original, match_frames
+from cascadevsr.models.original import add_original, match_frames, resolution
 
 from .test_steady import LOW, clip, texture
 
@@ -87,3 +87,18 @@ def test_another_clip_changes_nothing(edited, clean):
 def test_sizes_that_do_not_fit_are_refused(size):
     with pytest.raises(ValueError, match="the original must have the shape of the LR frames and be larger"):
         match_frames(torch.zeros(3, *LOW, 3), torch.zeros(3, *size, 3))
+
+
+def test_an_original_that_was_enlarged_keeps_the_upscalers_finest_structure(edited):
+    lr, _, original = edited
+    sharp = (original[5] + 0.05 * torch.randn(original[5].shape, generator=torch.Generator().manual_seed(4))).clamp(
+        0, 1
+    )
+    soft = F.interpolate(sharp, (60, 88), mode="bicubic", antialias=True)
+    soft = F.interpolate(soft, (120, 176), mode="bicubic")
+    assert resolution(sharp) == 1 and resolution(soft) < 0.8
+    errors = [
+        float((add_original(sharp, lr[5], soft, FLOW, True, share)[0] - sharp)[..., 8:80].square().mean())
+        for share in (1.0, resolution(soft))
+    ]
+    assert errors[1] < 0.8 * errors[0]

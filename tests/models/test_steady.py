@@ -105,6 +105,20 @@ def test_any_scale_shows_in_every_lr_pixel_what_was_seen_there(scale):
     assert miss(result) < 0.35 * miss(upscaled) + 1e-6
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_colours_that_drift_return(clean):
+    """As diffusion models leave them: steady in themselves, but away from the LR, more from frame to frame."""
+    lr, _, truth = clip(6)
+    drift = torch.tensor([1.0, -0.5, 0.3]).view(1, 3, 1, 1)
+    upscaled = [(frame * 0.97 + 0.01 * i * drift).clamp(0, 1) for i, frame in enumerate(truth)]
+    result = made(lr, upscaled, clean=clean, steadiness=0.5)
+
+    def away(frames):
+        return max(float((x - y).mean((2, 3)).abs().max()) for x, y in zip(frames, truth, strict=True))
+
+    assert away(result) < 0.1 * away(upscaled)
+
+
 def test_a_still_clip_stands_still():
     lr, upscaled, _ = clip(1)
     estimator = BlockFlow()
