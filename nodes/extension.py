@@ -29,6 +29,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .plan import VSRPlan
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .sdedit import SDEditDegradation
+        from .steady import SteadyUpscaledVideo
         from .tiling import SpatialTiles, TemporalWindows
 
         return [
@@ -47,6 +48,7 @@ class CascadeVSRExtension(ComfyExtension):
             SpatialTiles,
             TemporalWindows,
             TemporalDecode,
+            SteadyUpscaledVideo,
             ColourMatch,
             DegradeVideo,
             CompareMeasure,

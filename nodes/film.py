@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,14 +22,14 @@ from comfy_api.latest import Input, InputImpl, io, ui
 from PIL import Image
 
 from ..media.colour import flattened, to_depth, tone_mapped
-from ..media.files import CONTAINERS, FILMS, check_output, is_picture, picture_files
+from ..media.files import CONTAINERS, FILMS, check_output, is_picture
 from ..media.plan import CODECS, Plan, check_codec, natural_ending, plan
 from ..media.reader import Wish, probe, with_transparency
 from ..media.timeline import Timeline
 from ..media.tracks import KEEP
 from ..media.writer import write, write_video
 from .host import services
-from .host.film import Film, even_timeline, film_of, frames_of, in_graph, read_images, said_by, texts
+from .host.film import Film, even_timeline, film_of, frames_of, in_graph, masked, read_images, said_by, texts
 
 _LOAD, _SAVE = "Load Film", "Save Film"
 _ENDINGS = {
@@ -129,10 +130,13 @@ class LoadFilm(io.ComfyNode):
 
 def _sources() -> list[str]:
     """List what the input folder holds: films, pictures, folders of pictures."""
-    root = Path(folder_paths.get_input_directory())
-    known = [p for p in root.iterdir() if (p.suffix.lower() in FILMS or is_picture(p)) and p.is_file()]
-    known += [p for p in root.iterdir() if p.is_dir() and picture_files(p)]
-    return sorted(p.name for p in known)
+    found = []
+    for path in Path(folder_paths.get_input_directory()).iterdir():
+        with contextlib.suppress(OSError):  # a folder that may not be read is none of pictures
+            files = path.iterdir() if path.is_dir() else [path]
+            if any(is_picture(file) or (file is path and file.suffix.lower() in FILMS) for file in files):
+                found.append(path.name)
+    return sorted(found)
 
 
 def _described(file: str, film: Film) -> list[str]:
@@ -329,16 +333,7 @@ def _pictures(images, mask, film: Film, how: Plan, clear: bool) -> Iterator[np.n
         pictures = frames_of(images if mask is None else images[..., :3], how.wish.depth, mapped)
         if clear and mask is None and images.shape[-1] == 3:
             pictures = with_transparency(pictures, film.timeline, how.wish)
-    return pictures if mask is None else _masked(pictures, mask)
-
-
-def _masked(pictures: Iterator[np.ndarray], mask: torch.Tensor) -> Iterator[np.ndarray]:
-    """Yield RGBA: one mask for all frames or one each, brought to their size."""
-    for index, picture in enumerate(pictures):
-        opacity = Image.fromarray(1 - mask[min(index, len(mask) - 1)].float().cpu().numpy())
-        opacity = np.asarray(opacity.resize(picture.shape[1::-1], Image.Resampling.BICUBIC))
-        full = np.iinfo(picture.dtype).max
-        yield np.dstack([picture[..., :3], np.rint(opacity.clip(0, 1) * full).astype(picture.dtype)])
+    return pictures if mask is None else masked(pictures, mask)
 
 
 class _Shown:

@@ -38,7 +38,7 @@ from ..models.schedules import step_index
 from .host import services
 from .host.vae import watched_layers
 from .prediction import PredictionEdit, Wanted, clip_shape, frames_a_latent, percent_inputs, percent_range
-from .recognise import recognise
+from .recognise import what_flow
 from .systems import all_systems
 
 # The host's own type: a ModelPatcher around a network that is called as torchvision's RAFT is.
@@ -133,7 +133,7 @@ def load_flow_model(path: Path) -> ModelPatcher:
     else:
         raise CheckpointError(
             f"{_LOAD}: the file must hold the large RAFT (raft-things.pth, or torchvision's raft_large) or SpyNet; "
-            f"got {path.name}, {_what(state)}. Choose another file, or {services.BUILT_IN!r}."
+            f"got {path.name}, {what_flow(state)}. Choose another file, or {services.BUILT_IN!r}."
         )
     expected = {key: value.shape for key, value in network.state_dict().items() if "num_batches" not in key}
     wrong = [key for key, shape in expected.items() if key not in weights or weights[key].shape != shape]
@@ -149,18 +149,6 @@ def load_flow_model(path: Path) -> ModelPatcher:
     elif flow is not None:
         network = FlowNetwork(RaftFlow(network, flow.iterations, flow.signed))
     return services.wrap_network(network.eval())
-
-
-def _what(state: dict[str, torch.Tensor]) -> str:
-    """Say what else a file is."""
-    keys = {key.removeprefix("module.") for key in state}
-    if keys & {"fnet.conv1.weight", "feature_encoder.convnormrelu.0.weight"}:
-        return "which is the small RAFT or a variant of it"
-    if any(key.startswith("basic_module.") for key in keys):
-        return "which is a part or a variant of the optical flow network SpyNet"
-    if found := recognise(state):
-        return f"which is {found[0]}"
-    return f"with {len(keys)} entries such as {', '.join(sorted(keys)[:2])}"
 
 
 class EstimateMotion(io.ComfyNode):
@@ -199,22 +187,22 @@ class EstimateMotion(io.ComfyNode):
     def execute(cls, frames: torch.Tensor, flow_model: ModelPatcher):
         """Estimate, and paint the flows."""
         frames = services.check_frames(_ESTIMATE, "frames", frames)
-        if not isinstance(getattr(flow_model, "model", None), torch.nn.Module):
-            raise ValueError(
-                f"{_ESTIMATE}: flow_model must come from Load Flow Model or Load Optical Flow Model; got "
-                f"{type(flow_model).__name__}. Link one of them."
-            )
+        check_flow_model(_ESTIMATE, flow_model)
         with services.titled(_ESTIMATE), watched_layers(flow_model.model) as show:
-            estimator, device = _loaded(flow_model, *frames.shape[1:3]), services.main_device()
-            motion = estimate_pairs(
-                frames, estimator, device=device, progress=show, check_cancelled=services.check_cancelled
-            )
-        if motion.cuts:
-            logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, motion.cuts)))
+            motion = estimated(frames, flow_model, show)
         return io.NodeOutput(motion, services.to_output(_pictures(motion)))
 
 
-def _loaded(patcher: ModelPatcher, height: int, width: int) -> FlowEstimator:
+def check_flow_model(title: str, flow_model: object) -> None:
+    """Raise where `flow_model` holds no network."""
+    if not isinstance(getattr(flow_model, "model", None), torch.nn.Module):
+        raise ValueError(
+            f"{title}: flow_model must come from Load Flow Model or Load Optical Flow Model; got "
+            f"{type(flow_model).__name__}. Link one of them."
+        )
+
+
+def loaded_estimator(patcher: ModelPatcher, height: int, width: int) -> FlowEstimator:
     """Bring a flow network to its device and give its estimator of frames of a size."""
     estimator = estimator_of(patcher.model)
     cells = max(16, -(-height // 8)) * max(16, -(-width // 8))
@@ -225,6 +213,17 @@ def _loaded(patcher: ModelPatcher, height: int, width: int) -> FlowEstimator:
         # 1,689 MB at 1280x720, of 250 and 2,186 MB reserved.
         services.load_network(patcher, 4 * (2 * cells**2 + 11000 * cells))
     return estimator  # the built-in one has no weights
+
+
+def estimated(frames: torch.Tensor, patcher: ModelPatcher, progress: Callable[[int, int], None]) -> Motion:
+    """Estimate the motion of frames (T, H, W, 3) in 0..1, and log the cuts."""
+    estimator, device = loaded_estimator(patcher, *frames.shape[1:3]), services.main_device()
+    motion = estimate_pairs(
+        frames, estimator, device=device, progress=progress, check_cancelled=services.check_cancelled
+    )
+    if motion.cuts:
+        logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, motion.cuts)))
+    return motion
 
 
 def _pictures(motion: Motion) -> torch.Tensor:

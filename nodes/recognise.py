@@ -50,6 +50,18 @@ def recognise(state: Mapping | Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
+def what_flow(state: Mapping) -> str:
+    """Say what a file is that was taken for an optical flow network."""
+    keys = {key.removeprefix("module.") for key in state}
+    if keys & {"fnet.conv1.weight", "feature_encoder.convnormrelu.0.weight"}:
+        return "which is the small RAFT or a variant of it"
+    if any(key.startswith("basic_module.") for key in keys):
+        return "which is a part or a variant of the optical flow network SpyNet"
+    if found := recognise(state):
+        return f"which is {found[0]}"
+    return f"with {len(keys)} entries such as {', '.join(sorted(keys)[:2])}"
+
+
 def refuse(path: PurePath, state: Mapping | Iterable[str], systems: Iterable[System]) -> CheckpointError:
     """Make the error for a file or folder that holds no restorer."""
     keys, name = sorted(state), path.name

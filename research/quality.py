@@ -59,21 +59,22 @@ def measure(clip: Path, low: Path, options: argparse.Namespace, host: Host) -> d
     ours = upscaled(small, rate, truth.shape[1:3], options, host)
     bicubic = np.stack([_bicubic(frame, truth.shape[1:3]) for frame in small])
     reference = np.stack([_back_projected(frame, truth.shape[1:3]) for frame in small])
-    flows, middle = _flows(truth), len(small) // 2
+    flows, middle = true_flows(truth), len(small) // 2
     still = upscaled(np.repeat(small[middle : middle + 1], len(small), 0), rate, truth.shape[1:3], options, host)
-    base = _score(bicubic, truth, flows)
-    score = _score(ours, truth, flows)
-    own = _score(truth, truth, flows)["warp"]
+    base = score_of(bicubic, truth, flows)
+    score = score_of(ours, truth, flows)
+    own = score_of(truth, truth, flows)["warp"]
     here = slice(middle, middle + 1)
     return {
         "bicubic": base["psnr"],
         "gain": score["psnr"] - base["psnr"],
-        "over_ibp": score["psnr"] - _score(reference, truth, None)["psnr"],
+        "over_ibp": score["psnr"] - score_of(reference, truth, None)["psnr"],
         "ssim_gain": score["ssim"] - base["ssim"],
         "warp_ratio": score["warp"] / own,
         "bicubic_warp_ratio": base["warp"] / own,
         "sharpness": score["sharpness"],
-        "neighbours": _score(ours[here], truth[here], None)["psnr"] - _score(still[here], truth[here], None)["psnr"],
+        "neighbours": score_of(ours[here], truth[here], None)["psnr"]
+        - score_of(still[here], truth[here], None)["psnr"],
     }
 
 
@@ -113,8 +114,8 @@ def _back_projected(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return high[0, :, 0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
 
 
-def _flows(truth: np.ndarray):
-    """Forward and backward flow of the truth, (n-1, 2, h, w) px each, by OpenCV's DIS (medium)."""
+def true_flows(truth: np.ndarray) -> tuple:
+    """Estimate forward and backward flow of the truth, (n-1, 2, h, w) px each, by OpenCV's DIS (medium)."""
     import cv2
     import torch
 
@@ -127,7 +128,8 @@ def _flows(truth: np.ndarray):
     )
 
 
-def _score(result: np.ndarray, truth: np.ndarray, flows) -> dict:
+def score_of(result: np.ndarray, truth: np.ndarray, flows: tuple | None) -> dict:
+    """Give PSNR-Y; with the truth's flows SSIM-Y, warping error and sharpness, too. Frames (n, h, w, 3) uint8."""
     import torch
 
     metrics = load("models.pixels.metrics")

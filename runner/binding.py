@@ -19,6 +19,7 @@ from .workflow import Workflow
 
 CAPTURE_NODE = "CascadeVSRRunnerCapture"
 PLACE_NODE = "CascadeVSRRunnerPlace"
+STEADY = "VSRSteadyUpscaledVideo"
 _SAVERS = ("VSRSaveFilm", "SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
 _FILMS = ("VSRLoadFilm", "LoadVideo")
 _LOADERS = {**dict.fromkeys(_FILMS, "file"), "LoadImage": "image"}
@@ -86,6 +87,25 @@ def bind_target(workflow: Workflow, target: Target) -> None:
         inputs |= {"target": "scale", "target.scale": target.scale}
 
 
+def bind_image_model(workflow: Workflow, file: str, size: tuple[int, int] | None) -> None:
+    """Let the workflow use an image upscaler's file; with `size` (width, height) its frames are brought to that size.
+
+    Steady Upscaled Video then works on frames of that size, so that they still agree with the source.
+    """
+    loader = _only(workflow, workflow.of_type("UpscaleModelLoader"), "--image-model (Load Upscale Model)", "Model")
+    workflow.prompt[loader]["inputs"]["model_name"] = file
+    if size is None:
+        return
+    steady = _only(
+        workflow, workflow.of_type(STEADY), "--scale/--size (Steady Upscaled Video)", "Steady Upscaled Video"
+    )
+    inputs = workflow.prompt[steady]["inputs"]
+    inputs.pop("upscale_model", None)
+    frames = workflow.add("ImageUpscaleWithModel", "Upscale", upscale_model=[loader, 0], image=inputs["lr_frames"])
+    fit = {"upscale_method": "lanczos", "width": size[0], "height": size[1], "crop": "disabled"}
+    inputs["images"] = [workflow.add("ImageScale", "Fit", image=[frames, 0], **fit), 0]
+
+
 def bind_prompt(workflow: Workflow, text: str | None) -> None:
     """Set the prompt."""
     if text is None:
@@ -95,9 +115,18 @@ def bind_prompt(workflow: Workflow, text: str | None) -> None:
     workflow.prompt[node_id]["inputs"]["text"] = text
 
 
+def load_film(workflow: Workflow, title: str, file: str) -> str:
+    """Add a Load Film for all frames of a staged film and return its id; its frames are output 1."""
+    return workflow.add("VSRLoadFilm", title, file=file, **_WHOLE)
+
+
 def bind_references(workflow: Workflow, images: list[str], videos: list[str]) -> None:
     """Connect reference files to Reference Set, replacing what the workflow has there."""
     if not images and not videos:
+        return
+    if not images and len(videos) == 1 and len(steady := workflow.of_type(STEADY)) == 1:
+        loader = load_film(workflow, "Reference video 1", videos[0])
+        workflow.prompt[steady[0]]["inputs"]["original"] = [loader, _FRAMES["VSRLoadFilm"]]
         return
     node_id = _only(workflow, workflow.of_type("VSRReferenceSet"), "--reference (Reference Set)", "Reference Set")
     inputs = workflow.prompt[node_id]["inputs"]
@@ -106,7 +135,7 @@ def bind_references(workflow: Workflow, images: list[str], videos: list[str]) ->
     for index, file in enumerate(images):
         inputs[f"images.image_{index}"] = [workflow.add("LoadImage", f"Reference image {index + 1}", image=file), 0]
     for index, file in enumerate(videos):
-        loader = workflow.add("VSRLoadFilm", f"Reference video {index + 1}", file=file, **_WHOLE)
+        loader = load_film(workflow, f"Reference video {index + 1}", file)
         inputs[f"videos.video_{index}"] = [loader, _FRAMES["VSRLoadFilm"]]
 
 

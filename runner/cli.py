@@ -91,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
     join.add_argument("output", metavar="OUT", help="the very OUT of upscale --part")
     join.add_argument("--input", metavar="IN", help="where IN is now, if it was moved")
 
+    text = "make a film steady that was upscaled frame by frame, by any program, with the film it was made from"
+    _add_steady(add("steady", text))
+
     bench = add("bench", "measure speed, memory, quality and start-up")
     bench.add_argument("name", nargs="?", help="a benchmark (default: list them and run the short ones)")
     bench.add_argument("--frames", type=int, help="number of frames (default: depends on the benchmark)")
@@ -106,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         help="set any input of the measured workflow (may be repeated)",
     )
 
-    quality = bench.add_argument_group("bench quality, bench references")
+    quality = bench.add_argument_group("bench quality, bench references, bench steady")
     quality.add_argument("--clips", metavar="DIR", help="folder of clips in full resolution, the truth")
     quality.add_argument("--lr", metavar="DIR", help="folder of their low-resolution files, NAME_MODE.mp4")
     quality.add_argument("--modes", nargs="+", default=["bicubic", "real"], help="every MODE (default: bicubic real)")
@@ -117,6 +120,8 @@ def parser() -> argparse.ArgumentParser:
     }
     quality.add_argument("--region", nargs="+", default=[], dest="regions", **region)
     quality.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="leave these clips out")
+    models = {"metavar": "FILE", "help": "bench steady: weights of image upscalers, of any kind that ComfyUI loads"}
+    quality.add_argument("--image-model", nargs="+", default=[], dest="image_models", **models)
     text = "train the built-in model or an adapter, or run the ablations"
     train = commands.add_parser("train", help=text, **own)
     train.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -171,28 +176,13 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
         dest="settings",
         help="set any input of the workflow (may be repeated)",
     )
-    upscale.add_argument("--rate", metavar="FPS", help="frames per second of a folder of images (default: 25)")
     upscale.add_argument(
-        "--deinterlace", action="store_true", help="make whole frames of interlaced ones first (bwdif; same count)"
+        "--image-model",
+        metavar="FILE",
+        help="upscale with an image upscaler's file (.safetensors, .pth), as ComfyUI loads it, frame by frame, and "
+        "make the frames agree with each other and with IN; without --scale at the model's own size",
     )
-    upscale.add_argument("--tonemap", action="store_true", help="turn HDR into BT.709 with white at 203 nits")
-    upscale.add_argument(
-        "--keep-tracks",
-        choices=("all", "first", "none"),
-        default="all",
-        help="what follows into a video: all tracks that OUT's container takes, the first sound only, or none",
-    )
-    upscale.add_argument(
-        "--codec",
-        choices=("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1"),
-        default="auto",
-        help="of a video; auto: H.264, HEVC of 10 bits for deep or HDR sources, in .webm VP9 (deep: AV1), for "
-        "transparency VP9 or ProRes",
-    )
-    upscale.add_argument("--crf", type=float, default=12.0, help="quality of a video, lower is better (default: 12)")
-    upscale.add_argument(
-        "--lossless", action="store_true", help="write bit-exact RGB: H.264; deep or transparent in .mkv FFV1"
-    )
+    _add_result(upscale)
     parts = upscale.add_argument_group("long films")
     parts.add_argument("--first", metavar="N", help="try the beginning only: so many frames, or seconds, such as 10s")
     parts.add_argument("--fresh", action="store_true", help="start anew; else a run that was broken goes on")
@@ -201,9 +191,58 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
     text = "frames that are rendered around a segment and thrown away (default: 8)"
     parts.add_argument("--context", type=int, default=8, metavar="N", help=text)
     parts.add_argument("--part", metavar="I/N", help="render part I of N and leave it for run.py join")
-    upscale.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
-    upscale.add_argument("--cpu", action="store_true", help="do not use the GPU")
-    upscale.add_argument("--json", metavar="FILE", help="also write seconds, peak memory and network calls as json")
+
+
+def _add_steady(steady: argparse.ArgumentParser) -> None:
+    steady.add_argument("input", metavar="UPSCALED", help="a film that any program has upscaled, 1 to 8 times")
+    steady.add_argument("output", metavar="OUT", help="where it goes, made steady; as of upscale")
+    steady.add_argument(
+        "--source", required=True, metavar="IN", help="the film before it was upscaled, frame for frame"
+    )
+    steady.add_argument(
+        "--reference-video",
+        metavar="VIDEO",
+        help="where IN is an edit: the film before the edit; what the edit left alone gets its detail back",
+    )
+    for name in ("steadiness", "fidelity", "sharpness"):
+        steady.add_argument(f"--{name}", type=float, default=1.0, metavar="0..1", help="as in the node (default: 1)")
+    steady.add_argument(
+        "--quality-of-source",
+        choices=("automatic", "clean", "compressed"),
+        default="automatic",
+        help="whether IN is right to the pixel, or noisy, blurred or from a small file (default: automatic)",
+    )
+    _add_result(steady)
+    steady.set_defaults(segment=0, context=0, first=None, part=None, fresh=False)  # at once
+
+
+def _add_result(parser: argparse.ArgumentParser) -> None:
+    """Add what upscale and steady share: how IN is read, what OUT is, where it runs."""
+    parser.add_argument("--rate", metavar="FPS", help="frames per second of a folder of images (default: 25)")
+    parser.add_argument(
+        "--deinterlace", action="store_true", help="make whole frames of interlaced ones first (bwdif; same count)"
+    )
+    parser.add_argument("--tonemap", action="store_true", help="turn HDR into BT.709 with white at 203 nits")
+    parser.add_argument(
+        "--keep-tracks",
+        choices=("all", "first", "none"),
+        default="all",
+        help="what follows into a video: all tracks that OUT's container takes, the first sound only, or none",
+    )
+    parser.add_argument(
+        "--codec",
+        choices=("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1"),
+        default="auto",
+        help="of a video; auto: H.264, HEVC of 10 bits for deep or HDR sources, in .webm VP9 (deep: AV1), for "
+        "transparency VP9 or ProRes",
+    )
+    parser.add_argument("--crf", type=float, default=12.0, help="quality of a video, lower is better (default: 12)")
+    parser.add_argument(
+        "--lossless", action="store_true", help="write bit-exact RGB: H.264; deep or transparent in .mkv FFV1"
+    )
+    parser.add_argument("--port", type=int, help="port of the temporary ComfyUI (default: any free one)")
+    parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
+    parser.add_argument("--json", metavar="FILE", help="also write seconds, peak memory and network calls as json")
 
 
 def _stop(*_) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import av
 import numpy as np
@@ -29,7 +30,7 @@ from .pack import load
 from .paths import ROOT, cache_root
 from .progress import Display, duration
 from .stage import stage
-from .work import Work, follows, stage_references
+from .work import Work, follows, stage_models, stage_references
 from .workflow import Workflow
 
 CONTEXT = 8  # frames; see docs/film.md
@@ -41,7 +42,7 @@ _SHARE = 0.4  # of the free memory
 _WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt", ".bin", ".gguf")
 # of the options, what does not decide a single pixel
 _OF_THIS_RUN = {"command", "input", "output", "port", "cpu", "json", "fresh", "part", "workflow", "settings"}
-_OF_THIS_RUN |= {"reference", "reference_video", "prompt"}  # these are in the filled-in workflow
+_OF_THIS_RUN |= {"reference", "reference_video", "prompt", "image_model"}  # these are in the filled-in workflow
 
 
 def begin(work: Work, host: Host | None) -> Journal | None:
@@ -63,7 +64,7 @@ def begin(work: Work, host: Host | None) -> Journal | None:
     journal, line = Journal.begin(work.out, key(work, host), cut, about, options.fresh, bool(options.part))
     if line:
         print(f"  {line}", flush=True)
-    alone = len(journal.segments) == 1 and not options.part and options.command == "upscale"
+    alone = len(journal.segments) == 1 and not options.part and options.command != "plan-film"
     if alone and not journal.is_finished(0):
         journal.discard()
         return None
@@ -107,7 +108,7 @@ def key(work: Work, host: Host | None) -> dict:
         **options,
         "workflow": hashlib.sha256(json.dumps(work.workflow.prompt, sort_keys=True).encode()).hexdigest(),
         "references": {name: identity(clip.path) for name, clip in work.references.items()},
-        "weights": weights(work.workflow, host),
+        "weights": weights(work.workflow, host) | {name: state(file) for name, file in work.models.items()},
         "the pack": pack_state(),
         "ComfyUI": host.version if host else "",
         "PyAV": f"{av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}",
@@ -115,7 +116,7 @@ def key(work: Work, host: Host | None) -> dict:
 
 
 def weights(workflow: Workflow, host: Host | None) -> dict:
-    """Identify the weight files that a workflow names; the time of their last change decides nothing."""
+    """Identify the weight files that a workflow names."""
     roots = [cache_root() / "serve" / "models", *([host.path / "models"] if host and host.external else [])]
     found = {}
     for node in workflow.prompt.values():
@@ -123,8 +124,13 @@ def weights(workflow: Workflow, host: Host | None) -> dict:
             if not (isinstance(name, str) and name.lower().endswith(_WEIGHTS)):
                 continue
             for file in (file for root in roots if root.is_dir() for file in root.glob(f"*/{name}")):
-                found[name] = {what: value for what, value in identity(file).items() if what != "changed"}
+                found[name] = state(file)
     return found
+
+
+def state(file: Path) -> dict:
+    """Identify a file whatever the time of its last change."""
+    return {what: value for what, value in identity(file).items() if what != "changed"}
 
 
 def pack_state() -> str:
@@ -156,6 +162,7 @@ def by_segments(work: Work, journal: Journal, opened: Callable) -> dict | None:
     if missing:
         try:
             with opened() as job:
+                stage_models(work, job)
                 costs = _render(work, journal, job, missing, total)
         except KeyboardInterrupt:
             print("\nFinished segments are kept: the same command goes on.", flush=True)

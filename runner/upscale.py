@@ -24,6 +24,7 @@ from ..media.segments import Segment
 from ..media.timeline import Timeline
 from .binding import (
     Target,
+    bind_image_model,
     bind_input,
     bind_prompt,
     bind_references,
@@ -39,8 +40,8 @@ from .pack import load
 from .paths import cache_root, require_space, write_atomic
 from .segments import begin, by_segments
 from .stage import stage, staged_name
-from .work import Work, stage_references, verify, write
-from .workflow import Workflow
+from .work import Work, stage_models, stage_references, verify, write
+from .workflow import Workflow, is_shipped
 
 # Cascade Input's target -> its inputs, and the rule's name in models/layout/sizes.py
 _TARGETS = {
@@ -54,51 +55,94 @@ _BYTES_PER_PIXEL = {"pictures": 2.6, "lossless": 2.2, "film": 0.5}
 
 
 def main(options: argparse.Namespace, host: Host) -> int:
-    """Check everything that can be checked first, then run, then write OUT."""
-    work = prepare(options)
-    clip, size = work.clip, work.size
-    arrow = f"  ->  {size[1]}x{size[0]}" if size else ""
+    """Fill in the workflow, then run it."""
+    if not (options.input and options.output):
+        raise RunnerError("IN and OUT: must be names of files; got an empty one.")
+    if options.image_model:
+        return with_image_model(options, host)
+    source = Path(options.input)
+    workflow = Workflow.load(options.workflow)
+    references = reference_files(options.reference, options.reference_video)
+    fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})
+    clip = probe(source, parse_rate(options.rate))
+    expected = expected_size(workflow, clip.height, clip.width)
+    return run(workflow, clip, references, options, host, expected, is_shipped(options.workflow))
+
+
+def with_image_model(options: argparse.Namespace, host: Host) -> int:
+    """Run the workflow that upscales by an image upscaler's file, frame by frame, and makes the frames steady."""
+    model = Path(options.image_model)
+    if not model.is_file():
+        raise RunnerError(f"--image-model: must be a file with an upscaler's weights; got {model}.")
+    if options.workflow == "Upscale-a-Video":  # the default
+        options.workflow = "Upscale-with-any-Model"
+    workflow, source = Workflow.load(options.workflow), Path(options.input)
+    references = reference_files(options.reference, options.reference_video)
+    clip = probe(source, parse_rate(options.rate))
+    size = None
+    if options.scale is not None or options.size:
+        exact = parse_size(options.size)[::-1] if options.size else None
+        rule = {"exact": exact} if exact else {"scale": options.scale, "multiple": 2}
+        try:
+            size = load("models.layout.sizes").target_size(clip.height, clip.width, **rule)
+            load("models.steady").check_pair((clip.height, clip.width), size)
+        except ValueError as error:
+            raise RunnerError(f"--scale/--size: {error}") from error
+    options.scale = options.size = None
+    fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})
+    bind_image_model(workflow, f"{model.stem}{model.suffix.lower()}", size and size[::-1])
+    models = {"upscale_models": model}
+    return run(workflow, clip, references, options, host, size, is_shipped(options.workflow), models)
+
+
+def run(
+    workflow: Workflow,
+    clip: Timeline,
+    references: dict[str, Timeline],
+    options: argparse.Namespace,
+    host: Host,
+    expected: tuple[int, int] | None,
+    strict: bool,
+    models: dict[str, Path] | None = None,
+) -> int:
+    """Check everything that can be checked, run a filled-in workflow over a clip, and write OUT.
+
+    `references`: what else is staged, by the names in the workflow. `expected`: height and width of the result, where
+    known. `strict`: another number or size of frames than expected is an error. `models`: files for the host, by the
+    folder that it looks into.
+    """
+    out = Path(options.output)
+    check_sides(clip.height, clip.width)
+    if options.first:
+        clip = clip.part(0, first_frames(options.first, clip))
+    sources = [clip.path, *(reference.path for reference in references.values())]
+    check_output(out, sources)
+    if options.json:
+        check_json(Path(options.json), [*sources, out])
+    how = plan_of(options, clip, expected)
+    work = Work(options, clip.path, out, workflow, references, clip, how, expected, strict, models or {})
+    arrow = f"  ->  {expected[1]}x{expected[0]}" if expected else ""
     print(f"IN: {clip.frames} frames {clip.width}x{clip.height} at {float(clip.rate):g} fps{arrow}", flush=True)
-    for note in (*clip.notes(), *work.how.notes):
+    for note in (*clip.notes(), *how.notes):
         print(f"  {note}", flush=True)
     opened = partial(open_job, host, options.port, True if options.cpu else None)
     if options.segment == 0 and (options.part or options.command == "plan-film"):
         raise RunnerError("--segment: 0 makes the film at once, so it has no parts. Leave --segment away.")
     journal = begin(work, host) if options.segment != 0 else None
     longest = max(s.end - s.first for s in journal.segments) if journal else None
-    if options.command == "upscale":
-        check_space(work.out, clip.frames, size or (clip.height, clip.width), work.how, options.lossless, longest)
+    if options.command != "plan-film":
+        check_space(out, clip.frames, expected or (clip.height, clip.width), how, options.lossless, longest)
     costs = at_once(work, opened) if journal is None else by_segments(work, journal, opened)
     if costs is None:  # a plan, a part, or segments that were all there
         return 0
     memory = f"{costs['peak_memory_mb']} MB peak memory" if costs["peak_memory_mb"] else "peak memory unknown"
     print(
-        f"OUT: {work.out}  {costs['frames']} frames {costs['width']}x{costs['height']}, "
+        f"OUT: {out}  {costs['frames']} frames {costs['width']}x{costs['height']}, "
         f"{costs['seconds_per_frame']:.3f} s a frame, {memory}, {costs['network_calls']} network calls"
     )
     if options.json:
         write_atomic(Path(options.json), json.dumps(costs, indent=1) + "\n")
     return 0
-
-
-def prepare(options: argparse.Namespace) -> Work:
-    """Read the sources to their ends, fill the workflow in and decide how OUT is written; nothing is started."""
-    if not (options.input and options.output):
-        raise RunnerError("IN and OUT: must be names of files; got an empty one.")
-    source, out = Path(options.input), Path(options.output)
-    workflow = Workflow.load(options.workflow)
-    references = reference_files(options.reference, options.reference_video)
-    fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})
-    clip = probe(source, parse_rate(options.rate))
-    check_sides(clip.height, clip.width)
-    if options.first:
-        clip = clip.part(0, first_frames(options.first, clip))
-    sources = [source, *(reference.path for reference in references.values())]
-    check_output(out, sources)
-    if options.json:
-        check_json(Path(options.json), [*sources, out])
-    size = expected_size(workflow, clip.height, clip.width)
-    return Work(options, source, out, workflow, references, clip, plan_of(options, clip, size), size)
 
 
 def plan_of(options: argparse.Namespace, clip: Timeline, size: tuple[int, int] | None) -> Plan:
@@ -119,6 +163,7 @@ def plan_of(options: argparse.Namespace, clip: Timeline, size: tuple[int, int] |
 def at_once(work: Work, opened: Callable) -> dict:
     """Make OUT by one run over the whole clip, and return what it cost."""
     with opened() as job:
+        stage_models(work, job)
         stage(work.clip, work.how.wish, job.input_dir, "input", uses_sound(work.workflow))
         stage_references(work, job.input_dir, Segment(0, work.clip.frames))
         outcome = job.run(work.workflow, bits=work.how.wish.depth)
@@ -166,13 +211,13 @@ def parse_rate(text: str | None) -> Fraction | None:
     return television if rate.denominator > 1 and abs(television - rate) < Fraction(1, 200) else rate
 
 
-def reference_files(images: list[str], videos: list[str]) -> dict[str, Timeline]:
-    """Read reference files to their end and name them as they will be staged."""
+def reference_files(images: list[str], videos: list[str], of_videos: str = "--reference-video") -> dict[str, Timeline]:
+    """Read reference files to their end and name them as they will be staged; `of_videos`: the option for errors."""
     files = {f"reference_image_{i}": Path(name) for i, name in enumerate(images)}
     files |= {f"reference_video_{i}": Path(name) for i, name in enumerate(videos)}
     clips = {}
     for name, file in files.items():
-        option = "--reference" if name.startswith("reference_image") else "--reference-video"
+        option = "--reference" if name.startswith("reference_image") else of_videos
         try:
             if name.startswith("reference_image") and not (file.is_file() and is_picture(file)):
                 raise RunnerError(f"must be an image file; got {file}.")

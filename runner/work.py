@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..media.plan import Plan
@@ -12,16 +12,17 @@ from ..media.segments import Segment
 from ..media.timeline import Timeline
 from ..media.writer import write as write_media
 from .errors import RunnerError
-from .job import Outcome
+from .job import Job, Outcome
 from .stage import place, stage
-from .workflow import Workflow, is_shipped
+from .workflow import Workflow
 
 
 @dataclass
 class Work:
     """Everything that is decided before the work: what goes in, what is made of it, and how it is written.
 
-    `size`: height and width of the result in px, None where only the graph knows.
+    `size`: height and width of the result in px, None where only the graph knows. `strict`: another number or size of
+    frames is an error. `models`: files for the host, by the folder that it looks into.
     """
 
     options: argparse.Namespace
@@ -32,11 +33,15 @@ class Work:
     clip: Timeline
     how: Plan
     size: tuple[int, int] | None
+    strict: bool = True
+    models: dict[str, Path] = field(default_factory=dict)
 
-    @property
-    def strict(self) -> bool:
-        """Return whether frame count and size are promised."""
-        return is_shipped(self.options.workflow)
+
+def stage_models(work: Work, job: Job) -> None:
+    """Put weight files into the folders that the host looks into."""
+    for folder, file in work.models.items():
+        (job.server.models_dir / folder).mkdir(parents=True, exist_ok=True)
+        place(file, job.server.models_dir / folder, file.stem)
 
 
 def follows(work: Work, reference: Timeline) -> bool:

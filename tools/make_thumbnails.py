@@ -26,7 +26,7 @@ from cascadevsr.media.writer import write_video  # noqa: E402
 from cascadevsr.models.motion.blockflow import BlockFlow  # noqa: E402
 from cascadevsr.models.motion.estimation import estimate_pairs  # noqa: E402
 from cascadevsr.models.motion.flow import flow_picture  # noqa: E402
-from cascadevsr.runner.binding import Target, bind_input, bind_references, bind_target  # noqa: E402
+from cascadevsr.runner.binding import STEADY, Target, bind_input, bind_references, bind_target  # noqa: E402
 from cascadevsr.runner.demo import comparison  # noqa: E402
 from cascadevsr.runner.job import open_job  # noqa: E402
 from cascadevsr.runner.paths import ROOT  # noqa: E402
@@ -50,7 +50,8 @@ def main() -> int:
             continue
         frames = run(file.stem, sample)
         cascade = file.stem.startswith(("Cascade", "Upscale-an-Edited"))
-        picture = inset(sample, frames, file.stem) if cascade else split(sample, frames)
+        what = "bicubic, made steady" if "any-Model" in file.stem else "result"
+        picture = inset(sample, frames, file.stem) if cascade else split(sample, frames, what)
         save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
         if file.stem == "Upscale-a-Video":
             save_jpeg(ROOT / "assets" / "readme.jpg", comparison(sample, frames), README_BYTES)
@@ -66,8 +67,14 @@ def run(name: str, sample: Sample) -> np.ndarray:
         if "Edited" in name:  # the sample's truth is the unedited video
             write_video(job.input_dir / "source.mov", sample.truth, Fraction(24), codec="png")
             bind_references(workflow, [], ["source.mov"])
-        bind_target(workflow, Target(scale=SCALE))
         height, width = sample.truth.shape[1:3]
+        if STEADY in (node["class_type"] for node in workflow.prompt.values()):  # no model is ours to ship: bicubic
+            (node,) = (workflow.prompt[each]["inputs"] for each in workflow.of_type(STEADY))
+            del node["upscale_model"]
+            fit = {"upscale_method": "bicubic", "width": width, "height": height, "crop": "disabled"}
+            node["images"] = [workflow.add("ImageScale", "Bicubic", image=node["lr_frames"], **fit), 0]
+        else:
+            bind_target(workflow, Target(scale=SCALE))
         return np.array(job.run(workflow).frames[:, :height, :width])
 
 

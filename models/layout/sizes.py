@@ -204,13 +204,13 @@ class RegionReader:
         Raises ValueError for a mode other than bilinear, bicubic and lanczos.
         """
         self._frames, self._last = frames, len(frames) - 1
-        self._rows = _padded_matrix(frames.shape[1], size.height, padded.height, mode)
-        self._columns = _padded_matrix(frames.shape[2], size.width, padded.width, mode)
+        self._rows = padded_matrix(frames.shape[1], size.height, padded.height, mode)
+        self._columns = padded_matrix(frames.shape[2], size.width, padded.width, mode)
 
     def __call__(self, start: int, stop: int, rows: slice, columns: slice) -> torch.Tensor:
         """Give frames start..stop (n, h, w, 3) in 0..1 of a rectangle in px; the last frame repeats past the end."""
-        down, above = _support(self._rows[rows])
-        across, left = _support(self._columns[columns])
+        down, above = matrix_support(self._rows[rows])
+        across, left = matrix_support(self._columns[columns])
         result = self._frames.new_empty((stop - start, len(down), len(across), 3), dtype=torch.float32)
         for number in range(start, stop):
             frame = self._frames[min(number, self._last), above, left, :3].float().movedim(-1, 0)
@@ -218,7 +218,7 @@ class RegionReader:
         return result
 
 
-def _padded_matrix(source: int, target: int, padded: int, mode: str) -> torch.Tensor:
+def padded_matrix(source: int, target: int, padded: int, mode: str) -> torch.Tensor:
     """Build the (padded, source) matrix of a resize along one axis; padding repeats the last row."""
     if mode not in ("bilinear", "bicubic", "lanczos"):
         raise ValueError(f"mode must be bilinear, bicubic or lanczos; got {mode!r}. Choose one.")
@@ -230,8 +230,8 @@ def _padded_matrix(source: int, target: int, padded: int, mode: str) -> torch.Te
     return torch.cat((matrix, matrix[-1:].expand(padded - target, -1)))
 
 
-def _support(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
-    """Cut a part of such a matrix to the columns it uses, and say which."""
+def matrix_support(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    """Cut rows of such a matrix to the columns they use, and say which."""
     used = rows.ne(0).any(0).nonzero().flatten()
     span = slice(int(used[0]), int(used[-1]) + 1)
     return rows[:, span], span

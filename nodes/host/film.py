@@ -22,6 +22,7 @@ import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import Input, InputImpl, Types
+from PIL import Image
 
 from ...media.colour import SDR, to_depth, tone_mapped
 from ...media.errors import MediaError
@@ -148,7 +149,8 @@ def film_of(video: Input.Video) -> Film:
     if isinstance(video, InputImpl.VideoFromFile):
         source = video.get_stream_source()
         film = Film(probe(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
-        start, duration = video.get_active_trim_window()
+        # older hosts know neither trimmed videos nor depths
+        start, duration = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
         if not start and not duration:
             return film
         part = film.as_trimmed(start, duration, strict_duration=False)
@@ -156,7 +158,8 @@ def film_of(video: Input.Video) -> Film:
             raise MediaError(f"IN: the part from {start:g} s on must hold a frame; {film.timeline.path} ends before.")
         return part
     parts = video.get_components()
-    return Film(even_timeline(parts.images, Fraction(parts.frame_rate), video.get_bit_depth()), parts=parts)
+    depth = video.get_bit_depth() if hasattr(video, "get_bit_depth") else 8
+    return Film(even_timeline(parts.images, Fraction(parts.frame_rate), depth), parts=parts)
 
 
 def even_timeline(images: torch.Tensor, rate: Fraction, depth: int = 8) -> Timeline:
@@ -205,3 +208,12 @@ def frames_of(images: torch.Tensor, depth: int, mapped: int = 0) -> Iterator[np.
         values = np.rint(image.float().clamp(0, 1).cpu().numpy() * full)
         frame = values.astype(np.uint16 if mapped else kind)
         yield to_depth(tone_mapped(frame, mapped), depth) if mapped else frame
+
+
+def masked(pictures: Iterator[np.ndarray], mask: torch.Tensor) -> Iterator[np.ndarray]:
+    """Yield RGBA: one mask for all frames or one each, brought to their size."""
+    for index, picture in enumerate(pictures):
+        opacity = Image.fromarray(1 - mask[min(index, len(mask) - 1)].float().cpu().numpy())
+        opacity = np.asarray(opacity.resize(picture.shape[1::-1], Image.Resampling.BICUBIC))
+        full = np.iinfo(picture.dtype).max
+        yield np.dstack([picture[..., :3], np.rint(opacity.clip(0, 1) * full).astype(picture.dtype)])

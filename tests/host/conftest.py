@@ -1,6 +1,7 @@
 """Lend tests the host's modules in this process, and a tiny restorer with random weights."""
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,3 +197,14 @@ def scene(worded, noise):
         return SimpleNamespace(**dict(zip(("positive", "negative", "samples"), conditions, strict=True)))
 
     return make
+
+
+@pytest.fixture
+def signs(core):
+    """The (time, done, total) of every update of the host's progress bar."""
+    import comfy.utils
+
+    before, seen = comfy.utils.PROGRESS_BAR_HOOK, []
+    comfy.utils.set_progress_bar_global_hook(lambda done, total, *_, **__: seen.append((time.monotonic(), done, total)))
+    yield seen
+    comfy.utils.set_progress_bar_global_hook(before)

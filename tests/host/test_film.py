@@ -271,6 +271,17 @@ def test_what_cannot_be_written_is_said_before_the_work(doors, settings, words):
     assert isinstance(said, str) and said.startswith("Save Film: ") and re.search(words, said)
 
 
+def test_films_pictures_and_folders_of_pictures_are_listed(doors):
+    from cascadevsr.nodes.film import LoadFilm
+
+    for name in ("a.mp4", "b.MTS", "c.gif", "d.txt", "e.wav"):
+        (doors.input / name).touch()
+    for folder, file in (("full", "1.png"), ("other", "1.txt"), ("films", "1.mp4")):
+        (doors.input / folder).mkdir()
+        (doors.input / folder / file).touch()
+    assert LoadFilm.define_schema().inputs[0].options == ["a.mp4", "b.MTS", "c.gif", "full"]
+
+
 def test_load_film_says_what_is_wrong_in_its_own_words(doors):
     from cascadevsr.nodes.film import LoadFilm
 

@@ -9,17 +9,6 @@ LEAST = 2.0  # seconds between two signs of life at most
 
 
 @pytest.fixture
-def signs(core):
-    """The (time, done, total) of every update of the host's progress bar."""
-    import comfy.utils
-
-    before, seen = comfy.utils.PROGRESS_BAR_HOOK, []
-    comfy.utils.set_progress_bar_global_hook(lambda done, total, *_, **__: seen.append((time.monotonic(), done, total)))
-    yield seen
-    comfy.utils.set_progress_bar_global_hook(before)
-
-
-@pytest.fixture
 def slowed():
     """Make `count` layers of a network take `seconds` more: slowed(network, count, seconds)."""
     hooks = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cascadevsr.media.reader import read_frames
 from cascadevsr.media.writer import write_video
-from cascadevsr.research import graphs, quality, reference_gains, restorers
+from cascadevsr.research import graphs, quality, reference_gains, restorers, steady
 from cascadevsr.runner.bench import BENCHMARKS
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.pack import load
@@ -95,6 +95,30 @@ def test_quality_says_what_is_missing(tmp_path):
         quality.run(Namespace(**{**vars(options), "clips": None}), None)
     with pytest.raises(RunnerError, match="no clip"):
         quality.run(Namespace(**{**vars(options), "modes": ["none"]}), None)
+
+
+def test_steady_measures_an_upscaler_alone_and_made_steady(tmp_path, monkeypatch):
+    pytest.importorskip("cv2", reason="OpenCV's flow measures the warping error")
+    calls = []
+
+    def flickering(x):
+        calls.append(x)
+        return torch.nn.functional.interpolate(x, scale_factor=4, mode="bicubic") + 0.04 * (len(calls) % 2)
+
+    monkeypatch.setattr(steady, "load_upscaler", lambda file: flickering)
+    options = Namespace(**vars(clips(tmp_path)), image_models=["any.pth"], frames=None)
+    result = steady.run(options, None)
+    means = result["means"]["any bicubic"]
+    assert means["gain"] == means["least_gain"] > 1 and means["clean"] in (0, 1)
+    assert means["steady_change"] < 0.5 * means["alone_change"] and means["cpu_seconds_per_frame"] > 0
+    assert list(result["clips"]["any bicubic"]) == ["a"]
+    with pytest.raises(RunnerError, match="needs --clips"):
+        steady.run(Namespace(**{**vars(options), "image_models": []}), None)
+    with pytest.raises(RunnerError, match="no clip"):
+        steady.run(Namespace(**{**vars(options), "modes": ["none"]}), None)
+    monkeypatch.setattr(steady, "load_upscaler", lambda file: lambda x: x)
+    with pytest.raises(RunnerError, match="must have the size of a.mp4"):
+        steady.run(options, None)
 
 
 def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch):
