@@ -11,7 +11,8 @@ before and after it. H/h and W/w may be any factors of 1 to 8; D is the resize f
    upscaler disagrees with itself: a steady one gains little from its neighbours and must not lose, a wild one gains.
 4. The mean of x and its neighbours along the motion, by trust.
 5. The residual of the mean against the LR, r (1, 3, h, w): against y itself where the LR is clean; else against the
-   mean of the LR frames, with D blurred as much as this LR was, and smoothed. U r is added.
+   mean of the LR frames, with D blurred as much as this LR was, and smoothed. Of the blur of a compressed LR, which its
+   edges show, r also takes out what the upscaler left in, where neighbours agree. U r is added.
 6. Averaging takes contrast. It is given back, at most doubled, up to what the upscaler's own frames have here.
 
 Nothing is carried from frame to frame, so a clip may be cut into chunks that overlap by REACH. Full-size pictures are
@@ -39,7 +40,11 @@ _BLURS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2)  # LR px; what the LR's o
 _SMOOTH = 1.2  # LR px; smooths the residual of a compressed LR: with 0.6 smooth faces and walls turned blotchy
 _DARK, _LIGHT = 0.05, 0.95  # beyond these a pixel may be clipped and hides noise
 _FLAT = 0.3  # share of pixels, the flattest, that noise is measured in
-_DIRTY = 0.43 / 255**2  # noise over the share of fine texture from which an LR counts as compressed
+_DIRTY = 0.3 / 255**2  # px^2; noise and blur, see _dirt(), from which an LR counts as compressed
+_EDGES = 0.05  # share of pixels, the steepest, in which a picture's edges are looked for
+_SHARP = 0.53  # LR px; the width of edges of sharp pictures that were made smaller, as a Gaussian
+_SOFT = 0.15  # LR px^2; the most that is taken for blur of the LR: a soft subject looks alike
+_INVERSE = 2.0  # per LR px^2: detail finer than 1 px, so much stronger, inverts that blur at waves of 4 px
 _SEEN = 1 << 20  # pixels that a median is taken of
 _SAMPLES = 12  # pairs of frames that a scene is judged by
 _CONTRAST = 1e-7  # of variance; less is none
@@ -149,18 +154,39 @@ def judge_sources(
 
 
 def _dirt(first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> float:
-    """Give the noise of a pair, where it is coarse, over its share of fine texture.
+    """Give the noise of a pair, where it is coarse, over its share of fine texture, times the squared width of edges.
 
     Noise alone does not tell: rounding and motion leave more in a sharp, lively clip than heavy compression leaves in
     a dull one. But what compresses, or was blurred before, takes the finest octave of the picture first; and what it
-    leaves in flat places is coarse, while what motion leaves is as fine as the texture.
+    leaves in flat places is coarse, while what motion leaves is as fine as the texture. Edges that are sharp to the
+    pixel speak for the frames: a small file keeps them, and with them most of what it shows is right.
     """
     moved, miss = warp(second, there, "bicubic"), round_trip(there, back)
     grey, change = first.mean(1, keepdim=True), (first - moved).mean(1, keepdim=True)
     soft, slow = gauss(grey, 0.6), gauss(change, 1.2) - gauss(change, 2.4)
     fine, coarse = (grey - soft).square().mean(), (soft - gauss(grey, 1.2)).square().mean()
     noise = _noise(first, moved, miss) * _noise(first, moved, miss, slow)
-    return float(noise.sqrt() * coarse / (fine + 1e-9))
+    return float(noise.sqrt() * coarse / (fine + 1e-9)) * edge_width(first) ** 2
+
+
+def edge_width(frame: torch.Tensor) -> float:
+    """Give the median width of the steepest edges of a frame (1, 3, h, w), in px, as the sigma of a Gaussian.
+
+    A blur of 1 px leaves s / sqrt(s^2 + 1) of the slope of an edge of width s (Zhuo and Sim 2011). Thin lines and
+    texture count as narrow edges.
+    """
+    grey = frame.mean(1, keepdim=True)
+    slope, softer = _slope(grey), _slope(gauss(grey, 1.0))
+    steep = slope.flatten()[:: -(-slope.numel() // _SEEN)].quantile(1 - _EDGES)
+    crest = (slope >= steep) & (slope >= F.max_pool2d(slope, 3, 1, 1))
+    ratio = ((slope + 1e-6) / (softer + 1e-6))[crest].clamp_min(1.001)
+    return float((ratio.square() - 1).rsqrt().median())
+
+
+def _slope(x: torch.Tensor) -> torch.Tensor:
+    wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    across, down = wide[..., 1:-1, 2:] - wide[..., 1:-1, :-2], wide[..., 2:, 1:-1] - wide[..., :-2, 1:-1]
+    return (across.square() + down.square()).sqrt() / 2
 
 
 def _noise(
@@ -262,14 +288,22 @@ def _steadied(
             part += fine * warp_band(other.frame.upscaled, grid.up_flow(other.there, band), band.start)
             weight = weight + fine
         mean[..., band, :] = part / weight
-    residual = _residual(grid.down(mean), now.lr if clean else lr, clean, grid)
+    reduced = grid.down(mean)
+    if clean:
+        residual = _residual(reduced, now.lr, clean, 0.0, grid)
+    else:
+        sigma = _blur_of(reduced, lr)
+        residual = _residual(reduced, lr, clean, sigma, grid)
+        left = min(_SOFT, edge_width(lr) ** 2 - _SHARP**2) - sigma**2
+        if left > 0:
+            shown = reduced + grid.there_and_back(residual)
+            residual = residual + _INVERSE * left * (1 - 1 / total) * (shown - gauss(shown, 1.0))
     result = _added(mean, controls.fidelity * residual, grid)
     return _sharpened(result, contrast, controls.sharpness, grid).clamp_(0, 1)
 
 
-def _residual(reduced: torch.Tensor, seen: torch.Tensor, clean: bool, grid: BandedResize) -> torch.Tensor:
-    """Give r so that D (x + U r) shows what was seen; `reduced` is D x. All at the size of the LR."""
-    sigma = 0.0 if clean else _blur_of(reduced, seen)
+def _residual(reduced: torch.Tensor, seen: torch.Tensor, clean: bool, sigma: float, grid: BandedResize) -> torch.Tensor:
+    """Give r so that D (x + U r), blurred, shows what was seen; `reduced` is D x. All at the size of the LR."""
     residual = torch.zeros_like(reduced)
     for _ in range(_STEPS[clean]):
         missing = seen - gauss(reduced + grid.there_and_back(residual), sigma)

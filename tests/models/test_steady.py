@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from cascadevsr.models import steady as method
 from cascadevsr.models.layout import bands
 from cascadevsr.models.motion.blockflow import BlockFlow
-from cascadevsr.models.steady import Controls, check_pair, judge_sources, likeness, steady
+from cascadevsr.models.steady import Controls, check_pair, edge_width, judge_sources, likeness, steady
 
 LOW = (30, 44)
 STEP = 1.5  # LR px that everything moves to the left a frame
@@ -42,6 +42,17 @@ def clip(count, scale=4.0, noise=0.0, flicker=0.1, seed=0, step=STEP):
         invented = F.interpolate(torch.randn(1, 3, height // 2, width // 2, generator=generator), (height, width))
         upscaled.append((picture + flicker * 0.5 * invented).clamp(0, 1))
     return lr, upscaled, truth
+
+
+def degraded(frames, blur, noise):
+    generator = torch.Generator().manual_seed(9)
+    soft = [method.gauss(frame, blur) for frame in frames]
+    return [(frame + noise * torch.randn(frame.shape, generator=generator)).clamp(0, 1) for frame in soft]
+
+
+def enlarged(lr):
+    """Upscale as an upscaler does that stays true to its source."""
+    return [F.interpolate(frame, scale_factor=4, mode="bicubic").clamp(0, 1) for frame in lr]
 
 
 def pans(step=STEP):
@@ -173,10 +184,37 @@ def test_wrong_motion_is_not_trusted():
     assert float((result - truth[2]).square().mean()) < 1.05 * float((alone - truth[2]).square().mean())
 
 
-def test_noisy_frames_count_as_compressed_and_clean_ones_do_not():
-    for noise, answer in ((0.0, True), (0.015, False)):
-        lr, _, _ = clip(5, noise=noise)
-        assert judge_sources(lambda i, lr=lr: lr[i], pans(), 5) == [answer] * 5
+@pytest.mark.parametrize(
+    ("blur", "noise", "answer"), [(0.0, 0.0, True), (0.0, 0.008, True), (0.7, 0.008, False), (0.0, 0.015, False)]
+)
+def test_noisy_and_blurred_frames_count_as_compressed_and_sharp_ones_do_not(blur, noise, answer):
+    lr = degraded(clip(5)[0], blur, noise)
+    assert judge_sources(lambda i: lr[i], pans(), 5) == [answer] * 5
+
+
+def test_noise_does_not_change_what_edges_tell():
+    frame = clip(1)[0]
+    widths = [edge_width(degraded(frame, blur, 0.0)[0]) for blur in (0.0, 0.5, 0.7, 1.0)]
+    assert all(1.2 * first < second for first, second in zip(widths[:-1], widths[1:], strict=True))
+    noisy = [edge_width(degraded(frame, blur, 0.008)[0]) for blur in (0.0, 0.5, 0.7, 1.0)]
+    assert noisy == pytest.approx(widths, rel=0.1)
+
+
+def test_blur_that_the_upscaler_left_in_is_taken_out(monkeypatch):
+    sharp, _, truth = clip(5)
+    for lr, upscaler, blurred in (
+        (degraded(sharp, 0.6, 0.008), enlarged, True),
+        (degraded(sharp, 0.6, 0.008), lambda _: truth, False),
+        (degraded(sharp, 0.0, 0.008), enlarged, False),
+    ):
+        result = made(lr, upscaler(lr), clean=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(method, "_SOFT", 0.0)
+            left = made(lr, upscaler(lr), clean=False)
+        if blurred:
+            assert error(result, truth) < 0.9 * error(left, truth)
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(result, left, strict=True))
 
 
 def test_every_scene_has_an_answer_of_its_own():
