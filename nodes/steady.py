@@ -164,7 +164,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
                     result[..., 3:] = 0 if images is None else images[..., 3:]
                 result[number, ..., :3] = frame[0].movedim(0, -1)
                 trust[number] = share[0].movedim(0, -1)
-                show(pairs + number + 1, pairs + len(lr))
+                show(pairs + number + 1, pairs + len(lr), frame)
         return io.NodeOutput(result, trust)
 
 

@@ -21,6 +21,7 @@ import comfy.model_management as management
 import comfy.model_patcher
 import comfy.utils
 import folder_paths
+import latent_preview
 import torch
 import torch.nn.functional as F
 
@@ -269,6 +270,14 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         check_cancelled()
         self._bar.update_absolute(done, max(1, total))
+
+
+def preview(frame: torch.Tensor) -> tuple:
+    """Make of a frame (1, 3, H, W) in 0..1 what the host's progress bar shows on the running node, as samplers do."""
+    most = latent_preview.MAX_PREVIEW_RESOLUTION
+    scale = min(1.0, most / max(frame.shape[-2:]))
+    small = F.interpolate(frame, [max(1, round(side * scale)) for side in frame.shape[-2:]], mode="area")
+    return "JPEG", latent_preview.preview_to_image(small[0].movedim(0, -1), do_scale=False), most
 
 
 # Devices, layers, attention

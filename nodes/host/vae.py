@@ -44,6 +44,7 @@ from .keys import PUBLISHED
 
 _GRAIN = 100  # parts of a piece that the progress bar tells apart
 _PAUSE = 0.2  # seconds between two ticks at least
+_LOOK = 0.5  # seconds between two pictures at least
 
 
 @dataclass(frozen=True)
@@ -275,19 +276,23 @@ class RestorerVAE(comfy.sd.VAE):
 
 
 @contextlib.contextmanager
-def watched_layers(network: torch.nn.Module) -> Iterator[Callable[[int, int], None]]:
+def watched_layers(network: torch.nn.Module) -> Iterator[Callable[..., None]]:
     """Let every layer of a network tick on the running node; yields the `progress(done, total)` of whole pieces.
 
-    Inside a piece the bar follows the number of layers that have run, of those that the piece before took.
+    Inside a piece the bar follows the number of layers that have run, of those that the piece before took. Where
+    `progress` is given a frame (1, 3, H, W) in 0..1 as well, the node shows it while it runs, twice a second at most.
     """
     bar = comfy.utils.ProgressBar(1)
-    state = {"done": 0, "total": 1, "calls": 0, "usual": 0, "seen": clock.monotonic()}
+    state = {"done": 0, "total": 1, "calls": 0, "usual": 0, "seen": clock.monotonic(), "pictured": -_LOOK}
     leaves = [module for module in network.modules() if not any(module.children())]
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int, frame: torch.Tensor | None = None) -> None:
         state.update(done=done, total=total, usual=max(state["usual"], state["calls"]), calls=0)
         services.check_cancelled()
-        bar.update_absolute(_GRAIN * done, _GRAIN * total)
+        picture = None
+        if frame is not None and clock.monotonic() - state["pictured"] >= _LOOK:
+            state["pictured"], picture = clock.monotonic(), services.preview(frame)
+        bar.update_absolute(_GRAIN * done, _GRAIN * total, picture)
 
     def tick(*_) -> None:
         state["calls"] += 1

@@ -103,6 +103,22 @@ def test_the_bar_runs_once_from_nothing_to_full(steadied, small, upscale_model, 
     assert shares == sorted(shares) and shares[-1] == 1
 
 
+def test_the_node_shows_the_newest_frame_while_it_runs(steadied, small, large):
+    """As a picture of the host's progress bar, which the editor shows on the node."""
+    import comfy.utils
+    import numpy as np
+
+    before, pictures = comfy.utils.PROGRESS_BAR_HOOK, []
+    comfy.utils.set_progress_bar_global_hook(lambda done, total, picture, **_: pictures.append(picture))
+    try:
+        result = steadied(small, large)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+    kind, picture, most = next(filter(None, pictures))
+    assert kind == "JPEG" and picture.size == (160, 96) and most >= 160
+    assert np.abs(np.asarray(picture) / 255 - result[0].numpy()).max() < 0.005
+
+
 def test_motion_that_is_given_is_used(steadied, small, large):
     from cascadevsr.models.motion.blockflow import BlockFlow
     from cascadevsr.models.motion.estimation import Motion, estimate_pairs
