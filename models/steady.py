@@ -40,7 +40,7 @@ _BLURS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2)  # LR px; what the LR's o
 _SMOOTH = 1.2  # LR px; smooths the residual of a compressed LR: with 0.6 smooth faces and walls turned blotchy
 _DARK, _LIGHT = 0.05, 0.95  # beyond these a pixel may be clipped and hides noise
 _FLAT = 0.3  # share of pixels, the flattest, that noise is measured in
-_DIRTY = 0.3 / 255**2  # px^2; noise and blur, see _dirt(), from which an LR counts as compressed
+_DIRTY = 0.17 / 255**2  # px^3; noise and blur, see _dirt(), from which an LR counts as compressed
 _EDGES = 0.05  # share of pixels, the steepest, in which a picture's edges are looked for
 _SHARP = 0.53  # LR px; the width of edges of sharp pictures that were made smaller, as a Gaussian
 _SOFT = 0.15  # LR px^2; the most that is taken for blur of the LR: a soft subject looks alike
@@ -154,7 +154,7 @@ def judge_sources(
 
 
 def _dirt(first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> float:
-    """Give the noise of a pair, where it is coarse, over its share of fine texture, times the squared width of edges.
+    """Give the noise of a pair, where it is coarse, over its share of fine texture, times the cubed width of edges.
 
     Noise alone does not tell: rounding and motion leave more in a sharp, lively clip than heavy compression leaves in
     a dull one. But what compresses, or was blurred before, takes the finest octave of the picture first; and what it
@@ -166,7 +166,7 @@ def _dirt(first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, back: 
     soft, slow = gauss(grey, 0.6), gauss(change, 1.2) - gauss(change, 2.4)
     fine, coarse = (grey - soft).square().mean(), (soft - gauss(grey, 1.2)).square().mean()
     noise = _noise(first, moved, miss) * _noise(first, moved, miss, slow)
-    return float(noise.sqrt() * coarse / (fine + 1e-9)) * edge_width(first) ** 2
+    return float(noise.sqrt() * coarse / (fine + 1e-9)) * edge_width(first) ** 3
 
 
 def edge_width(frame: torch.Tensor) -> float:

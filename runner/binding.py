@@ -121,22 +121,23 @@ def load_film(workflow: Workflow, title: str, file: str) -> str:
 
 
 def bind_references(workflow: Workflow, images: list[str], videos: list[str]) -> None:
-    """Connect reference files to Reference Set, replacing what the workflow has there."""
-    if not images and not videos:
+    """Connect reference files to Reference Set, replacing what the workflow has there.
+
+    The first video is also the original of a Steady Upscaled Video; with one, there need be no Reference Set.
+    """
+    loaders = [[load_film(workflow, f"Reference video {i + 1}", file), 1] for i, file in enumerate(videos)]
+    steady = workflow.of_type(STEADY)
+    if loaders and len(steady) == 1:
+        workflow.prompt[steady[0]]["inputs"]["original"] = loaders[0]
+    sets = workflow.of_type("VSRReferenceSet")
+    if not images and (not videos or (len(videos) == len(steady) == 1 and not sets)):
         return
-    if not images and len(videos) == 1 and len(steady := workflow.of_type(STEADY)) == 1:
-        loader = load_film(workflow, "Reference video 1", videos[0])
-        workflow.prompt[steady[0]]["inputs"]["original"] = [loader, _FRAMES["VSRLoadFilm"]]
-        return
-    node_id = _only(workflow, workflow.of_type("VSRReferenceSet"), "--reference (Reference Set)", "Reference Set")
-    inputs = workflow.prompt[node_id]["inputs"]
+    inputs = workflow.prompt[_only(workflow, sets, "--reference (Reference Set)", "Reference Set")]["inputs"]
     for name in [name for name in inputs if name.startswith(("images.", "videos."))]:
         del inputs[name]
     for index, file in enumerate(images):
         inputs[f"images.image_{index}"] = [workflow.add("LoadImage", f"Reference image {index + 1}", image=file), 0]
-    for index, file in enumerate(videos):
-        loader = load_film(workflow, f"Reference video {index + 1}", file)
-        inputs[f"videos.video_{index}"] = [loader, _FRAMES["VSRLoadFilm"]]
+    inputs |= {f"videos.video_{index}": loader for index, loader in enumerate(loaders)}
 
 
 def final_frames(workflow: Workflow) -> list:

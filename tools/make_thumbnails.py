@@ -68,11 +68,11 @@ def run(name: str, sample: Sample) -> np.ndarray:
             write_video(job.input_dir / "source.mov", sample.truth, Fraction(24), codec="png")
             bind_references(workflow, [], ["source.mov"])
         height, width = sample.truth.shape[1:3]
-        if STEADY in (node["class_type"] for node in workflow.prompt.values()):  # no model is ours to ship: bicubic
-            (node,) = (workflow.prompt[each]["inputs"] for each in workflow.of_type(STEADY))
-            del node["upscale_model"]
+        if loaders := workflow.of_type("UpscaleModelLoader"):  # no upscale model is ours to ship: bicubic
+            (steady,) = (workflow.prompt[each]["inputs"] for each in workflow.of_type(STEADY))
+            del steady["upscale_model"], workflow.prompt[loaders[0]]
             fit = {"upscale_method": "bicubic", "width": width, "height": height, "crop": "disabled"}
-            node["images"] = [workflow.add("ImageScale", "Bicubic", image=node["lr_frames"], **fit), 0]
+            steady["images"] = [workflow.add("ImageScale", "Bicubic", image=steady["lr_frames"], **fit), 0]
         else:
             bind_target(workflow, Target(scale=SCALE))
         return np.array(job.run(workflow).frames[:, :height, :width])

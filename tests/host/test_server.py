@@ -194,6 +194,7 @@ def _with_small_files(host_server, path):
     frames = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
     frames = frames[:2] if "MGLD" in path.stem else frames  # that one restores at 512 px
     write_video(host_server.input_dir / "clip.mp4", frames, 24)
+    write_video(host_server.input_dir / "original.mp4", frames.repeat(2, 1).repeat(2, 2), 24)
     prompt = json.loads(path.read_text(encoding="utf-8"))
     restorers = host_server.models_dir / "video_restorers"  # tiny networks where the templates' notes tell
     with torch.inference_mode():
@@ -205,7 +206,8 @@ def _with_small_files(host_server, path):
             write_upscaler(host_server.models_dir / "upscale_models" / "4x-model.safetensors")
     for node in prompt.values():
         if node["class_type"] in ("VSRLoadFilm", "LoadVideo"):
-            node["inputs"]["file"] = "clip.mp4"
+            original = "Reference" in node.get("_meta", {}).get("title", "")
+            node["inputs"]["file"] = "original.mp4" if original else "clip.mp4"
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = "picture.png"
         if "target.short_side" in node["inputs"]:

@@ -118,6 +118,21 @@ def test_references_become_loaders_in_order():
     assert workflow.prompt["1"]["inputs"]["file"] == "clip.mp4"
 
 
+def test_a_reference_video_is_the_original_too():
+    workflow = Workflow.load("Upscale-an-Edited-Video")
+    bind_references(workflow, ["a.png"], ["v.mp4", "w.mp4"])
+    (steady,), (references,) = (workflow.of_type(kind) for kind in ("VSRSteadyUpscaledVideo", "VSRReferenceSet"))
+    loader, output = workflow.prompt[steady]["inputs"]["original"]
+    assert workflow.prompt[loader]["inputs"]["file"] == "v.mp4" and output == 1
+    assert workflow.prompt[references]["inputs"]["videos.video_0"] == [loader, 1]
+    alone = Workflow.load("Upscale-with-any-Model")
+    bind_references(alone, [], ["v.mp4"])
+    (steady,) = alone.of_type("VSRSteadyUpscaledVideo")
+    assert alone.prompt[alone.prompt[steady]["inputs"]["original"][0]]["inputs"]["file"] == "v.mp4"
+    with pytest.raises(RunnerError, match="Reference Set"):
+        bind_references(alone, ["a.png"], ["v.mp4"])
+
+
 def test_a_stand_in_that_nobody_has_replaced_is_an_error():
     workflow = Workflow.load("Upscale-an-Edited-Video")
     bind_input(workflow, "clip.mp4")
