@@ -1,6 +1,6 @@
 """Trace which of our own functions a path runs through, with the Python of the environment that run.py made:
 
-    python tests/tracer.py [template] [release] [reference] [film]
+    python tests/tracer.py [template] [release] [reference] [steady] [film]
 
 It runs the named paths (all by default) at toy size in the host's own executor, in this process, and prints for each
 the own files with their functions in the order of the first call, and the deepest stack. The paths are the functions
@@ -215,6 +215,20 @@ def reference(session: Session, trace: Trace) -> None:
     session.run(graph, trace, (*before, "VSRRestorerSampler"), ("SamplerCustomAdvanced",))
 
 
+def steady(session: Session, trace: Trace) -> None:
+    """Make frames steady and give them their original's detail, as the template for edited videos does."""
+    from cascadevsr.media.reader import read_frames
+    from cascadevsr.media.writer import write_video
+
+    graph = _graph("Upscale-an-Edited-Video")
+    frames = list(read_frames(session.base / "input" / "input.mp4"))
+    write_video(session.base / "input" / "original.mp4", [frame.repeat(2, 0).repeat(2, 1) for frame in frames], 24)
+    for node in graph.values():
+        if node["_meta"]["title"].startswith("Reference ("):
+            node["inputs"]["file"] = "original.mp4"
+    session.run(graph, trace, ("VSRReferenceSet", "VSRTemporalDecode"), ("VSRSteadyUpscaledVideo",))
+
+
 def film(session: Session, trace: Trace) -> None:
     """Take a film from the file to the saved file, with nothing in between."""
     ends = [
@@ -225,7 +239,7 @@ def film(session: Session, trace: Trace) -> None:
     session.run(dict(ends), trace)
 
 
-PATHS = {"template": template, "release": release, "reference": reference, "film": film}
+PATHS = {"template": template, "release": release, "reference": reference, "steady": steady, "film": film}
 
 
 def trace_paths(names: list[str]) -> dict[str, dict]:
