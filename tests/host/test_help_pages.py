@@ -1,5 +1,6 @@
 """Every node has a help page that the host serves, and the page is true to the node's schema."""
 
+import re
 import urllib.request
 
 import pytest
@@ -86,3 +87,13 @@ def test_the_host_serves_the_page(host_server, repository, node):
     address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/{node}/en.md"
     with urllib.request.urlopen(address, timeout=60) as answer:
         assert answer.read() == (repository / "js" / "docs" / node / "en.md").read_bytes()
+
+
+def test_the_host_serves_pictures_where_the_editor_looks_for_them(host_server, repository):
+    pages = (repository / "js" / "docs").glob("*/en.md")
+    pictures = {link for page in pages for link in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text(encoding="utf-8"))}
+    assert pictures
+    for picture in pictures:
+        with urllib.request.urlopen(f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/{picture}") as answer:
+            assert answer.headers["Content-Type"] == "image/jpeg"
+            assert answer.read() == (repository / "js" / "docs" / picture).read_bytes()
