@@ -288,26 +288,29 @@ def _steadied(
             part += fine * warp_band(other.frame.upscaled, grid.up_flow(other.there, band), band.start)
             weight = weight + fine
         mean[..., band, :] = part / weight
-    reduced = grid.down(mean)
-    if clean:
-        residual = _residual(reduced, now.lr, clean, 0.0, grid)
-    else:
-        sigma = _blur_of(reduced, lr)
-        residual = _residual(reduced, lr, clean, sigma, grid)
-        left = min(_SOFT, edge_width(lr) ** 2 - _SHARP**2) - sigma**2
-        if left > 0:
-            shown = reduced + grid.there_and_back(residual)
-            residual = residual + _INVERSE * left * (1 - 1 / total) * (shown - gauss(shown, 1.0))
+    residual = _residual(grid.down(mean), now.lr if clean else lr, clean, 1 - 1 / total, grid)
     result = _added(mean, controls.fidelity * residual, grid)
     return _sharpened(result, contrast, controls.sharpness, grid).clamp_(0, 1)
 
 
-def _residual(reduced: torch.Tensor, seen: torch.Tensor, clean: bool, sigma: float, grid: BandedResize) -> torch.Tensor:
-    """Give r so that D (x + U r), blurred, shows what was seen; `reduced` is D x. All at the size of the LR."""
+def _residual(
+    reduced: torch.Tensor, seen: torch.Tensor, clean: bool, agreed: torch.Tensor | float, grid: BandedResize
+) -> torch.Tensor:
+    """Give r so that D (x + U r) shows what was seen; `reduced` is D x. All at the size of the LR.
+
+    `agreed` (1, 1, h, w): the share of neighbours in what was seen.
+    """
+    sigma = 0.0 if clean else _blur_of(reduced, seen)
     residual = torch.zeros_like(reduced)
     for _ in range(_STEPS[clean]):
         missing = seen - gauss(reduced + grid.there_and_back(residual), sigma)
         residual = residual + (missing if clean else gauss(missing, _SMOOTH))
+    if clean or (grid.high, grid.wide) == (grid.height, grid.width):
+        return residual
+    left = min(_SOFT, edge_width(seen) ** 2 - _SHARP**2) - sigma**2  # the blur that the upscaler did not take out
+    if left > 0:
+        shown = reduced + grid.there_and_back(residual)
+        residual = residual + _INVERSE * left * agreed * (shown - gauss(shown, 1.0))
     return residual
 
 
