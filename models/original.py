@@ -56,8 +56,8 @@ def match_frames(lr: torch.Tensor, frames: torch.Tensor) -> list[int]:
     chosen = sorted({i * (count - 1) // max(1, min(_SAMPLES, count) - 1) for i in range(min(_SAMPLES, count))})
     alike = torch.stack([_likenesses(clip[i], other) for i in chosen])
     rates = {*_RATES, (len(other) - 1) / max(1, count - 1) or 1.0}
-    found = max((_best_offset(alike, chosen, rate) for rate in sorted(rates, key=lambda r: r != 1)), key=lambda f: f[0])
-    _, rate, offset = found
+    found = [_best_offset(alike, chosen, rate) for rate in sorted(rates, key=lambda rate: rate != 1)]
+    _, rate, offset = max(found, key=lambda each: each[0])
     numbers = []
     for number in range(count):
         middle = round(number * rate + offset)

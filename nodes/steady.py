@@ -82,9 +82,9 @@ class SteadyUpscaledVideo(io.ComfyNode):
                     "source",
                     options=list(SOURCES),
                     default="automatic",
-                    tooltip="clean: the low-resolution frames are right to the pixel. compressed: they are noisy, "
-                    "blurred or from a small file, and only their larger shapes and colours count. automatic decides "
-                    "for every scene.",
+                    tooltip="clean: every pixel of the low-resolution frames shows in the result, its noise too. "
+                    "compressed: only their larger shapes and colours do; for frames that are blurred, noisy or "
+                    "blocky. automatic decides for every scene.",
                 ),
                 MotionType.Input(
                     "motion", optional=True, tooltip="The motion of lr_frames, from Estimate Motion, to save its time."

@@ -15,7 +15,8 @@ from ..runner.pack import load
 from .quality import upscaled
 
 KEPT = 12  # levels of 255 (largest of the colours) by which what an edit kept may differ from the reference video
-WORKFLOWS = {"--reference-video": "Upscale-an-Edited-Video", "--reference": "Upscale-with-Identity-Images"}
+_MODEL = ("--workflow", "Upscale-with-Identity-Images")  # what the model takes from references, and nothing beside it
+_VIDEO = ("--set", "Reference Set.long_edge=1024", "--set", "Reference CFG Guider.s_ref=0")
 _BORDER = 4  # px shaved off before measuring, as in bench quality
 
 
@@ -73,7 +74,7 @@ def measure(
     options: argparse.Namespace,
     host: Host,
 ) -> dict:
-    """Upscale one LR file without, with its own and with another clip's references, by the templates made for them."""
+    """Upscale one LR file without, with its own and with another clip's references, by the model alone."""
     truth, small = (np.stack(list(read_frames(file))) for file in (folder / entry["file"], low))
     files, option = references_of(entry, folder)
     where = _kept(truth, files[0]) if option == "--reference-video" else np.zeros(truth.shape[:3], bool)
@@ -104,10 +105,9 @@ def _t(gain: np.ndarray) -> float:
 
 def _words(files: list[Path], option: str) -> list[str]:
     """Write the options of run.py upscale: images follow one option, every video has its own."""
-    words = ["--workflow", WORKFLOWS[option]]
     if option == "--reference":
-        return [*words, option, *map(str, files)]
-    return words + [word for file in files for word in (option, str(file))]
+        return [*_MODEL, option, *map(str, files)]
+    return [*_MODEL, *_VIDEO, *(word for file in files for word in (option, str(file)))]
 
 
 def _kept(truth: np.ndarray, video: Path) -> np.ndarray:

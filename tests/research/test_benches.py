@@ -147,11 +147,12 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
     monkeypatch.setattr(reference_gains, "upscaled", better_on_the_left)
     options = Namespace(**vars(options), regions=["b=32,0,32,48"])
     rows = reference_gains.run(options, None)["bicubic"]
-    edited, identity = (["--workflow", name] for name in reference_gains.WORKFLOWS.values())
+    model = ["--workflow", "Upscale-with-Identity-Images"]  # the other template adds the original's pixels
+    settings = ["--set", "Reference Set.long_edge=1024", "--set", "Reference CFG Guider.s_ref=0"]
     assert asked[:3] == [
         [],
-        [*edited, "--reference-video", "video.mp4"],
-        [*identity, "--reference", "face.png"],
+        [*model, *settings, "--reference-video", "video.mp4"],
+        [*model, "--reference", "face.png"],
     ]
     assert rows["a"]["right"] > 20 and rows["a"]["wrong"] == 0 and rows["a"]["frames_better"] == 3
     assert rows["a"]["t right"] > 10 and rows["a"]["t wrong b"] == 0
