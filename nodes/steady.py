@@ -131,6 +131,8 @@ class SteadyUpscaledVideo(io.ComfyNode):
         if (images is None) == (upscale_model is None):
             got = "neither" if images is None else "both"
             raise ValueError(f"{_TITLE}: link either images or an upscale_model; got {got}. Unlink or add one of them.")
+        if flow_model is not None:
+            check_flow_model(_TITLE, flow_model)
         if motion is not None:
             check_motion(_TITLE, motion)
             if (motion.frames, motion.height, motion.width) != tuple(lr.shape[:3]):
@@ -140,9 +142,10 @@ class SteadyUpscaledVideo(io.ComfyNode):
                 )
         elif flow_model is None:
             flow_model = services.wrap_network(FlowNetwork(BlockFlow()))
-        else:
-            check_flow_model(_TITLE, flow_model)
-        upscaler = _given(images, lr) if upscale_model is None else _run(upscale_model)
+        with services.titled(_TITLE):  # what is wrong is said before any work
+            upscaler = _given(images, lr) if upscale_model is None else _run(upscale_model)
+            original = original if original is None else services.check_frames(_TITLE, "original", original)
+            matched = None if original is None else match_frames(lr, original)
         same = upscale_model.scale == 1 if images is None else images.shape[1:3] == lr.shape[1:3]
         if same and source == "automatic":
             source = "compressed"  # who restores without enlarging does not hold the frames for right
@@ -155,7 +158,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
             clean = _clean(lr, motion, source)
             frames = _steady(lr, upscaler, motion, controls, clean)
             if original is not None:
-                frames = _with_original(frames, lr, original, flow_model, clean)
+                frames = _with_original(frames, lr, original, matched, flow_model, clean)
             result, trust = None, services.output_tensor((*lr.shape[:3], 3))
             for number, (frame, share) in enumerate(frames):
                 if result is None:
@@ -191,17 +194,9 @@ def _clean(lr: torch.Tensor, motion: Motion, source: str) -> list[bool]:
 
 def _steady(lr: torch.Tensor, upscaler: Upscaler, motion: Motion, controls: Controls, clean: list[bool]) -> Results:
     """Give the frames of a clip, lr (T, h, w, 3), one by one."""
-    checked = {0, len(lr) // 2, len(lr) - 1}
 
     def frames(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        low, upscaled = _on_device(lr, number), _on_device(upscaler(number, lr[number : number + 1]), 0)
-        check_pair(low.shape[-2:], upscaled.shape[-2:])
-        if number in checked and (alike := likeness(low, upscaled)) < _ALIKE:
-            raise ValueError(
-                f"images must show what lr_frames show; got a likeness of {alike:.2f} in frame {number}, of at most "
-                "1. Link the frames that went into the upscaler, in the same order."
-            )
-        return low, upscaled
+        return _on_device(lr, number), _on_device(upscaler(number, lr[number : number + 1]), 0)
 
     options = {"clean": clean, "cuts": motion.cuts, "controls": controls, "check_cancelled": services.check_cancelled}
     nothing = torch.zeros(1, 1, *lr.shape[1:3])
@@ -210,10 +205,14 @@ def _steady(lr: torch.Tensor, upscaler: Upscaler, motion: Motion, controls: Cont
 
 
 def _with_original(
-    results: Results, lr: torch.Tensor, original: torch.Tensor, flow_model: ModelPatcher | None, clean: list[bool]
+    results: Results,
+    lr: torch.Tensor,
+    original: torch.Tensor,
+    matched: list[int],
+    flow_model: ModelPatcher | None,
+    clean: list[bool],
 ) -> Results:
-    """Add the detail of the original to every frame."""
-    matched = match_frames(lr, services.check_frames(_TITLE, "original", original))
+    """Add the detail of the original to every frame; `matched` numbers its frames for those of the clip."""
     estimator = BlockFlow() if flow_model is None else loaded_estimator(flow_model, *lr.shape[1:3])
     resolved = resolution(_on_device(original, matched[len(lr) // 2]))
     for number, (frame, _) in enumerate(results):
@@ -225,6 +224,14 @@ def _given(images: torch.Tensor, lr: torch.Tensor) -> Upscaler:
     """Take frames that are upscaled already."""
     frames = services.check_frames(_TITLE, "images", images)
     services.check_count(_TITLE, "images", len(frames), len(lr))
+    check_pair(lr.shape[1:3], frames.shape[1:3])
+    for number in {0, len(lr) // 2, len(lr) - 1}:
+        alike = likeness(*(_on_device(clip, number) for clip in (lr, frames)))
+        if alike < _ALIKE:
+            raise ValueError(
+                f"images must show what lr_frames show; got a likeness of {alike:.2f} in frame {number}, of at most "
+                "1. Link the frames that went into the upscaler, in the same order."
+            )
     return lambda number, _: frames[number : number + 1]
 
 

@@ -168,6 +168,10 @@ def test_any_scale(steadied, small):
         (lambda lr, x: {"images": x.flip(2)}, "must show what lr_frames show; got a likeness"),
         (lambda lr, x: {"images": x, "steadiness": 2.0}, r"steadiness must be in 0..1; got 2.0"),
         (lambda lr, x: {"images": x, "source": "dirty"}, "source must be one of automatic, clean, compressed"),
+        (
+            lambda lr, x: {"images": x, "original": lr},
+            "the original must have the shape of the LR frames and be larger",
+        ),
         (lambda lr, x: {"images": x, "motion": 3}, "motion must come from Estimate Motion"),
         (lambda lr, x: {"images": x, "flow_model": 3}, "flow_model must come from Load Flow Model"),
     ],
