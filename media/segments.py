@@ -32,6 +32,11 @@ class Segment:
         return self.stop - self.start
 
     @property
+    def kept(self) -> slice:
+        """Return which of the frames that are made are kept."""
+        return slice(self.before, self.before + self.frames)
+
+    @property
     def first(self) -> int:
         """Return the first frame that is made."""
         return self.start - self.before

@@ -9,7 +9,8 @@ import pytest
 from cascadevsr.media.errors import MediaError
 from cascadevsr.media.journal import Journal, folder_of
 from cascadevsr.media.reader import Wish, frames, probe
-from cascadevsr.runner import cli, join, segments, upscale
+from cascadevsr.media.render import automatic_length
+from cascadevsr.runner import cli, join, upscale
 from cascadevsr.runner.binding import PLACE_NODE, begin_at
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.workflow import Workflow
@@ -79,7 +80,7 @@ def test_segments_are_staged_one_at_a_time_with_their_context(tmp_path, run, sou
     job = run("upscale", source, tmp_path / "out.mp4", *SCALE)
     assert job.staged == [13, 3 + 7 + 10 + 3, 3 + 1 + 10 + 3, 3 + 3 + 10]  # context grows to a multiple of 8
     assert [begin % 8 for begin in job.begins] == [0] * 4
-    assert "frame 30/40" in job.said[-1] and "fps" in job.said[-1] and "left" in job.said[-1]
+    assert "frame 30 of 40" in job.said[-1] and "fps" in job.said[-1] and "left" in job.said[-1]
     out = capsys.readouterr().out
     assert "1 scene, 4 segments of 10 to 10 frames" in out and "40 frames 128x96" in out
     whole = run("upscale", source, tmp_path / "whole.mp4", "--scale", 2, "--segment", 0)
@@ -122,7 +123,7 @@ def test_a_broken_run_goes_on(tmp_path, run, source, capsys):
     [
         (("--crf", 20), "--crf was 12.0, is 20.0"),
         (("--set", "Cascade Input.filter=bicubic"), "workflow has changed"),
-        (("--first", "35"), "--first was None, is 35"),
+        (("--first", "35"), "frames was [0, 40], is [0, 35]"),
     ],
 )
 def test_other_settings_start_anew(tmp_path, run, source, capsys, more, words):
@@ -166,7 +167,7 @@ def test_a_moved_source_is_named(tmp_path, run, source):
     with pytest.raises(RunnerError, match="does not exist. Name it with --input"):
         run("join", out)
     film(source, clip(40, seed=1))
-    with pytest.raises(RunnerError, match="has changed since"):
+    with pytest.raises(MediaError, match="has changed since"):
         run("join", out)
     run("join", out, "--input", moved)
     assert probe(out).frames == 40
@@ -214,13 +215,12 @@ def test_wrong_options_are_said(tmp_path, run, source):
             run("upscale", source, out, "--scale", 2, *words)
 
 
-def test_memory_decides_the_length(tmp_path, monkeypatch):
+def test_memory_decides_the_length(monkeypatch):
     import psutil
 
-    timeline = probe(film(tmp_path / "in.mkv"))
-    for free, size, wanted in ((8 << 30, (1080, 1920), 40), (1 << 30, (1080, 1920), 32), (8 << 30, None, 480)):
+    for free, size, wanted in ((8 << 30, (1080, 1920), 40), (1 << 30, (1080, 1920), 32), (8 << 30, (192, 256), 480)):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: Namespace(available=free))
-        assert segments.automatic_length(timeline, size) == wanted
+        assert automatic_length(size) == wanted
 
 
 def test_the_place_of_a_segment_enters_the_latent():
