@@ -31,10 +31,13 @@ class Pace:
         """Return the seconds since this run began."""
         return time.monotonic() - self.began
 
-    def line(self) -> str:
-        """Say how far the film is and, once this run has made something, how fast and how long it will take."""
-        text = f"frame {self.done:,} of {self.total:,}"
-        if self.made and self.done < self.total:
-            rest = self.seconds * (self.total - self.done) / self.made
-            text += f", {self.made / self.seconds:.3g} fps, {duration(rest)} left"
+    def line(self, partly: float = 0.0) -> str:
+        """Say how far the film is and, once this run has made something, how fast and how long it will take.
+
+        `partly`: frames' worth of work done of the segment that is being made.
+        """
+        done, made = self.done + partly, self.made + partly
+        text = f"frame {int(done):,} of {self.total:,}"
+        if made and done < self.total:
+            text += f", {made / self.seconds:.3g} fps, {duration(self.seconds * (self.total - done) / made)} left"
         return text

@@ -19,7 +19,6 @@ from PIL import Image
 from .errors import MediaError
 from .join import join, write_segment
 from .journal import Journal, identity
-from .pace import Pace
 from .plan import Plan
 from .reader import Forward, Wish, with_transparency
 from .segments import Segment, cut_film
@@ -86,7 +85,7 @@ def _pack_state() -> str:
     return digest.hexdigest()[:16]
 
 
-def render(journal: Journal, missing: list[int], out: Path, clip: Timeline, how: Plan, made: Made, pace: Pace) -> None:
+def render(journal: Journal, missing: list[int], out: Path, clip: Timeline, how: Plan, made: Made) -> None:
     """Render the segments `missing`, in rising order, and write them into the journal.
 
     `made(segment, frames)` takes the frames `segment.first` to `segment.end` of the source, (h, w, 3 or 4), and
@@ -102,7 +101,6 @@ def render(journal: Journal, missing: list[int], out: Path, clip: Timeline, how:
         times = int(clip.pts[segment.start]), int(clip.pts[segment.stop - 1])
         with journal.writing(index, times) as file:
             write_segment(file, frames, out, how, clip, segment)
-        pace.made += segment.frames
 
 
 def finish(
@@ -114,8 +112,7 @@ def finish(
     """
     if identity(clip.path) != journal.key["IN"]:
         raise MediaError(
-            f"IN: {clip.path} has changed since its segments were made. Bring the old one back, or make the film "
-            "anew."
+            f"IN: {clip.path} has changed since its segments were made. Bring the old one back, or make the film anew."
         )
     journal.require_all()
     join(out, [journal.file(index) for index in range(len(journal.segments))], how, clip, keep, notes)

@@ -154,16 +154,20 @@ def _render(work: Work, journal: Journal, job: Job, missing: list[int], total: i
     pace = Pace(total, total - sum(journal.segments[index].frames for index in missing))
     follow = any(name.startswith("reference_video") and follows(work, it) for name, it in work.references.items())
 
-    def made(segment: Segment, pictures: Iterator[np.ndarray]) -> np.ndarray:
+    def made(segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         stage(work.clip.part(segment.first, segment.end), wish, job.input_dir, "input", sound, pictures)
         if follow or not outcomes:
             stage_references(work, job.input_dir, segment)
         outcome = job.run(begin_at(work.workflow, segment.first), bits=wish.depth, said=pace.line())
         _check(outcome, segment, work)
         outcomes.append({**outcome.costs(), "frames": segment.frames})
-        return outcome.frames[segment.kept]
+        return counted(outcome.frames[segment.kept])
 
-    render(journal, missing, work.out, work.clip, work.how, made, pace)
+    def counted(frames: np.ndarray) -> Iterator[np.ndarray]:
+        yield from frames
+        pace.made += len(frames)
+
+    render(journal, missing, work.out, work.clip, work.how, made)
     print(f"  {pace.line()}  in {duration(pace.seconds)}", flush=True)
     return _sum(outcomes)
 

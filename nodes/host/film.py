@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -32,6 +33,7 @@ from ...media.reader import Wish, frames, probe
 from ...media.sound import Samples, read_sound
 from ...media.timeline import Timeline
 from ...media.writer import write
+from . import services
 
 _OPTION = re.compile(r"--([a-z][a-z-]*)")
 
@@ -49,6 +51,7 @@ def in_graph(text: str) -> str:
     """Say a line of media/ in the words of a graph: IN is the source, OUT the result, an option is an input."""
     text, command, rest = text.partition("ffmpeg ")  # what is to be typed stays
     text = re.sub(r"^(IN|OUT): ", "", text)
+    text = text.replace("the same command", "Run")
     text = _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
     text = re.sub(r"\bIN\b", "the source", re.sub(r"\bOUT\b", "the result", text))
     return text + command + rest
@@ -148,7 +151,7 @@ def film_of(video: Input.Video) -> Film:
         return video
     if isinstance(video, InputImpl.VideoFromFile):
         source = video.get_stream_source()
-        film = Film(probe(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
+        film = Film(read_times(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
         # older hosts know neither trimmed videos nor depths
         start, duration = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
         if not start and not duration:
@@ -160,6 +163,11 @@ def film_of(video: Input.Video) -> Film:
     parts = video.get_components()
     depth = video.get_bit_depth() if hasattr(video, "get_bit_depth") else 8
     return Film(even_timeline(parts.images, Fraction(parts.frame_rate), depth), parts=parts)
+
+
+def read_times(source: Path, rate: Fraction | None = None) -> Timeline:
+    """Read a source to its end, as `probe`; the user may interrupt it."""
+    return probe(source, rate, lambda _: services.check_cancelled())
 
 
 def even_timeline(images: torch.Tensor, rate: Fraction, depth: int = 8) -> Timeline:
@@ -179,6 +187,7 @@ def _spilled(buffer: io.BytesIO) -> Path:
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_bytes(data)
+        os.utime(path, (0, 0))  # the same film, whenever it was written
     return path
 
 
@@ -186,15 +195,25 @@ def read_images(film: Film, tick: Callable[[int, int], None] = lambda done, tota
     """Decode a film to IMAGE (frames, h, w, 3) in 0..1 and its opacity (frames, h, w), or None where all is opaque."""
     timeline = film.timeline
     shape = timeline.frames, timeline.height, timeline.width
-    images = torch.empty(*shape, 3)
     alpha = torch.empty(shape) if timeline.alpha else None
-    for index, frame in enumerate(frames(timeline, film.wish)):
+    return images_of(frames(timeline, film.wish), shape, tick, alpha), alpha
+
+
+def images_of(
+    pictures: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    alpha: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Collect `shape` (frames, h, w) pictures as IMAGE in 0..1, and their opacity in `alpha`, where that is given."""
+    images = torch.empty(*shape, 3)
+    for index, frame in enumerate(pictures):
         picture = torch.from_numpy(frame.astype(np.float32)) / float(np.iinfo(frame.dtype).max)
         images[index] = picture[..., :3]
         if alpha is not None:
             alpha[index] = picture[..., 3]
-        tick(index + 1, timeline.frames)
-    return images, alpha
+        tick(index + 1, shape[0])
+    return images
 
 
 def frames_of(images: torch.Tensor, depth: int, mapped: int = 0) -> Iterator[np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -269,6 +270,14 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         check_cancelled()
         self._bar.update_absolute(done, max(1, total))
+
+
+def show_text(node: str | None, text: str) -> None:
+    """Write a line on a running node, in editors that show such lines."""
+    server = getattr(sys.modules.get("server"), "PromptServer", None)  # there is none where no editor listens
+    instance = getattr(server, "instance", None)
+    if node is not None and hasattr(instance, "send_progress_text"):
+        instance.send_progress_text(text, node)
 
 
 # Devices, layers, attention

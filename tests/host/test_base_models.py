@@ -43,7 +43,7 @@ def refine(core):
                 motion = EstimateMotion.execute(clip.low, flow_model).args[0]
             model = LatentPropagation.execute(model, motion, whole, "both", 0.3, "nearest", 0.001, 0.05).args[0]
             model = MotionGuidance.execute(model, motion, 0.5, 0.0, 1.0, "both", "default").args[0]
-            model = LowFrequencyTie.execute(model, clip.tie, 0.5, 4.0, 0.0, 1.0).args[0]
+            model = LowFrequencyTie.execute(model, 0.5, 4.0, 0.0, 1.0, clip.tie).args[0]
         model = windowed(tiled(model, tile), window)
         guider = core.custom.CFGGuider.execute(model, clip.positive, clip.negative, 2.0).args[0]
         sigmas = RefineSigmas.execute(model, start, steps, 1.0).args[0]
