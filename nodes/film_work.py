@@ -189,7 +189,7 @@ class Work:
         with FilmProgress(node, pace, ("Reading", *maker.stages, "Writing")) as progress:
 
             def made(segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-                progress.begin(segment.end - segment.first)
+                progress.begin(segment.frames)
                 shape = segment.end - segment.first, self.clip.height, self.clip.width
                 low = images_of(pictures, shape, services.Progress())
                 place = self.clip.first + segment.first

@@ -231,7 +231,7 @@ def test_what_edits_predictions_sees_the_clip_and_not_its_guides(core):
     for hook in (
         _Propagation(motion, 8, always, carry),
         _Guidance(motion, 8, always, 1.0, "both", "default"),
-        _Tie(torch.ones(1, 8, 2, 4, 4), 0.5, 4.0, always),
+        _Tie(None, torch.ones(1, 8, 2, 4, 4), 0.5, 4.0, always),
     ):
 
         def run(x, conds, hook=hook):
