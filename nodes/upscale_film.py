@@ -133,8 +133,8 @@ class UpscaleFilm(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None, format: str | None, codec: str | None):
-        """Try name and codec before the work."""
+    def validate_inputs(cls, filename_prefix: str | None, format: str | None, codec: str | None, target: dict | None):
+        """Try name and codec before the work; the host gives `target` whether asked for or not."""
         return check_saving(TITLE, filename_prefix, format, codec)
 
     @classmethod
