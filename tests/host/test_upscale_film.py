@@ -223,6 +223,19 @@ def test_other_settings_start_anew(upscaled, restoring, source, monkeypatch, cha
     assert words in upscaled.said
 
 
+def test_a_full_disk_is_a_sentence(upscaled, restoring, source, monkeypatch):
+    from cascadevsr.media import render
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(render, "write_segment", full)
+        with pytest.raises(ValueError, match="^Upscale Film: segment 1 of 4 could not be written .* and Run goes on"):
+            upscaled(source, **restoring)
+    assert "4 of 4 segments made now" in (upscaled(source, **restoring), upscaled.said)[1][1]
+
+
 def test_films_do_not_disturb_each_other(upscaled, restoring, source, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         stopped(patch, 2)
