@@ -84,8 +84,13 @@ def graph_texts(hidden: io.HiddenHolder | None) -> dict[str, str]:
     """Return the graph, for the file to carry, unless the host's user wants none."""
     if args.disable_metadata or hidden is None:
         return {}
-    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
+    prompt = {} if hidden.prompt is None else {"prompt": _plain(hidden.prompt)}
     return texts({**(hidden.extra_pnginfo or {}), **prompt})
+
+
+def _plain(prompt: dict) -> dict:
+    """Leave out what the host notes in a graph while it runs, such as times of files."""
+    return {key: {name: part for name, part in node.items() if name != "is_changed"} for key, node in prompt.items()}
 
 
 def _plays(out: Path, how: Plan, size: tuple[int, int]) -> bool:
