@@ -21,6 +21,13 @@ def test_a_step_lengthens_the_context():
     assert all(5 <= s.before < 9 for s in segments if s.start not in (0, 30))
 
 
+def test_long_segments_begin_on_steps_and_waste_nothing():
+    segments = cut_film(1030, (330,), 100, 8, step=8)
+    assert all((s.start - (330 if s.start >= 330 else 0)) % 8 == 0 and s.before in (0, 8) for s in segments)
+    assert all(s.frames < 108 for s in segments) and len(segments) == 4 + 7
+    assert cut_film(200, (), 100, 8, step=8) == (Segment(0, 96, 0, 8), Segment(96, 200, 8, 0))
+
+
 def test_rules_hold_for_any_film():
     draw = random.Random(1)
     for _ in range(300):

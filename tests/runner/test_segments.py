@@ -218,7 +218,7 @@ def test_wrong_options_are_said(tmp_path, run, source):
 def test_memory_decides_the_length(monkeypatch):
     import psutil
 
-    for free, size, wanted in ((8 << 30, (1080, 1920), 40), (1 << 30, (1080, 1920), 32), (8 << 30, (192, 256), 480)):
+    for free, size, wanted in ((8 << 30, (1080, 1920), 48), (1 << 30, (1080, 1920), 32), (8 << 30, (192, 256), 480)):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: Namespace(available=free))
         assert automatic_length(size) == wanted
 
