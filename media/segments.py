@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from .errors import MediaError
 
-
 _LONG = 4  # times the step
 
 

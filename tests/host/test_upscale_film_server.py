@@ -1,4 +1,4 @@
-"""Upscale Film in a real ComfyUI of its own: killed, interrupted, closed; Run goes on to the same bytes. Flat memory."""
+"""Upscale Film in a ComfyUI of its own: killed, interrupted, closed; Run goes on to the same bytes. Flat memory."""
 
 import json
 import os
