@@ -95,12 +95,21 @@ def render(journal: Journal, missing: list[int], out: Path, clip: Timeline, how:
     for place, index in enumerate(missing):
         segment = journal.segments[index]
         following = journal.segments[missing[place + 1]].first if place + 1 < len(missing) else clip.frames
-        frames = iter(made(segment, source.span(segment.first, segment.end, following)))
-        if how.wish.alpha:
-            frames = with_transparency(frames, clip.part(segment.start, segment.stop), how.wish)
-        times = int(clip.pts[segment.start]), int(clip.pts[segment.stop - 1])
-        with journal.writing(index, times) as file:
-            write_segment(file, frames, out, how, clip, segment)
+        frames = made(segment, source.span(segment.first, segment.end, following))
+        with journal.writing(index, times_of(segment, clip)) as file:
+            store(file, frames, out, clip, how, segment)
+
+
+def times_of(segment: Segment, clip: Timeline) -> tuple[int, int]:
+    """Return pts of the first and of the last frame of a segment."""
+    return int(clip.pts[segment.start]), int(clip.pts[segment.stop - 1])
+
+
+def store(file: Path, frames: Iterable[np.ndarray], out: Path, clip: Timeline, how: Plan, segment: Segment) -> None:
+    """Write the frames of a segment, with the transparency of the source, to a file of its own."""
+    if how.wish.alpha:
+        frames = with_transparency(iter(frames), clip.part(segment.start, segment.stop), how.wish)
+    write_segment(file, frames, out, how, clip, segment)
 
 
 def finish(

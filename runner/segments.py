@@ -32,7 +32,7 @@ from .workflow import Workflow
 _WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt", ".bin", ".gguf")
 # of the options, what does not decide a single pixel
 _OF_THIS_RUN = {"command", "input", "output", "port", "cpu", "json", "fresh", "part", "workflow", "settings", "first"}
-_OF_THIS_RUN |= {"reference", "reference_video", "prompt", "image_model"}  # these are in the filled-in workflow
+_OF_THIS_RUN |= {"ray", "reference", "reference_video", "prompt", "image_model"}  # these are in the filled-in workflow
 
 
 def begin(work: Work, host: Host | None) -> Journal | None:
@@ -63,17 +63,17 @@ def begin(work: Work, host: Host | None) -> Journal | None:
 
     chosen = vars(options)
     about = {"input": str(work.source.absolute()), "size": work.size, "options": {**chosen, "part": None}}
-    journal, line = Journal.begin(work.out, _key(work, host), cut, about, options.fresh, bool(options.part))
+    journal, line = Journal.begin(work.out, key_of(work, host), cut, about, options.fresh, bool(options.part))
     if line:
         print(f"  {line}", flush=True)
-    alone = len(journal.segments) == 1 and not options.part and options.command != "plan-film"
+    alone = len(journal.segments) == 1 and not (options.part or options.ray) and options.command != "plan-film"
     if alone and not journal.is_finished(0):
         journal.discard()
         return None
     return journal
 
 
-def _key(work: Work, host: Host | None) -> dict:
+def key_of(work: Work, host: Host | None) -> dict:
     """Return everything that decides the result, for the journal."""
     options = {f"--{name.replace('_', '-')}": value for name, value in vars(work.options).items()}
     options = {name: value for name, value in options.items() if name[2:].replace("-", "_") not in _OF_THIS_RUN}
@@ -121,9 +121,17 @@ def by_segments(work: Work, journal: Journal, opened: Callable) -> dict | None:
     costs = None
     if missing:
         try:
-            with opened() as job:
-                stage_models(work, job)
-                costs = _render(work, journal, job, missing, total)
+            pace = Pace(total, total - sum(journal.segments[index].frames for index in missing))
+            if options.ray:
+                from .cluster import render_on_ray  # a requirement of this option only
+
+                costs = _sum(render_on_ray(work, journal, missing, pace))
+            else:
+                with opened() as job:
+                    maker = Maker(work, job, pace)
+                    render(journal, missing, work.out, work.clip, work.how, maker)
+                    costs = _sum(maker.costs)
+            print(f"  {pace.line()}  in {duration(pace.seconds)}", flush=True)
         except KeyboardInterrupt:
             print("\nFinished segments are kept: the same command goes on.", flush=True)
             raise
@@ -147,42 +155,43 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(number), int(total)
 
 
-def _render(work: Work, journal: Journal, job: Job, missing: list[int], total: int) -> dict:
-    """Render segments and return what it cost."""
-    wish, outcomes = work.how.wish, []
-    sound = uses_sound(work.workflow)
-    pace = Pace(total, total - sum(journal.segments[index].frames for index in missing))
-    follow = any(name.startswith("reference_video") and follows(work, it) for name, it in work.references.items())
+class Maker:
+    """Makes the frames of segments on one warm ComfyUI; `costs` of each."""
 
-    def made(segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        stage(work.clip.part(segment.first, segment.end), wish, job.input_dir, "input", sound, pictures)
-        if follow or not outcomes:
-            stage_references(work, job.input_dir, segment)
-        outcome = job.run(begin_at(work.workflow, segment.first), bits=wish.depth, said=pace.line())
-        _check(outcome, segment, work)
-        outcomes.append({**outcome.costs(), "frames": segment.frames})
-        return counted(outcome.frames[segment.kept])
+    def __init__(self, work: Work, job: Job, pace: Pace) -> None:
+        stage_models(work, job)
+        self.work, self.job, self.pace, self.costs = work, job, pace, []
+        self.sound = uses_sound(work.workflow)
+        videos = (clip for name, clip in work.references.items() if name.startswith("reference_video"))
+        self.follow = any(follows(work, clip) for clip in videos)
 
-    def counted(frames: np.ndarray) -> Iterator[np.ndarray]:
+    def __call__(self, segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Stage the frames of a segment with its context, and return those of the result."""
+        work, wish = self.work, self.work.how.wish
+        part = work.clip.part(segment.first, segment.end)
+        stage(part, wish, self.job.input_dir, "input", self.sound, pictures)
+        if self.follow or not self.costs:
+            stage_references(work, self.job.input_dir, segment)
+        outcome = self.job.run(begin_at(work.workflow, segment.first), bits=wish.depth, said=self.pace.line())
+        self._check(outcome, segment)
+        self.costs.append({**outcome.costs(), "frames": segment.frames})
+        return self._counted(outcome.frames[segment.kept])
+
+    def _counted(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         yield from frames
-        pace.made += len(frames)
+        self.pace.made += len(frames)
 
-    render(journal, missing, work.out, work.clip, work.how, made)
-    print(f"  {pace.line()}  in {duration(pace.seconds)}", flush=True)
-    return _sum(outcomes)
-
-
-def _check(outcome: Outcome, segment: Segment, work: Work) -> None:
-    count, height, width = outcome.frames.shape[:3]
-    wanted = segment.end - segment.first
-    if count != wanted:
-        raise RunnerError(
-            f"OUT: a workflow that changes the number of frames must see the film at once; {count} came out of "
-            f"{wanted}. Use --segment 0."
-        )
-    if work.strict and work.size and (height, width) != tuple(work.size):
-        found = f"{width}x{height} came out; expected {work.size[1]}x{work.size[0]}"
-        raise RunnerError(f"OUT: {found}. Nothing was written; please report this.")
+    def _check(self, outcome: Outcome, segment: Segment) -> None:
+        count, height, width = outcome.frames.shape[:3]
+        wanted, size = segment.end - segment.first, self.work.size
+        if count != wanted:
+            raise RunnerError(
+                f"OUT: a workflow that changes the number of frames must see the film at once; {count} came out of "
+                f"{wanted}. Use --segment 0."
+            )
+        if self.work.strict and size and (height, width) != tuple(size):
+            found = f"{width}x{height} came out; expected {size[1]}x{size[0]}"
+            raise RunnerError(f"OUT: {found}. Nothing was written; please report this.")
 
 
 def _sum(costs: list[dict]) -> dict:
