@@ -250,7 +250,9 @@ def changes(old: dict, new: dict, above: str = "") -> str:
         was, now = old.get(name), new.get(name)
         if was == now:
             continue
-        if isinstance(was, dict) and isinstance(now, dict):
+        if name not in new or name not in old:
+            found.append(f"{above}{name} {'is new' if name in new else 'is missing'}")
+        elif isinstance(was, dict) and isinstance(now, dict):
             found.append(changes(was, now, f"{above}{name} "))
         elif len(f"{was}{now}") > 60:
             found.append(f"{above}{name} has changed")

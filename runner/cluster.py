@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import pickle
+import re
+import socket
 import sys
 import tempfile
 from collections import Counter, deque
@@ -34,6 +37,7 @@ from .segments import Maker, key_of
 from .work import Work
 
 _LOSSES = 3  # of workers over one segment: then it is the segment
+_BEAT = 2.0  # s between two looks at the cluster
 _PATIENCE = 120.0  # s without a worker before the cluster is said to have none
 
 
@@ -110,15 +114,33 @@ def _worker(root: str) -> type:
 def render_on_ray(work: Work, journal: Journal, missing: list[int], pace: Pace) -> list[dict]:
     """Render segments on the cluster that the option names, write them into the journal, and return their costs."""
     ray = _connected(work.options.ray)
+    crew = _Crew(ray, work, journal, missing, pace)
     try:
-        return _Crew(ray, work, journal, missing, pace).work_through()
-    except ray.exceptions.RayError as error:
+        costs = crew.work_through()
+    except (_HeadLost, ray.exceptions.RayError) as error:
+        # Ray would wait a minute for the head before it lets this process end, or break it off
+        atexit.unregister(ray.shutdown)
+        atexit.register(_leave)
         raise RunnerError(
-            f"--ray: the cluster was lost ({type(error).__name__}). Finished segments are kept: start the cluster "
-            "again, and the same command goes on; without --ray this machine does the rest."
+            f"--ray: the cluster was lost ({error or type(error).__name__}). Finished segments are kept: start the "
+            "cluster again, and the same command goes on; without --ray this machine does the rest."
         ) from error
-    finally:
-        ray.shutdown()
+    except BaseException:
+        crew.dismiss()
+        raise
+    crew.dismiss()
+    return costs
+
+
+def _leave() -> None:
+    """End this process, whose work is done, at once."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+class _HeadLost(Exception):
+    """The head of the cluster does not answer."""
 
 
 def _connected(address: str) -> Any:
@@ -134,6 +156,8 @@ def _connected(address: str) -> Any:
     name, _, count = address.partition(":")
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
+        if re.fullmatch(r"[^/]+:\d+", address) and name != "local":  # Ray itself would try for minutes
+            socket.create_connection((name, int(count)), timeout=10).close()
         if name == "local":
             ray.init(num_cpus=int(count) if count.isdigit() else None, include_dashboard=False, **quiet)
         else:
@@ -160,6 +184,8 @@ class _Crew:
         name, _, count = (work.options.ray or "").partition(":")
         nodes = sum(node["Alive"] for node in ray.nodes())
         self.most = int(count) if name == "local" and count.isdigit() else self.gpus or nodes
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self.head = host.strip("[]"), int(port)
         self.payload = ray.put(pickle.dumps((work, journal.segments, journal.key)))
 
     def work_through(self) -> list[dict]:
@@ -168,12 +194,15 @@ class _Crew:
         try:
             for _ in range(min(self.most, len(self.waiting))):
                 self._hire()
-            while self.waiting or any(index is not None for _, index in self.running.values()):
+            idle = 0.0
+            while self.waiting or self.working:
                 if not self.running:
                     reasons = "; ".join(f"{where}: {why}" for where, why in self.unfit.items())
                     raise RunnerError(f"--ray: no machine of the cluster can take part ({reasons}).")
-                done, _ = self.ray.wait(list(self.running), timeout=_PATIENCE)
-                if not done and not any(index is not None for _, index in self.running.values()):
+                done, _ = self.ray.wait(list(self.running), timeout=_BEAT)
+                self._look_at_head()
+                idle = 0.0 if done or self.working else idle + _BEAT
+                if idle > _PATIENCE:
                     raise RunnerError(
                         f"--ray: the cluster has started no worker within {_PATIENCE:.0f} s. Look at ray status: its "
                         "GPUs or CPUs may be taken."
@@ -184,9 +213,25 @@ class _Crew:
                 display(Progress("ray", f"{count} worker{'s' * (count != 1)}", self.pace.done, total))
         finally:
             display.close()
-            for worker, _ in self.running.values():
-                self.ray.kill(worker)
         return self.costs
+
+    @property
+    def working(self) -> bool:
+        """Return whether a worker makes a segment."""
+        return any(index is not None for _, index in self.running.values())
+
+    def dismiss(self) -> None:
+        """End the workers and leave the cluster."""
+        for worker, _ in self.running.values():
+            self.ray.kill(worker)
+        self.ray.shutdown()
+
+    def _look_at_head(self) -> None:
+        """Raise where the head of the cluster is gone: Ray itself would wait a minute, then end this process."""
+        try:
+            socket.create_connection(self.head, timeout=_BEAT).close()
+        except OSError as error:
+            raise _HeadLost(f"its head at {self.head[0]}:{self.head[1]} does not answer") from error
 
     def _hire(self) -> None:
         options = {"num_cpus": 1, "num_gpus": 1 if self.gpus else 0, "max_restarts": 0}
