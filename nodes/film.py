@@ -25,8 +25,23 @@ from ..media.reader import Wish, probe, with_transparency
 from ..media.timeline import Timeline
 from ..media.writer import write
 from .host import services
-from .host.film import Film, even_timeline, film_of, frames_of, in_graph, masked, read_images, read_times, said_by
-from .host.saving import ENDINGS, check_saving, graph_texts, place, preview, saving_inputs
+from .host.film import (
+    ENDINGS,
+    Film,
+    check_saving,
+    even_timeline,
+    film_of,
+    frames_of,
+    graph_texts,
+    in_graph,
+    masked,
+    place,
+    preview,
+    read_images,
+    read_times,
+    said_by,
+    saving_inputs,
+)
 
 _LOAD, _SAVE = "Load Film", "Save Film"
 

@@ -28,14 +28,13 @@ from PIL import Image
 
 from ..media.pace import Pace
 from ..models.layout.noise import LR_STREAM
-from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
 from ..models.pixels.color import match_colour
 from ..models.steady import judge_sources
 from ..models.unimmvsr.references import References
 from .conditioning import ClipConditions
-from .frames import decode_exact, encode_clip
+from .frames import CASCADE, CascadeInput, decode_exact
 from .host import services
 from .host.keys import CLIP_KEY, FIRST_KEY
 from .host.vae import RestorerVAE
@@ -109,7 +108,7 @@ class FilmProgress:
 
 @dataclass(frozen=True)
 class Restored:
-    """Frames made by a guider's model. `size`: height and width of the result in px."""
+    """Frames made by a guider's model. `target`, `filter` and `multiple` as of Cascade Input."""
 
     guider: comfy.samplers.CFGGuider
     vae: comfy.sd.VAE
@@ -118,8 +117,9 @@ class Restored:
     sigmas: torch.Tensor
     references: References | None
     noise_level: float
+    target: dict
     filter: str
-    size: tuple[int, int]
+    multiple: int
     lr_weight: float
     chunk: int
     tile: int
@@ -134,7 +134,9 @@ class Restored:
         """Upscale frames of which the first is number `first` of its film."""
         frames = services.check_frames(TITLE, "video", frames)
         progress.stage("Encoding")
-        latent = encode_clip(TITLE, "vae", self.vae, frames, ClipSize(len(frames), *self.size), self.filter)
+        with _retitled(CASCADE):
+            cascade = CascadeInput.execute(self.vae, self.target, self.filter, frames, multiple=self.multiple)
+        latent = cascade.args[0]
         latent[FIRST_KEY] = first // (self.vae.temporal_compression_decode() or 1)
         noise = AddressedNoise(self.noise.seed ^ LR_STREAM)
         clip = ClipConditions.of(TITLE, latent, self.noise_level, self.references, noise)

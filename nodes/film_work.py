@@ -33,8 +33,12 @@ from ..models.unimmvsr.references import References
 from .film_parts import JUDGED, NO_MATCH, TITLE, FilmProgress, Restored, Steadied, in_halves
 from .frames import FILTERS, asked_size, check_vae
 from .host import services
-from .host.film import Film, frames_of, images_of
-from .host.saving import ENDINGS
+from .host.film import (
+    ENDINGS,
+    Film,
+    frames_of,
+    images_of,
+)
 from .motion import check_flow_model
 
 
@@ -227,8 +231,9 @@ class Work:
             chosen.sigmas,
             chosen.references,
             chosen.noise_level,
+            chosen.target,
             chosen.filter,
-            self.size,
+            chosen.multiple,
             chosen.lr_weight,
             chosen.chunk,
             chosen.tile,

@@ -8,7 +8,6 @@ Out: the VAE decodes in pieces, with the low-resolution frames where it takes th
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import comfy.sd
 import torch
@@ -19,7 +18,7 @@ from .host import host_vae, services
 from .host.keys import SIZE_KEY, SYSTEM_KEY
 from .host.vae import RestorerVAE
 
-_CASCADE, _DECODE = "Cascade Input", services.DECODE
+CASCADE, _DECODE = "Cascade Input", services.DECODE
 FILTERS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -31,7 +30,7 @@ class CascadeInput(io.ComfyNode):
         """Describe the node."""
         return io.Schema(
             node_id="VSRCascadeInput",
-            display_name=_CASCADE,
+            display_name=CASCADE,
             category=services.CATEGORY,
             description=(
                 "Resizes a low-resolution clip (frames, or the latent of a base video model "
@@ -76,46 +75,37 @@ class CascadeInput(io.ComfyNode):
         multiple: int = 1,
     ):
         """Get the frames, work out the exact size and encode; graphs of 0.1.0 have no `multiple`."""
-        check_vae(_CASCADE, "target_vae", target_vae)
+        check_vae(CASCADE, "target_vae", target_vae)
         if (frames is None) == (samples is None):
             got = "neither" if frames is None else "both"
-            raise ValueError(
-                f"{_CASCADE}: link exactly one of frames and samples; got {got}. Link the clip to enlarge."
-            )
-        services.check_choice(_CASCADE, "filter", filter, FILTERS)
+            raise ValueError(f"{CASCADE}: link exactly one of frames and samples; got {got}. Link the clip to enlarge.")
+        services.check_choice(CASCADE, "filter", filter, FILTERS)
         if target["target"] == "exact size":  # is right or wrong whatever the clip, which may have to be decoded first
-            asked_size(_CASCADE, "target", target, 1, 1, multiple)
+            asked_size(CASCADE, "target", target, 1, 1, multiple)
         low = _decode_base(samples, base_vae) if frames is None else frames
-        low = services.check_frames(_CASCADE, "frames", low)
-        size = ClipSize(low.shape[0], *asked_size(_CASCADE, "target", target, *low.shape[1:3], multiple))
+        low = services.check_frames(CASCADE, "frames", low)
+        size = ClipSize(low.shape[0], *asked_size(CASCADE, "target", target, *low.shape[1:3], multiple))
         if min(size.height, size.width) < 2:
             raise ValueError(
-                f"{_CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for "
+                f"{CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for "
                 "a larger size."
             )
         if size.height % 2 or size.width % 2:
             logging.info(
-                f"{_CASCADE}: the result has an odd side ({size.width}x{size.height}), which most video encoders "
+                f"{CASCADE}: the result has an odd side ({size.width}x{size.height}), which most video encoders "
                 "refuse. Set multiple to 2 to save a video."
             )
-        latent = encode_clip(_CASCADE, "target_vae", target_vae, low, size, filter)
-        return io.NodeOutput(latent, low, size.width, size.height, size.frames)
-
-
-def encode_clip(
-    title: str, name: str, vae: comfy.sd.VAE, low: torch.Tensor, size: ClipSize, filter: str
-) -> dict[str, Any]:
-    """Resize LR frames (T, h, w, 3) in pixels and encode them by the VAE `name`: the LATENT of Cascade Input."""
-    if isinstance(vae, RestorerVAE):
-        latent = {SYSTEM_KEY: vae.system, **vae.lr_latent(low, size, filter)}
-    elif host_vae.is_regular(vae):
-        latent = {"samples": host_vae.encode_resized(vae, low, size, filter)}
-    else:
-        raise ValueError(
-            f"{title}: {name} must make one latent frame of the first frame and one of every few after it; got "
-            f"{type(vae.first_stage_model).__name__}, which counts otherwise. Use the VAE of another model."
-        )
-    return {**latent, SIZE_KEY: services.size_dict(size)}
+        if isinstance(target_vae, RestorerVAE):
+            latent = {SYSTEM_KEY: target_vae.system, **target_vae.lr_latent(low, size, filter)}
+        elif host_vae.is_regular(target_vae):
+            latent = {"samples": host_vae.encode_resized(target_vae, low, size, filter)}
+        else:
+            raise ValueError(
+                f"{CASCADE}: target_vae must make one latent frame of the first frame and one of every few after it; "
+                f"got {type(target_vae.first_stage_model).__name__}, which counts otherwise. Use the VAE of another "
+                "model."
+            )
+        return io.NodeOutput({**latent, SIZE_KEY: services.size_dict(size)}, low, size.width, size.height, size.frames)
 
 
 def target_input() -> io.DynamicCombo.Input:
@@ -207,23 +197,20 @@ def check_vae(title: str, name: str, vae: comfy.sd.VAE | None) -> None:
 def _decode_base(samples: dict, vae: comfy.sd.VAE | None) -> torch.Tensor:
     """Decode a base model's latent to frames, of the exact size where the latent carries one."""
     if vae is None:
-        raise ValueError(
-            f"{_CASCADE}: samples need the VAE of their model; got no base_vae. Link the base model's VAE."
-        )
-    latent = services.unpacked(_CASCADE, "samples", samples)
+        raise ValueError(f"{CASCADE}: samples need the VAE of their model; got no base_vae. Link the base model's VAE.")
+    latent = services.unpacked(CASCADE, "samples", samples)
     if not isinstance(latent, torch.Tensor) or latent.ndim not in (4, 5) or latent.shape[1] != vae.latent_channels:
         raise ValueError(
-            f"{_CASCADE}: base_vae must fit samples ({vae.latent_channels} channels expected); got a latent of "
+            f"{CASCADE}: base_vae must fit samples ({vae.latent_channels} channels expected); got a latent of "
             f"{tuple(latent.shape)}. Link the VAE of the model that made the latent."
         )
     if latent.ndim == 5 and latent.shape[0] != 1:
         raise ValueError(
-            f"{_CASCADE}: samples must hold one clip; got a batch of {latent.shape[0]}. Pick one with Latent From "
-            "Batch."
+            f"{CASCADE}: samples must hold one clip; got a batch of {latent.shape[0]}. Pick one with Latent From Batch."
         )
     if latent.ndim == 4:
-        return host_vae.decode(vae, services.check_finite(_CASCADE, "samples", latent))
-    return decode_exact(_CASCADE, samples, vae)
+        return host_vae.decode(vae, services.check_finite(CASCADE, "samples", latent))
+    return decode_exact(CASCADE, samples, vae)
 
 
 class TemporalDecode(io.ComfyNode):

@@ -27,8 +27,17 @@ from .film_parts import NO_MATCH, TITLE
 from .film_work import Chosen, Work, described
 from .frames import filter_input, multiple_input, target_input
 from .host import services
-from .host.film import Film, film_of, in_graph, said_by
-from .host.saving import check_saving, graph_texts, place, preview, saving_inputs
+from .host.film import (
+    Film,
+    check_saving,
+    film_of,
+    graph_texts,
+    in_graph,
+    place,
+    preview,
+    said_by,
+    saving_inputs,
+)
 from .motion import FlowModelType
 
 _made: dict[str, Path] = {}  # what each node has made, by its id

@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import json
 import os
-import pickle
 import re
 import socket
 import sys
@@ -44,8 +43,8 @@ _PATIENCE = 120.0  # s without a worker before the cluster is said to have none
 class Renderer:
     """What a worker does, in its own process and with its own ComfyUI."""
 
-    def __init__(self, payload: bytes) -> None:
-        self.work, self.segments, self.key = pickle.loads(payload)  # noqa: S301 - from our own command
+    def __init__(self, work: Work, segments: tuple[Segment, ...], key: dict) -> None:
+        self.work, self.segments, self.key = work, segments, key
         self.source, self.maker, self.stack, self.calls = None, None, contextlib.ExitStack(), 0
 
     def unfit(self) -> str:
@@ -77,22 +76,24 @@ def _worker(root: str) -> type:
     """Make the class of a Ray actor; it is sent by value, and finds the pack of its own machine at `root`."""
 
     class Worker:
-        def __init__(self, payload: bytes) -> None:
-            self.payload, self.renderer = payload, None
+        def __init__(self, task: list) -> None:
+            self.task, self.renderer = task, None  # in a list: it can be read once the pack is found
 
         def _do(self, name: str, *arguments) -> tuple[str, Any]:
+            import importlib
             import os
             import sys
+
+            import ray
 
             if not os.path.isfile(os.path.join(root, "run.py")):
                 return "unfit", f"the pack must be at {root}"
             sys.path.insert(0, root)
-            from runner.pack import load
-
+            load = importlib.import_module("runner.pack").load
             known = load("runner.errors").RunnerError, load("media.errors").MediaError
             try:
                 if self.renderer is None:
-                    self.renderer = load("runner.cluster").Renderer(self.payload)
+                    self.renderer = load("runner.cluster").Renderer(*ray.get(self.task[0]))
                 return "", getattr(self.renderer, name)(*arguments)
             except known as error:
                 return "error", str(error)
@@ -186,7 +187,7 @@ class _Crew:
         self.most = int(count) if name == "local" and count.isdigit() else self.gpus or nodes
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self.head = host.strip("[]"), int(port)
-        self.payload = ray.put(pickle.dumps((work, journal.segments, journal.key)))
+        self.task = ray.put((work, journal.segments, journal.key))
 
     def work_through(self) -> list[dict]:
         """Give segments to workers until all are there."""
@@ -235,7 +236,7 @@ class _Crew:
 
     def _hire(self) -> None:
         options = {"num_cpus": 1, "num_gpus": 1 if self.gpus else 0, "max_restarts": 0}
-        worker = self.ray.remote(_worker(str(ROOT))).options(**options).remote(self.payload)
+        worker = self.ray.remote(_worker(str(ROOT))).options(**options).remote([self.task])
         self.running[worker.unfit.remote()] = worker, None
 
     def _answered(self, reference: Any) -> None:

@@ -123,9 +123,7 @@ def by_segments(work: Work, journal: Journal, opened: Callable) -> dict | None:
         try:
             pace = Pace(total, total - sum(journal.segments[index].frames for index in missing))
             if options.ray:
-                from .cluster import render_on_ray  # a requirement of this option only
-
-                costs = _sum(render_on_ray(work, journal, missing, pace))
+                costs = _sum(load("runner.cluster").render_on_ray(work, journal, missing, pace))
             else:
                 with opened() as job:
                     maker = Maker(work, job, pace)
