@@ -24,7 +24,7 @@ from .reader import Forward, Wish, with_transparency
 from .segments import Segment, cut_film
 from .timeline import Timeline
 
-CONTEXT = 8  # frames; see docs/film.md
+CONTEXT = 16  # frames before a segment; after it half: models and decoders remember more than they look ahead
 _STEP = 8  # frames: models of the host look at 4 or 8 together
 _SMALL = 144  # px of the shorter side in which cuts are looked for, about; they are compared at a quarter of it
 _LEAST, _MOST = 32, 480  # frames of a segment, where memory decides
@@ -51,7 +51,7 @@ def decide_borders(
     cuts: tuple[int, ...] = ()
     if clip.frames > 1 and not (clip.kind == "pictures" and clip.frames < 3):
         cuts = scene_cuts(_small_frames(clip, tick))
-    return cut_film(clip.frames, cuts, length, context, _STEP)
+    return cut_film(clip.frames, cuts, length, context, _STEP, -(-context // 2))
 
 
 def _small_frames(clip: Timeline, tick: Callable[[int, int], None]) -> Iterator[np.ndarray]:

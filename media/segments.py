@@ -49,12 +49,15 @@ class Segment:
         return self.stop + self.after
 
 
-def cut_film(frames: int, cuts: Iterable[int], length: int, context: int = 0, step: int = 1) -> tuple[Segment, ...]:
+def cut_film(
+    frames: int, cuts: Iterable[int], length: int, context: int = 0, step: int = 1, after: int | None = None
+) -> tuple[Segment, ...]:
     """Cut a film into segments of at most `length` frames, and `step` or `context` more where that saves a segment.
 
     `cuts`: frames that begin a scene, the first of the film or not. `context`: frames that are made before and after
-    a segment, as far as its scene has them. `step`: what is made begins a multiple of so many frames after its scene,
-    for models that look at frames in groups: long segments begin there, for short ones context grows.
+    a segment (`after`: another number of them there), as far as its scene has them. `step`: what is made begins a
+    multiple of so many frames after its scene, for models that look at frames in groups: long segments begin there,
+    for short ones context grows.
     Raises MediaError for what is out of range. The result depends on these numbers only.
     """
     if frames < 1 or length < 1 or context < 0 or step < 1:
@@ -75,7 +78,7 @@ def cut_film(frames: int, cuts: Iterable[int], length: int, context: int = 0, st
         for start, stop in zip(edges, edges[1:], strict=False):
             before = min(context, start - begin)
             before += (start - before - begin) % step
-            found.append(Segment(start, stop, before, min(context, end - stop), scene))
+            found.append(Segment(start, stop, before, min(context if after is None else after, end - stop), scene))
     return tuple(found)
 
 

@@ -113,7 +113,10 @@ class UpscaleFilm(io.ComfyNode):
                 number("first", 0, 10**7, "Tries the beginning only: so many frames; 0 is the whole film."),
                 number("segment", 0, 10**4, "Most frames of a segment; 0: what the memory takes, 32 to 480."),
                 number(
-                    "context", CONTEXT, 512, "Frames made around a segment and thrown away, so that no joint shows."
+                    "context",
+                    CONTEXT,
+                    512,
+                    "Frames made before a segment, half as many after it, and thrown away: no joint shows.",
                 ),
                 io.Boolean.Input(
                     "deinterlace", default=False, tooltip="Makes one whole frame of every two fields (bwdif)."

@@ -189,8 +189,8 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
     parts.add_argument("--fresh", action="store_true", help="start anew; else a run that was broken goes on")
     text = "frames a segment (default: what the memory takes, 32 to 480); 0: the whole film at once"
     parts.add_argument("--segment", type=int, metavar="N", help=text)
-    text = "frames that are rendered around a segment and thrown away (default: 8)"
-    parts.add_argument("--context", type=int, default=8, metavar="N", help=text)
+    text = "frames that are rendered before a segment, and half as many after it, and thrown away (default: 16)"
+    parts.add_argument("--context", type=int, default=16, metavar="N", help=text)
     parts.add_argument("--part", metavar="I/N", help="render part I of N and leave it for run.py join")
     text = "render on a Ray cluster, one ComfyUI a GPU; local: on this machine, local:2: by two workers"
     parts.add_argument("--ray", metavar="ADDRESS", help=text)

@@ -43,6 +43,11 @@ def test_rules_hold_for_any_film():
             assert s.first == max(begin, s.start - context) and s.end == min(end, s.stop + context)
 
 
+def test_fewer_frames_after_than_before():
+    segments = cut_film(30, (), 10, 6, after=2)
+    assert [(s.before, s.after) for s in segments] == [(0, 2), (6, 2), (6, 0)]
+
+
 def test_parts_share_everything():
     for count in (1, 3, 10, 47):
         for parts in (1, 3, 10):
