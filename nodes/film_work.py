@@ -160,7 +160,7 @@ class Work:
         suffix = natural_ending(clip) if ENDINGS[chosen.format] is None else ENDINGS[chosen.format]
         root = folder_paths.get_output_directory()
         folder, name, *_ = folder_paths.get_save_image_path(chosen.filename_prefix, root, *size[::-1])
-        out = Path(folder) / f"{name} {clip.path.name}{suffix}"
+        out = Path(folder) / f"{name} {clip.path.name.replace('.', ' ')}{suffix}"
         how = plan(
             out,
             clip,
@@ -281,7 +281,7 @@ def described(prompt: dict | None, node: str | None) -> dict:
 
 def _file(name: str) -> Path | None:
     """Find the file or folder of weights, or the picture in the input folder, that a name in a graph means."""
-    if not name.strip() or len(name) > 1000:
+    if not name.strip(" .") or len(name) > 1000 or Path(name).is_absolute():
         return None
     for folder in folder_paths.folder_names_and_paths:
         if folder in ("custom_nodes", "configs"):

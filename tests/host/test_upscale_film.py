@@ -77,7 +77,8 @@ def upscaled(output):
         video = InputImpl.VideoFromFile(str(source)) if isinstance(source, Path) else source
         result = UpscaleFilm.execute(video, target, **{**SETTINGS, **inputs})
         run.said = result.ui["text"]
-        return Path(result.args[0].get_stream_source())
+        video = result.args[0]
+        return Path(video.get_stream_source()) if isinstance(video, InputImpl.VideoFromFile) else video.timeline.path
 
     return run
 
@@ -384,6 +385,24 @@ def test_an_image_upscaler_is_steady_over_the_film(upscaled, upscale_model, sour
 def test_what_does_not_belong_together_is_said(upscaled, restoring, source, change, words):
     with pytest.raises(ValueError, match=f"^Upscale Film: .*{words.removeprefix('Upscale Film: ')}"):
         upscaled(source, **{**restoring, **change})
+
+
+@pytest.mark.parametrize("kind", ["png frames", "webp", "png", "mp4", "webm"])
+def test_every_kind_of_file(upscaled, restoring, source, output, kind):
+    import folder_paths
+
+    out = upscaled(source, **restoring, format=kind, lossless=kind in ("png", "webp"), first=14)
+    assert probe(out).frames == 14 and pixels(out).shape == (14, 48, 64, 3)
+    assert (out.is_dir() == (kind == "png frames")) and not [path for path in output.rglob(".*")]
+    assert folder_paths.get_output_directory() in str(out)
+
+
+def test_save_video_copies_what_is_written(upscaled, restoring, source, tmp_path):
+    from comfy_api.latest import InputImpl
+
+    out = upscaled(source, **restoring, format="mp4", lossless=False)
+    InputImpl.VideoFromFile(str(out)).save_to(str(tmp_path / "copy.mp4"))
+    assert seen(tmp_path / "copy.mp4")[0] == seen(out)[0] and np.array_equal(pixels(tmp_path / "copy.mp4"), pixels(out))
 
 
 def test_frames_in_memory_are_refused(upscaled, restoring, noise):
