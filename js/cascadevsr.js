@@ -1,5 +1,5 @@
-// Shows the text of Compare & Measure, VSR Plan, Load Film and Save Film on the node itself; keeps the sizes of graphs
-// saved by 0.1.0.
+// Shows the text of Compare & Measure, VSR Plan, Load Film, Save Film and Upscale Film on the node itself; keeps the
+// sizes of graphs saved by 0.1.0.
 import { app } from "../../scripts/app.js";
 
 const STYLE =
@@ -12,6 +12,7 @@ const TEXTS = {
   VSRPlan: { ...TABLE, size: [640, 560] },
   VSRLoadFilm: LINES,
   VSRSaveFilm: LINES,
+  VSRUpscaleFilm: LINES,
 };
 
 function textElement(node, { space, least, size }) {

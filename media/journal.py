@@ -89,10 +89,10 @@ class Journal:
         if old is not None and old.key == key:
             sweep(folder)
             return old, ""
-        line = f"starts anew ({_changes(old.key, key)})" if old is not None else ""
+        line = f"starts anew ({changes(old.key, key)})" if old is not None else ""
         if old is not None and shared:
             raise MediaError(
-                f"--part: all parts must be made alike; since {out.name} was begun, {_changes(old.key, key)}. Repeat "
+                f"--part: all parts must be made alike; since {out.name} was begun, {changes(old.key, key)}. Repeat "
                 "the command with the settings of the others, or begin again with run.py plan-film --fresh."
             )
         new = Journal(folder, key, cut(), about or {})
@@ -243,15 +243,17 @@ def _kept(folder: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def _changes(old: dict, new: dict, above: str = "") -> str:
-    """Say what differs between two keys."""
+def changes(old: dict, new: dict, above: str = "") -> str:
+    """Say what differs between two keys of journals."""
     found = []
     for name in dict.fromkeys([*old, *new]):
         was, now = old.get(name), new.get(name)
         if was == now:
             continue
-        if isinstance(was, dict) and isinstance(now, dict):
-            found.append(_changes(was, now, f"{above}{name} "))
+        if name not in new or name not in old:
+            found.append(f"{above}{name} {'is new' if name in new else 'is missing'}")
+        elif isinstance(was, dict) and isinstance(now, dict):
+            found.append(changes(was, now, f"{above}{name} "))
         elif len(f"{was}{now}") > 60:
             found.append(f"{above}{name} has changed")
         else:

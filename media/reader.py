@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -42,8 +42,10 @@ class Wish:
     deinterlace: bool = False
 
 
-def probe(source: Path, rate: Fraction | None = None) -> Timeline:
+def probe(source: Path, rate: Fraction | None = None, tick: Callable[[int], None] = lambda count: None) -> Timeline:
     """Read a source to its end and describe it; `rate` (frames per second) is for folders of pictures.
+
+    `tick` is told the number of frames of a film, one after the other, and may raise to end it.
 
     Raises MediaError where it is missing, no film or picture, empty, cut short, or changes its size.
     """
@@ -51,7 +53,7 @@ def probe(source: Path, rate: Fraction | None = None) -> Timeline:
         raise MediaError(f"IN: must be a video, an image or a folder of images; {source} does not exist.")
     if not (source.is_file() or source.is_dir()):
         raise MediaError(f"IN: must be a file or a folder; {source} is a device or a pipe. Save it to a file first.")
-    timeline = probe_pictures(source, rate) if source.is_dir() or is_picture(source) else probe_film(source)
+    timeline = probe_pictures(source, rate) if source.is_dir() or is_picture(source) else probe_film(source, tick)
     if rate is not None and timeline.kind != "pictures":
         raise MediaError(f"--rate: is for a folder of pictures; {source} has its own times. Leave --rate away.")
     return timeline

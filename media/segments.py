@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from .errors import MediaError
 
+_LONG = 4  # times the step
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -32,6 +34,11 @@ class Segment:
         return self.stop - self.start
 
     @property
+    def kept(self) -> slice:
+        """Return which of the frames that are made are kept."""
+        return slice(self.before, self.before + self.frames)
+
+    @property
     def first(self) -> int:
         """Return the first frame that is made."""
         return self.start - self.before
@@ -42,12 +49,15 @@ class Segment:
         return self.stop + self.after
 
 
-def cut_film(frames: int, cuts: Iterable[int], length: int, context: int = 0, step: int = 1) -> tuple[Segment, ...]:
-    """Cut a film into segments of at most `length` frames (`length` + `context` where a scene is no longer).
+def cut_film(
+    frames: int, cuts: Iterable[int], length: int, context: int = 0, step: int = 1, after: int | None = None
+) -> tuple[Segment, ...]:
+    """Cut a film into segments of at most `length` frames, and `step` or `context` more where that saves a segment.
 
     `cuts`: frames that begin a scene, the first of the film or not. `context`: frames that are made before and after
-    a segment, as far as its scene has them. `step`: what is made begins a multiple of so many frames after its scene,
-    for models that look at frames in groups; context grows for it.
+    a segment (`after`: another number of them there), as far as its scene has them. `step`: what is made begins a
+    multiple of so many frames after its scene, for models that look at frames in groups: long segments begin there,
+    for short ones context grows.
     Raises MediaError for what is out of range. The result depends on these numbers only.
     """
     if frames < 1 or length < 1 or context < 0 or step < 1:
@@ -62,12 +72,13 @@ def cut_film(frames: int, cuts: Iterable[int], length: int, context: int = 0, st
     for scene, (begin, end) in enumerate(zip(borders, borders[1:], strict=False)):
         total = end - begin
         # a tail that is shorter than its context would be made twice, and as often as it is long
+        grid = step if length >= _LONG * step else 1
         count = 1 if total <= length + context else -(-total // length)
-        edges = [begin + total * number // count for number in range(count + 1)]
+        edges = [begin + total * number // count // grid * grid for number in range(count)] + [end]
         for start, stop in zip(edges, edges[1:], strict=False):
             before = min(context, start - begin)
             before += (start - before - begin) % step
-            found.append(Segment(start, stop, before, min(context, end - stop), scene))
+            found.append(Segment(start, stop, before, min(context if after is None else after, end - stop), scene))
     return tuple(found)
 
 

@@ -234,7 +234,7 @@ class _Times:
         return [int(pts) for pts in packets[distance > 0.7 * self.interval]]
 
 
-def probe_film(source: Path) -> Timeline:
+def probe_film(source: Path, tick: Callable[[int], None] = lambda count: None) -> Timeline:
     """Decode a film to its end and describe it, so that defects are errors now and not in the middle of a run."""
     with opened(source) as container:
         stream = video_stream(container, source)
@@ -250,6 +250,7 @@ def probe_film(source: Path) -> Timeline:
                     raise MediaError(_another_size(source, size, frame, len(times.frames)))
                 interlaced += bool(frame.interlaced_frame)
                 times.frame(frame)
+                tick(len(times.frames))
         except av.FFmpegError as error:
             raise MediaError(_broken(source, len(times.frames), error.strerror)) from error
         if first is None:

@@ -14,6 +14,8 @@ VSR Conditioning:
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.sd
@@ -110,58 +112,78 @@ class VSRConditioning(io.ComfyNode):
         noise: Any = None,
     ):
         """Noise the LR clip by its address and attach everything to copies of the conditionings."""
-        lr = services.check_latent(_TITLE, "lr_latent", lr_latent)
         source = AddressedNoise(seed ^ LR_STREAM) if noise is None else noise
+        clip = ClipConditions.of(_TITLE, lr_latent, noise_level, references, source)
+        positive, negative = (
+            [[text, clip.joined(extra)] for text, extra in given or [[None, {}]]] for given in (positive, negative)
+        )
+        return io.NodeOutput(positive, negative, clip.start)
+
+
+@dataclass(frozen=True)
+class ClipConditions:
+    """What an LR clip adds to a conditioning, and the LATENT that sampling starts from.
+
+    `unanswered`: conditions that a model has to answer, see `Unanswered`.
+    """
+
+    values: dict[str, Any]
+    unanswered: dict[str, Any]
+    start: dict[str, Any]
+
+    @staticmethod
+    def of(
+        title: str, lr_latent: dict, noise_level: float, references: References | None, noise: Any
+    ) -> ClipConditions:
+        """Noise the clip of Cascade Input at its place in the film, by a NOISE, and collect what belongs to it."""
+        lr = services.check_latent(title, "lr_latent", lr_latent)
         values: dict[str, Any] = {LEVEL_KEY: noise_level}
         unanswered: dict[str, Any] = {}
         count = 0 if references is None else len(references.items)
         system = lr_latent.get(SYSTEM_KEY)
         if system is not None and system.condition is not None:
-            with services.titled(_TITLE):
-                clip = LRClip(lr_latent, noise_level, count, lambda like: _draw(source, like, lr_latent))
+            with services.titled(title):
+                clip = LRClip(lr_latent, noise_level, count, lambda like: _draw(title, noise, like, lr_latent))
                 conditioned = system.condition(clip)
             lr, start = conditioned.lr, conditioned.start
         else:
             start = torch.zeros_like(lr)
             if count:
-                _check_references(references, lr)
+                _check_references(title, references, lr)
                 unanswered["references"] = unanswered_references(count)
                 values[REFERENCES_KEY] = references
             if noise_level > 0:
                 unanswered["noise_level"] = unanswered_level(noise_level)
-                values[LR_NOISE_KEY] = _draw(source, lr, lr_latent)
+                values[LR_NOISE_KEY] = _draw(title, noise, lr, lr_latent)
                 lr = (1 - noise_level) * lr + noise_level * values[LR_NOISE_KEY]
         values[LR_KEY] = lr
-        positive, negative = (_attach(given, values, unanswered) for given in (positive, negative))
+        if FIRST_KEY in lr_latent:  # samplers that draw noise look for it here
+            values[FIRST_KEY] = lr_latent[FIRST_KEY]
         kept = {key: value for key, value in lr_latent.items() if key not in _LR_ENTRIES}
-        return io.NodeOutput(positive, negative, {**kept, "samples": start})
+        return ClipConditions(values, unanswered, {**kept, "samples": start})
+
+    def joined(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the entries of a conditioning with those of the clip."""
+        model_conds = {**extra.get("model_conds", {}), **self.unanswered}
+        return {**extra, **self.values, **({"model_conds": model_conds} if model_conds else {})}
 
 
-def _attach(conditioning: list | None, values: dict, unanswered: dict) -> list:
-    """Copy a conditioning (None: no prompt) with our values, and with conditions that a model has to answer."""
-    attached = []
-    for text, extra in conditioning or [[None, {}]]:
-        model_conds = {**extra.get("model_conds", {}), **unanswered}
-        attached.append([text, {**extra, **values, **({"model_conds": model_conds} if model_conds else {})}])
-    return attached
-
-
-def _draw(source: Any, like: torch.Tensor, lr_latent: dict) -> torch.Tensor:
+def _draw(title: str, source: Any, like: torch.Tensor, lr_latent: dict) -> torch.Tensor:
     """Draw noise from a NOISE for the LR clip, at its place in the film."""
     drawn = source.generate_noise({"samples": like, FIRST_KEY: lr_latent.get(FIRST_KEY, 0)})
     if drawn.shape != like.shape:
         raise ValueError(
-            f"{_TITLE}: noise must have the shape of the low-resolution clip {tuple(like.shape)}; got "
+            f"{title}: noise must have the shape of the low-resolution clip {tuple(like.shape)}; got "
             f"{tuple(drawn.shape)}. Unlink it, or use Seeded Noise."
         )
     return drawn.to(like)
 
 
-def _check_references(references: References, lr: torch.Tensor) -> None:
+def _check_references(title: str, references: References, lr: torch.Tensor) -> None:
     for number, reference in enumerate(references.latents, 1):
         if reference.shape[1] != lr.shape[1]:
             raise ValueError(
-                f"{_TITLE}: reference {number} must have the channels of lr_latent ({lr.shape[1]}); got "
+                f"{title}: reference {number} must have the channels of lr_latent ({lr.shape[1]}); got "
                 f"{reference.shape[1]}. Give Reference Set and Cascade Input the same VAE."
             )
 

@@ -31,6 +31,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .sdedit import SDEditDegradation
         from .steady import SteadyUpscaledVideo
         from .tiling import SpatialTiles, TemporalWindows
+        from .upscale_film import UpscaleFilm
 
         return [
             LoadFilm,
@@ -60,4 +61,5 @@ class CascadeVSRExtension(ComfyExtension):
             LoadVSRAdapter,
             SDEditDegradation,
             SaveFilm,
+            UpscaleFilm,
         ]

@@ -17,26 +17,33 @@ from pathlib import Path
 import folder_paths
 import numpy as np
 import torch
-from comfy.cli_args import args
-from comfy_api.latest import Input, InputImpl, io, ui
-from PIL import Image
+from comfy_api.latest import Input, InputImpl, io
 
-from ..media.colour import flattened, to_depth, tone_mapped
-from ..media.files import CONTAINERS, FILMS, check_output, is_picture
-from ..media.plan import CODECS, Plan, check_codec, natural_ending, plan
+from ..media.files import CONTAINERS, FILMS, is_picture
+from ..media.plan import Plan, natural_ending, plan
 from ..media.reader import Wish, probe, with_transparency
 from ..media.timeline import Timeline
-from ..media.tracks import KEEP
-from ..media.writer import write, write_video
+from ..media.writer import write
 from .host import services
-from .host.film import Film, even_timeline, film_of, frames_of, in_graph, masked, read_images, said_by, texts
+from .host.film import (
+    ENDINGS,
+    Film,
+    check_saving,
+    even_timeline,
+    film_of,
+    frames_of,
+    graph_texts,
+    in_graph,
+    masked,
+    place,
+    preview,
+    read_images,
+    read_times,
+    said_by,
+    saving_inputs,
+)
 
 _LOAD, _SAVE = "Load Film", "Save Film"
-_ENDINGS = {
-    **{"as source": None, "mp4": ".mp4", "mov": ".mov", "mkv": ".mkv", "webm": ".webm"},
-    **{"webp": ".webp", "png": ".png", "png frames": ""},
-}
-_PREVIEW = 120, 480  # frames, and px of the longer side, of the small film that is shown for what no browser plays
 
 
 class LoadFilm(io.ComfyNode):
@@ -105,7 +112,7 @@ class LoadFilm(io.ComfyNode):
         """Read the source to its end, then its frames."""
         path = Path(folder_paths.get_annotated_filepath(file))
         with said_by(_LOAD):
-            timeline = probe(path, Fraction(rate).limit_denominator(60000) if path.is_dir() else None)
+            timeline = read_times(path, Fraction(rate).limit_denominator(60000) if path.is_dir() else None)
             if deinterlace and timeline.kind != "film":
                 raise ValueError(f"{_LOAD}: deinterlace is for films; {file} is a picture. Switch it off.")
             timeline = timeline.part(start, start + frames if frames else timeline.frames)
@@ -183,29 +190,7 @@ class SaveFilm(io.ComfyNode):
                     optional=True,
                     tooltip="1 where the result is transparent. Without it, the source's transparency is enlarged.",
                 ),
-                io.String.Input("filename_prefix", default="video/film", tooltip="Name in the output folder."),
-                io.Combo.Input(
-                    "format",
-                    options=list(_ENDINGS),
-                    default="as source",
-                    tooltip="Kind of file. As source: the same kind, or one that holds all of the source.",
-                ),
-                io.Combo.Input(
-                    "codec",
-                    options=list(CODECS),
-                    default="auto",
-                    tooltip="Auto: H.264; HEVC with 10 bits where the source is deep or HDR; what holds transparency.",
-                ),
-                io.Float.Input(
-                    "crf", default=12.0, min=0.0, max=51.0, step=0.5, tooltip="Quality: 0 is best, 51 is worst."
-                ),
-                io.Boolean.Input("lossless", default=False, tooltip="Keeps every bit of every pixel; large files."),
-                io.Combo.Input(
-                    "keep_tracks",
-                    options=list(KEEP),
-                    default="all",
-                    tooltip="Which of the source's sound tracks and subtitles go on.",
-                ),
+                *saving_inputs("video/film"),
                 io.Float.Input(
                     "fps",
                     default=0.0,
@@ -222,20 +207,8 @@ class SaveFilm(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None, format: str | None, codec: str | None):
-        """Try name and codec before the work; what is linked is not known yet."""
-        try:
-            for name, value, allowed in (("format", format, _ENDINGS), ("codec", codec, CODECS)):
-                if value is not None:
-                    services.check_choice(_SAVE, name, value, allowed)
-            suffix = _ENDINGS[format or "as source"]
-            with said_by(_SAVE):
-                if filename_prefix:
-                    _place(filename_prefix, ".mp4" if suffix is None else suffix, 1, 1)
-                if suffix in CONTAINERS and codec:
-                    check_codec(codec, suffix)
-        except ValueError as error:
-            return str(error)
-        return True
+        """Try name and codec before the work."""
+        return check_saving(_SAVE, filename_prefix, format, codec)
 
     @classmethod
     def execute(
@@ -259,9 +232,9 @@ class SaveFilm(io.ComfyNode):
             film, timeline, lines = _timed(images, source, fps, codec)
             clear = _is_clear(images, mask, film, timeline)
             timeline = replace(timeline, alpha=clear)
-            suffix = natural_ending(timeline) if _ENDINGS[format] is None else _ENDINGS[format]
+            suffix = natural_ending(timeline) if ENDINGS[format] is None else ENDINGS[format]
             height, width = (timeline.height, timeline.width) if images is None else images.shape[1:3]
-            out, subfolder = _place(filename_prefix, suffix, width, height)
+            out, subfolder = place(filename_prefix, suffix, width, height)
             how = plan(
                 out,
                 timeline,
@@ -274,13 +247,13 @@ class SaveFilm(io.ComfyNode):
                 size=(height, width),
             )
             lines += [in_graph(line) for line in how.notes]
-            shown = _Shown(_pictures(images, mask, film, how, clear), timeline.frames, how)
+            pictures = _counted(_pictures(images, mask, film, how, clear), timeline.frames)
             sound = film.samples(suffix, audio) if how.kind == "film" else None
-            write(out, shown, how, timeline, keep_tracks, sound=sound, notes=_graph(cls.hidden))
+            write(out, pictures, how, timeline, keep_tracks, sound=sound, notes=graph_texts(cls.hidden))
         for line in lines:
             logging.getLogger(__name__).warning("%s: %s", _SAVE, line)
         video = InputImpl.VideoFromFile(str(out)) if how.kind == "film" else Film(probe(out))
-        view = _preview(out, subfolder, how, (height, width), timeline.rate, shown)
+        view = preview(out, subfolder, how, (height, width), timeline)
         return io.NodeOutput(video, ui={**view, "text": [out.name, *lines]})
 
 
@@ -336,58 +309,9 @@ def _pictures(images, mask, film: Film, how: Plan, clear: bool) -> Iterator[np.n
     return pictures if mask is None else masked(pictures, mask)
 
 
-class _Shown:
-    """Passes frames on, shows the progress, and keeps the first ones, small, for a preview."""
-
-    def __init__(self, pictures: Iterator[np.ndarray], total: int, how: Plan):
-        self.pictures, self.total, self.kept = pictures, total, []
-        self._transfer = how.colour.transfer if how.colour.hdr else 0
-        self._count = _PREVIEW[0] if how.kind == "film" else 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        tick = services.Progress()
-        for index, picture in enumerate(self.pictures):
-            if index < self._count:
-                shown = tone_mapped(picture, self._transfer) if self._transfer else flattened(picture)
-                small = Image.fromarray(to_depth(shown, 8))
-                small.thumbnail(_PREVIEW[1:] * 2)
-                self.kept.append(np.asarray(small.resize([max(2, side // 2 * 2) for side in small.size])))
-            yield picture
-            tick(index + 1, self.total)
-
-
-def _place(prefix: str, suffix: str, width: int, height: int) -> tuple[Path, str]:
-    """Return where the next result of this name goes, and its folder below the output folder."""
-    root = folder_paths.get_output_directory()
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root, width, height)
-    out = Path(folder) / f"{name}_{counter:05}_{suffix}"
-    check_output(out, [])
-    return out, subfolder
-
-
-def _graph(hidden) -> dict[str, str]:
-    """Return the graph, for the file to carry, unless the host's user wants none."""
-    if args.disable_metadata:
-        return {}
-    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
-    return texts({**(hidden.extra_pnginfo or {}), **prompt})
-
-
-def _plays(out: Path, how: Plan, size: tuple[int, int]) -> bool:
-    """Return whether browsers play a result of this height and width."""
-    layouts = {".mp4": ("yuv420p",), ".webm": ("yuv420p", "yuva420p")}.get(out.suffix, ())
-    return how.encoding.layout in layouts and how.encoding.encoder != "libx265" and not any(side % 2 for side in size)
-
-
-def _preview(out: Path, subfolder: str, how: Plan, size: tuple[int, int], rate: Fraction, shown: _Shown) -> dict:
-    """Return what the node shows: the file, or a small film of its beginning where browsers do not play it."""
-    if how.kind == "folder":
-        subfolder, out = str(Path(subfolder) / out.name), out / "frame_00001.png"
-    elif how.kind == "film" and not _plays(out, how, size):
-        small = Path(folder_paths.get_temp_directory()) / f"{out.stem}preview.mp4"
-        small.parent.mkdir(parents=True, exist_ok=True)
-        write_video(small, shown.kept, rate)
-        return ui.PreviewVideo([ui.SavedResult(small.name, "", io.FolderType.temp)]).as_dict()
-    result = ui.SavedResult(out.name, subfolder, io.FolderType.output)
-    animated = how.kind in ("film", "animation")
-    return ui.PreviewVideo([result]).as_dict() if animated else {"images": [result]}
+def _counted(pictures: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
+    """Pass frames on and show the progress."""
+    tick = services.Progress()
+    for index, picture in enumerate(pictures):
+        yield picture
+        tick(index + 1, total)

@@ -18,8 +18,8 @@ from .host import host_vae, services
 from .host.keys import SIZE_KEY, SYSTEM_KEY
 from .host.vae import RestorerVAE
 
-_CASCADE, _DECODE = "Cascade Input", services.DECODE
-_FILTERS = ("bilinear", "bicubic", "lanczos")
+CASCADE, _DECODE = "Cascade Input", services.DECODE
+FILTERS = ("bilinear", "bicubic", "lanczos")
 
 
 class CascadeInput(io.ComfyNode):
@@ -28,31 +28,9 @@ class CascadeInput(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         """Describe the node."""
-        scale = io.Float.Input(
-            "scale", default=4.0, min=0.1, max=16.0, step=0.1, tooltip="Output size as a multiple of the input's."
-        )
-        short = io.Int.Input(
-            "short_side",
-            default=1080,
-            min=2,
-            max=16384,
-            tooltip="Shorter side of the output in px; the aspect ratio is kept.",
-        )
-        edge = io.Int.Input(
-            "largest_edge",
-            default=1920,
-            min=2,
-            max=16384,
-            tooltip="Longer side of the output in px; the aspect ratio is kept.",
-        )
-        exact = [
-            io.Int.Input("width", default=1920, min=2, max=16384, tooltip="Exact output width in px."),
-            io.Int.Input("height", default=1080, min=2, max=16384, tooltip="Exact output height in px."),
-        ]
-        option = io.DynamicCombo.Option
         return io.Schema(
             node_id="VSRCascadeInput",
-            display_name=_CASCADE,
+            display_name=CASCADE,
             category=services.CATEGORY,
             description=(
                 "Resizes a low-resolution clip (frames, or the latent of a base video model "
@@ -65,25 +43,8 @@ class CascadeInput(io.ComfyNode):
                     "target_vae",
                     tooltip="The VAE of the model that will be sampled: a restorer's, or any video VAE of the host.",
                 ),
-                io.DynamicCombo.Input(
-                    "target",
-                    options=[
-                        option("scale", [scale]),
-                        option("short side", [short]),
-                        option("largest edge", [edge]),
-                        option("exact size", exact),
-                    ],
-                    tooltip="How the size of the result is given.",
-                ),
-                io.Combo.Input(
-                    "filter",
-                    options=list(_FILTERS),
-                    default="bilinear",
-                    tooltip=(
-                        "Filter that resizes the clip before it is encoded. The built-in "
-                        "restorer was trained with bilinear, MGLD-VSR with bicubic."
-                    ),
-                ),
+                target_input(),
+                filter_input(),
                 io.Image.Input("frames", optional=True, tooltip="The low-resolution clip; link this or samples."),
                 io.Latent.Input(
                     "samples", optional=True, tooltip="The latent of a base video model; link this or frames."
@@ -114,26 +75,24 @@ class CascadeInput(io.ComfyNode):
         multiple: int = 1,
     ):
         """Get the frames, work out the exact size and encode; graphs of 0.1.0 have no `multiple`."""
-        _check_vae(_CASCADE, "target_vae", target_vae)
+        check_vae(CASCADE, "target_vae", target_vae)
         if (frames is None) == (samples is None):
             got = "neither" if frames is None else "both"
-            raise ValueError(
-                f"{_CASCADE}: link exactly one of frames and samples; got {got}. Link the clip to enlarge."
-            )
-        services.check_choice(_CASCADE, "filter", filter, _FILTERS)
+            raise ValueError(f"{CASCADE}: link exactly one of frames and samples; got {got}. Link the clip to enlarge.")
+        services.check_choice(CASCADE, "filter", filter, FILTERS)
         if target["target"] == "exact size":  # is right or wrong whatever the clip, which may have to be decoded first
-            asked_size(_CASCADE, "target", target, 1, 1, multiple)
+            asked_size(CASCADE, "target", target, 1, 1, multiple)
         low = _decode_base(samples, base_vae) if frames is None else frames
-        low = services.check_frames(_CASCADE, "frames", low)
-        size = ClipSize(low.shape[0], *asked_size(_CASCADE, "target", target, *low.shape[1:3], multiple))
+        low = services.check_frames(CASCADE, "frames", low)
+        size = ClipSize(low.shape[0], *asked_size(CASCADE, "target", target, *low.shape[1:3], multiple))
         if min(size.height, size.width) < 2:
             raise ValueError(
-                f"{_CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for "
+                f"{CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for "
                 "a larger size."
             )
         if size.height % 2 or size.width % 2:
             logging.info(
-                f"{_CASCADE}: the result has an odd side ({size.width}x{size.height}), which most video encoders "
+                f"{CASCADE}: the result has an odd side ({size.width}x{size.height}), which most video encoders "
                 "refuse. Set multiple to 2 to save a video."
             )
         if isinstance(target_vae, RestorerVAE):
@@ -142,11 +101,60 @@ class CascadeInput(io.ComfyNode):
             latent = {"samples": host_vae.encode_resized(target_vae, low, size, filter)}
         else:
             raise ValueError(
-                f"{_CASCADE}: target_vae must make one latent frame of the first frame and one of every few after it; "
+                f"{CASCADE}: target_vae must make one latent frame of the first frame and one of every few after it; "
                 f"got {type(target_vae.first_stage_model).__name__}, which counts otherwise. Use the VAE of another "
                 "model."
             )
         return io.NodeOutput({**latent, SIZE_KEY: services.size_dict(size)}, low, size.width, size.height, size.frames)
+
+
+def target_input() -> io.DynamicCombo.Input:
+    """Describe how the size of the result is given."""
+    scale = io.Float.Input(
+        "scale", default=4.0, min=0.1, max=16.0, step=0.1, tooltip="Output size as a multiple of the input's."
+    )
+    short = io.Int.Input(
+        "short_side",
+        default=1080,
+        min=2,
+        max=16384,
+        tooltip="Shorter side of the output in px; the aspect ratio is kept.",
+    )
+    edge = io.Int.Input(
+        "largest_edge",
+        default=1920,
+        min=2,
+        max=16384,
+        tooltip="Longer side of the output in px; the aspect ratio is kept.",
+    )
+    exact = [
+        io.Int.Input("width", default=1920, min=2, max=16384, tooltip="Exact output width in px."),
+        io.Int.Input("height", default=1080, min=2, max=16384, tooltip="Exact output height in px."),
+    ]
+    option = io.DynamicCombo.Option
+    return io.DynamicCombo.Input(
+        "target",
+        options=[
+            option("scale", [scale]),
+            option("short side", [short]),
+            option("largest edge", [edge]),
+            option("exact size", exact),
+        ],
+        tooltip="How the size of the result is given.",
+    )
+
+
+def filter_input() -> io.Combo.Input:
+    """Describe the filter that brings the clip to its size."""
+    return io.Combo.Input(
+        "filter",
+        options=list(FILTERS),
+        default="bilinear",
+        tooltip=(
+            "Filter that resizes the clip before it is encoded. The built-in restorer was trained with bilinear, "
+            "MGLD-VSR with bicubic."
+        ),
+    )
 
 
 def multiple_input() -> io.Int.Input:
@@ -178,7 +186,7 @@ def asked_size(title: str, name: str, asked: dict, height: int, width: int, mult
         return target_size(height, width, multiple=multiple, **rule)
 
 
-def _check_vae(title: str, name: str, vae: comfy.sd.VAE | None) -> None:
+def check_vae(title: str, name: str, vae: comfy.sd.VAE | None) -> None:
     if vae is None:
         raise ValueError(
             f"{title}: {name} must be a VAE; got none. The chosen restorer file has no VAE: choose the released folder "
@@ -189,23 +197,20 @@ def _check_vae(title: str, name: str, vae: comfy.sd.VAE | None) -> None:
 def _decode_base(samples: dict, vae: comfy.sd.VAE | None) -> torch.Tensor:
     """Decode a base model's latent to frames, of the exact size where the latent carries one."""
     if vae is None:
-        raise ValueError(
-            f"{_CASCADE}: samples need the VAE of their model; got no base_vae. Link the base model's VAE."
-        )
-    latent = services.unpacked(_CASCADE, "samples", samples)
+        raise ValueError(f"{CASCADE}: samples need the VAE of their model; got no base_vae. Link the base model's VAE.")
+    latent = services.unpacked(CASCADE, "samples", samples)
     if not isinstance(latent, torch.Tensor) or latent.ndim not in (4, 5) or latent.shape[1] != vae.latent_channels:
         raise ValueError(
-            f"{_CASCADE}: base_vae must fit samples ({vae.latent_channels} channels expected); got a latent of "
+            f"{CASCADE}: base_vae must fit samples ({vae.latent_channels} channels expected); got a latent of "
             f"{tuple(latent.shape)}. Link the VAE of the model that made the latent."
         )
     if latent.ndim == 5 and latent.shape[0] != 1:
         raise ValueError(
-            f"{_CASCADE}: samples must hold one clip; got a batch of {latent.shape[0]}. Pick one with Latent From "
-            "Batch."
+            f"{CASCADE}: samples must hold one clip; got a batch of {latent.shape[0]}. Pick one with Latent From Batch."
         )
     if latent.ndim == 4:
-        return host_vae.decode(vae, services.check_finite(_CASCADE, "samples", latent))
-    return decode_exact(_CASCADE, samples, vae)
+        return host_vae.decode(vae, services.check_finite(CASCADE, "samples", latent))
+    return decode_exact(CASCADE, samples, vae)
 
 
 class TemporalDecode(io.ComfyNode):
@@ -281,7 +286,7 @@ class TemporalDecode(io.ComfyNode):
         lr_frames: torch.Tensor | None = None,
     ):
         """Decode with the restorer's VAE, or with another one and crop."""
-        _check_vae(_DECODE, "vae", vae)
+        check_vae(_DECODE, "vae", vae)
         return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, lr_frames, lr_weight))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -9,7 +11,7 @@ from comfy_api.latest import io
 from ..models.lowpass import axis_filter, tie_low
 from .host import services
 from .host.keys import SYSTEM_KEY
-from .prediction import PredictionEdit, Wanted, clip_shape, percent_inputs, percent_range
+from .prediction import PredictionEdit, RunClip, Wanted, clip_shape, percent_inputs, percent_range
 
 _KEY = "vsr_low_frequency_tie"
 _TITLE = "Low-Frequency Tie"
@@ -34,7 +36,10 @@ class LowFrequencyTie(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with the tie."),
                 io.Latent.Input(
-                    "lr_latent", tooltip="The upscaled and encoded clip from Cascade Input, with the VAE of this model."
+                    "lr_latent",
+                    optional=True,
+                    tooltip="The upscaled and encoded clip from Cascade Input, with the VAE of this model. In Upscale "
+                    "Film leave it empty: each part of the film is tied to its own.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -63,11 +68,11 @@ class LowFrequencyTie(io.ComfyNode):
     def execute(
         cls,
         model: ModelPatcher,
-        lr_latent: dict,
         strength: float,
         cutoff: float,
         start_percent: float,
         end_percent: float,
+        lr_latent: dict | None = None,
     ):
         """Bring the clip to the model's space once, and edit every prediction in the range."""
         if not 0 <= strength <= 1:
@@ -75,10 +80,10 @@ class LowFrequencyTie(io.ComfyNode):
         with services.titled(_TITLE):
             axis_filter(1, cutoff)  # refuses a wrong cutoff before the run
         wanted = percent_range(_TITLE, model, start_percent, end_percent)
-        source = _model_space(model, lr_latent)
+        source = None if lr_latent is None else _model_space(model, lr_latent)
         patched = model.clone()
         if strength > 0:
-            _Tie(source, strength, cutoff, wanted).attach(patched, _KEY)
+            _Tie(model, source, strength, cutoff, wanted).attach(patched, _KEY)
         return io.NodeOutput(patched)
 
 
@@ -100,11 +105,24 @@ class _Tie(PredictionEdit):
 
     title = _TITLE
 
-    def __init__(self, source: torch.Tensor, strength: float, cutoff: float, wanted: Wanted):
-        super().__init__(source.shape[2], wanted)
-        self._source, self._strength, self._cutoff = source, strength, cutoff
+    def __init__(
+        self, model: ModelPatcher, source: torch.Tensor | None, strength: float, cutoff: float, wanted: Wanted
+    ):
+        """`source`: the clip in the model's space, None: that of the RunClip."""
+        super().__init__(wanted)
+        self._model, self._given, self._strength, self._cutoff = model, source, strength, cutoff
+        self._of: RunClip | None = None
+        self._source = source
 
-    def prepare(self, x: torch.Tensor) -> None:
+    def frames(self, options: Mapping) -> int:
+        """Give the latent frames of the clip."""
+        if self._given is None:
+            clip = RunClip.of(options, "lr_latent", "Cascade Input")
+            if self._of is not clip:
+                self._source, self._of = _model_space(self._model, clip.lr_latent), clip
+        return self._source.shape[2]
+
+    def prepare(self, x: torch.Tensor, options: Mapping) -> None:
         """Raise where what is sampled is not the clip's size."""
         grid, own = clip_shape(self.title, x), tuple(self._source.shape[2:])
         if x.ndim != 5 or grid != own or len(self._source) not in (1, len(x)):

@@ -20,7 +20,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models.checkpoints import CheckpointError, load_state, strip_prefix
-from ..models.layout.sizes import latent_frames
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import (
     FlowEstimator,
@@ -37,7 +36,7 @@ from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
 from .host import services
 from .host.vae import watched_layers
-from .prediction import PredictionEdit, Wanted, clip_shape, frames_a_latent, percent_inputs, percent_range
+from .prediction import MotionEdit, Wanted, frames_a_latent, percent_inputs, percent_range
 from .recognise import what_flow
 from .systems import all_systems
 
@@ -258,7 +257,7 @@ class LatentPropagation(io.ComfyNode):
             search_aliases=["temporal consistency", "flicker", "flow propagation", "upscale-a-video"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with propagation."),
-                MotionType.Input("motion", tooltip="The motion of this clip, from Estimate Motion."),
+                motion_input(),
                 io.DynamicCombo.Input(
                     "steps",
                     options=[
@@ -316,7 +315,7 @@ class LatentPropagation(io.ComfyNode):
     def execute(
         cls,
         model: ModelPatcher,
-        motion: Motion,
+        motion: Motion | ModelPatcher,
         steps: dict,
         direction: str,
         weight: float,
@@ -325,7 +324,7 @@ class LatentPropagation(io.ComfyNode):
         alpha2: float,
     ):
         """Clone the model and edit its prediction of the clean latent."""
-        check_motion(_PROPAGATE, motion)
+        check_motion(_PROPAGATE, motion, ModelPatcher)
         wanted = _choose_steps(model, steps)
         patched = model.clone()
         carry = partial(propagate, direction=direction, weight=weight, mode=sampling, alpha1=alpha1, alpha2=alpha2)
@@ -333,31 +332,33 @@ class LatentPropagation(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-class _Propagation(PredictionEdit):
-    """Propagates the prediction; keeps the flows on the latent's grid between steps."""
+class _Propagation(MotionEdit):
+    """Propagates the prediction."""
 
     title = _PROPAGATE
 
-    def __init__(self, motion: Motion, time: int, wanted: Wanted, carry: Callable[..., torch.Tensor]):
-        super().__init__(latent_frames(motion.frames, time), wanted)
-        self._motion, self._time, self._carry = motion, time, carry
-        self._grid, self._flows, self._cuts = None, None, ()
-
-    def prepare(self, x: torch.Tensor) -> None:
-        """Bring the motion to the grid of x."""
-        grid, time = clip_shape(self.title, x), self._time if x.ndim == 5 else 1
-        if self._grid != grid:
-            self._flows = self._motion.on_grid(*grid, time)
-            self._grid, self._cuts = grid, self._motion.latent_cuts(time)
+    def __init__(self, source: Motion | ModelPatcher, time: int, wanted: Wanted, carry: Callable[..., torch.Tensor]):
+        super().__init__(source, time, wanted)
+        self._carry = carry
 
     def edit(self, clip: torch.Tensor) -> torch.Tensor:
         """Propagate."""
         return self._carry(clip, *self._flows, cuts=self._cuts)
 
 
-def check_motion(title: str, motion: object) -> None:
-    """Raise where `motion` is something else than Estimate Motion gives."""
-    if not isinstance(motion, Motion):
+def motion_input() -> io.MultiType.Input:
+    """Describe where a patch takes the motion from."""
+    return io.MultiType.Input(
+        "motion",
+        types=[MotionType, FlowModelType],
+        tooltip="The motion of this clip, from Estimate Motion. In Upscale Film: a flow model, from Load Flow Model, "
+        "which then estimates it for each part of the film.",
+    )
+
+
+def check_motion(title: str, motion: object, other: type = Motion) -> None:
+    """Raise where `motion` is neither what Estimate Motion gives nor an `other`."""
+    if not isinstance(motion, (Motion, other)):
         raise ValueError(
             f"{title}: motion must come from Estimate Motion; got {type(motion).__name__}. Link that node."
         )

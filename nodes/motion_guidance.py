@@ -6,7 +6,6 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..models.layout.sizes import latent_frames
 from ..models.motion.estimation import Motion
 from ..models.motion.flow import DIRECTIONS
 from ..models.motion.guidance import (
@@ -23,11 +22,10 @@ from ..models.motion.guidance import (
 )
 from .host import services
 from .host.keys import AFTER_STEP_KEY, STEPPING_KEY
-from .motion import MotionType, check_motion
+from .motion import check_motion, motion_input
 from .prediction import (
-    PredictionEdit,
+    MotionEdit,
     Wanted,
-    clip_shape,
     frames_a_latent,
     from_clip,
     percent_inputs,
@@ -56,7 +54,7 @@ class MotionGuidance(io.ComfyNode):
             search_aliases=["temporal consistency", "flicker", "optical flow", "warping loss", "mgld-vsr"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with guidance."),
-                MotionType.Input("motion", tooltip="The motion of this clip, from Estimate Motion."),
+                motion_input(),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -92,7 +90,7 @@ class MotionGuidance(io.ComfyNode):
     def execute(
         cls,
         model: ModelPatcher,
-        motion: Motion,
+        motion: Motion | ModelPatcher,
         strength: float,
         start_percent: float,
         end_percent: float,
@@ -100,7 +98,7 @@ class MotionGuidance(io.ComfyNode):
         form: str,
     ):
         """Clone the model and guide its prediction, or with the published form and sampler, the sample itself."""
-        check_motion(_TITLE, motion)
+        check_motion(_TITLE, motion, ModelPatcher)
         if form not in FORMS or direction not in DIRECTIONS:
             raise ValueError(
                 f"{_TITLE}: form must be one of {', '.join(FORMS)} and direction one of {', '.join(DIRECTIONS)}; got "
@@ -118,45 +116,42 @@ class MotionGuidance(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-class _Guidance(PredictionEdit):
-    """Guides the prediction, or the sample after a step; keeps the flows on the latent's grid, on the CPU."""
+class _Guidance(MotionEdit):
+    """Guides the prediction, or the sample after a step."""
 
     title = _TITLE
 
-    def __init__(self, motion: Motion, time: int, wanted: Wanted, strength: float, direction: str, form: str):
-        super().__init__(latent_frames(motion.frames, time), wanted)
-        self._motion, self._time, self._strength = motion, time, strength
-        self._form, self._direction = form, direction
-        self._grid: tuple | None = None
-        self._flows: Flows | None = None
-        self._cuts: tuple[int, ...] = ()
+    def __init__(
+        self, source: Motion | ModelPatcher, time: int, wanted: Wanted, strength: float, direction: str, form: str
+    ):
+        super().__init__(source, time, wanted)
+        self._strength, self._form, self._direction = strength, form, direction
+        self._seen: tuple = ()  # the flows, and with what both frames see of each
 
     def applies(self, sigma: float, options: dict) -> bool:
         """Leave the prediction alone where the sampler lets after_step() guide the sample."""
         later = self._form == PUBLISHED and options.get(STEPPING_KEY, False)
         return not later and super().applies(sigma, options)
 
-    def prepare(self, x: torch.Tensor) -> None:
-        """Bring the motion to the grid of x."""
-        grid, time = clip_shape(self.title, x), self._time if x.ndim == 5 else 1
-        if self._grid != grid:
-            self._flows = with_seen(Flows(*self._motion.on_grid(*grid, time)))
-            self._grid, self._cuts = grid, self._motion.latent_cuts(time)
-
     def edit(self, clip: torch.Tensor) -> torch.Tensor:
         """Guide a prediction."""
-        return guide_clean(clip, self._flows, self._strength, **self._pairs())
+        return guide_clean(clip, self._both(), self._strength, **self._pairs())
 
-    def after_step(self, x: torch.Tensor, log_variance: float, sigma: float, sigmas: torch.Tensor) -> torch.Tensor:
+    def after_step(self, x: torch.Tensor, log_variance: float, sigma: float, options: dict) -> torch.Tensor:
         """Move a freshly sampled latent as published; `sigma` is the one the step began at."""
-        if not self._wanted(sigma, sigmas):
+        if not self._wanted(sigma, options["sample_sigmas"]):
             return x
         with services.titled(self.title):
-            self.prepare(x)
+            self.prepare(x, options)
             clip = to_clip(x)
-            gradient = motion_gradient(clip, self._flows, **self._pairs())[1]
+            gradient = motion_gradient(clip, self._both(), **self._pairs())[1]
         strength = self._strength * PUBLISHED_STRENGTH
         return from_clip(published_update(clip, gradient, log_variance, strength), x)
+
+    def _both(self) -> Flows:
+        if not self._seen or self._seen[0] is not self._flows:
+            self._seen = self._flows, with_seen(Flows(*self._flows))
+        return self._seen[1]
 
     def _pairs(self) -> dict:
         """Give the settings of guide_clean() and motion_gradient() that say which frames are compared."""

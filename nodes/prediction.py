@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
+from ..models.layout.sizes import latent_frames
+from ..models.motion.estimation import Motion
 from ..models.schedules import SAME
 from .host import services
+from .host.keys import CLIP_KEY
 from .host.model import keep_unedited
 
 Wanted = Callable[[float, torch.Tensor], bool]  # (sigma, all sigmas of the run): is this step edited?
+
+
+@dataclass(frozen=True)
+class RunClip:
+    """The part of a film that Upscale Film samples now, for patches that were made before it was known.
+
+    `lr_latent`: the LATENT of Cascade Input. `motion` estimates the motion of its LR frames by a flow model, once.
+    """
+
+    lr_latent: Mapping
+    motion: Callable[[ModelPatcher], Motion]
+
+    @staticmethod
+    def of(options: Mapping, name: str, source: str) -> RunClip:
+        """Return that of the transformer options; an input `name` that comes from `source` is needed without."""
+        clip = options.get(CLIP_KEY)
+        if clip is None:
+            raise ValueError(
+                f"{name} must come from {source}; only in Upscale Film, which samples a film part by part, it is "
+                f"found for each part; got a run of another sampler. Link {source}."
+            )
+        return clip
 
 
 class PredictionEdit:
@@ -29,9 +55,8 @@ class PredictionEdit:
 
     title = ""  # of the node, for errors
 
-    def __init__(self, frames: int, wanted: Wanted):
-        """`frames` are the latent frames of the clip at a video model."""
-        self._frames, self._wanted = frames, wanted
+    def __init__(self, wanted: Wanted):
+        self._wanted = wanted
 
     def attach(self, patcher: ModelPatcher, key: str) -> None:
         """Give a cloned MODEL the wrapper."""
@@ -42,7 +67,11 @@ class PredictionEdit:
         """Say whether the step at `sigma` is edited; `options` are the transformer_options."""
         return self._wanted(sigma, options["sample_sigmas"])
 
-    def prepare(self, x: torch.Tensor) -> None:
+    def frames(self, options: Mapping) -> int:
+        """Give the latent frames of the clip at a video model."""
+        raise NotImplementedError
+
+    def prepare(self, x: torch.Tensor, options: Mapping) -> None:
         """Check the clip's x, in the layout of the network, and make what edit() needs."""
 
     def edit(self, clip: torch.Tensor) -> torch.Tensor:
@@ -58,19 +87,49 @@ class PredictionEdit:
         seed: int | None = None,
     ) -> torch.Tensor:
         """Predict, and edit the prediction."""
-        if not self.applies(float(timestep.flatten()[0]), model_options["transformer_options"]):
+        options = model_options["transformer_options"]
+        if not self.applies(float(timestep.flatten()[0]), options):
             return executor(x, timestep, model_options, seed)
-        frames = clip_shape(self.title, x)[0] - guide_frames(executor, x, self._frames)
         with services.titled(self.title):
-            self.prepare(x[:, :, :frames] if x.ndim == 5 else x)
+            frames = clip_shape(self.title, x)[0] - guide_frames(executor, x, self.frames(options))
+            self.prepare(x[:, :, :frames] if x.ndim == 5 else x, options)
         clean = executor(x, timestep, model_options, seed)
-        keep_unedited(model_options["transformer_options"], clean)
+        keep_unedited(options, clean)
         clip = to_clip(clean)
         with services.titled(self.title):
             edited = self.edit(clip[:, :, :frames])
         if frames < clip.shape[2]:
             edited = torch.cat((edited, clip[:, :, frames:]), 2)
         return from_clip(edited, clean)
+
+
+class MotionEdit(PredictionEdit):
+    """An edit along the motion of the clip, whose flows it keeps on the latent's grid between steps."""
+
+    def __init__(self, source: Motion | ModelPatcher, time: int, wanted: Wanted):
+        """`source`: the motion, or a flow model for that of the RunClip. `time`: frames that a latent frame holds."""
+        super().__init__(wanted)
+        self._source, self._time = source, time
+        self._of: tuple = ()  # what the flows are of, and their grid
+        self._flows: tuple[torch.Tensor, torch.Tensor] = ()
+        self._cuts: tuple[int, ...] = ()
+
+    def _motion(self, options: Mapping) -> Motion:
+        if isinstance(self._source, Motion):
+            return self._source
+        return RunClip.of(options, "motion", "Estimate Motion").motion(self._source)
+
+    def frames(self, options: Mapping) -> int:
+        """Give the latent frames of the motion."""
+        return latent_frames(self._motion(options).frames, self._time)
+
+    def prepare(self, x: torch.Tensor, options: Mapping) -> None:
+        """Bring the motion to the grid of x."""
+        motion, grid = self._motion(options), clip_shape(self.title, x)
+        time = self._time if x.ndim == 5 else 1
+        if not self._of or self._of[0] is not motion or self._of[1] != grid:
+            self._flows, self._cuts = motion.on_grid(*grid, time), motion.latent_cuts(time)
+            self._of = motion, grid
 
 
 def to_clip(x: torch.Tensor) -> torch.Tensor:

@@ -176,7 +176,7 @@ def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disab
             callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
         unedited = clean if kept["x0"] is None else kept["x0"]
         estimate = (x - alpha.sqrt() * unedited) / (1 - alpha).sqrt()
-        fresh = _fresh_noise(x, extra_args, step) if eta > 0 else None
+        fresh = _fresh_noise(model, x, extra_args, step) if eta > 0 else None
         x = ddim_update(clean, estimate, alpha, following, eta, fresh)
     # The published run ends at the first alpha, and its latent goes to the decoder as it is.
     return x if float(sigmas[-1]) <= float(sampling.sigma_min) * 1.001 else x / alphas[-1].sqrt()
@@ -198,10 +198,10 @@ def sample_restorer_ddpm(model, x, sigmas, extra_args=None, callback=None, disab
         clean = model(scaled, sigma * x.new_ones(len(x)), **extra_args)
         if callback is not None:
             callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
-        x = ddpm_update(x, clean, _fresh_noise(x, extra_args, step), alpha, following)
+        x = ddpm_update(x, clean, _fresh_noise(model, x, extra_args, step), alpha, following)
         log_variance = float(ddpm_posterior(alpha, following)[2])
         for change in options.get(AFTER_STEP_KEY, ()):
-            x = change(x, log_variance, float(sigma), sigmas)
+            x = change(x, log_variance, float(sigma), options)
     return x / alphas[-1].sqrt().to(x.dtype)
 
 
@@ -230,10 +230,11 @@ def _with_options(extra_args: dict | None, added: dict) -> tuple[dict, dict]:
     return {**(extra_args or {}), "model_options": model_options}, options
 
 
-def _fresh_noise(x: torch.Tensor, extra_args: dict, step: int) -> torch.Tensor:
-    """Draw the noise of one step by its address, unlike that of the start."""
+def _fresh_noise(model: Any, x: torch.Tensor, extra_args: dict, step: int) -> torch.Tensor:
+    """Draw the noise of one step by its address in the film, unlike that of the start."""
     seed = extra_args.get("seed") or 0
-    return noise_like(x, (seed ^ STEP_STREAM) + step & 2**64 - 1)
+    positive = getattr(getattr(model, "inner_model", None), "conds", {}).get("positive") or [{}]
+    return noise_like(x, (seed ^ STEP_STREAM) + step & 2**64 - 1, positive[0].get(FIRST_KEY, 0))
 
 
 _SAMPLERS: dict[str, Callable] = {

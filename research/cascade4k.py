@@ -89,7 +89,7 @@ def watched(job: dict) -> dict:
         flow = motion.EstimateMotion.execute(frames, motion.LoadFlowModel.execute("built-in").args[0]).args[0]
         steps = {"steps": "percent range", "start_percent": 0.0, "end_percent": 1.0}
         patched = motion.LatentPropagation.execute(model, flow, steps, "both", 0.3, "nearest", 0.001, 0.05)
-        patched = low_frequency.LowFrequencyTie.execute(patched.args[0], lr, 0.5, 8.0, 0.0, 1.0).args[0]
+        patched = low_frequency.LowFrequencyTie.execute(patched.args[0], 0.5, 8.0, 0.0, 1.0, lr).args[0]
         patched = tiling.TemporalWindows.execute(patched, {"windows": "auto"}).args[0]
         patched = tiling.SpatialTiles.execute(patched, {"tiling": "auto"}).args[0]
         guider = custom.CFGGuider.execute(patched, prompt, prompt, 1.0).args[0]

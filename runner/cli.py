@@ -135,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
 
     setup = add("setup", "set up the environment and ComfyUI, and print where they are")
     setup.add_argument("--tests", action="store_true", help="include the packages that tests need")
+    setup.add_argument("--ray", action="store_true", help="include Ray, for upscale --ray")
     return top
 
 
@@ -188,9 +189,11 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
     parts.add_argument("--fresh", action="store_true", help="start anew; else a run that was broken goes on")
     text = "frames a segment (default: what the memory takes, 32 to 480); 0: the whole film at once"
     parts.add_argument("--segment", type=int, metavar="N", help=text)
-    text = "frames that are rendered around a segment and thrown away (default: 8)"
-    parts.add_argument("--context", type=int, default=8, metavar="N", help=text)
+    text = "frames that are rendered before a segment, and half as many after it, and thrown away (default: 16)"
+    parts.add_argument("--context", type=int, default=16, metavar="N", help=text)
     parts.add_argument("--part", metavar="I/N", help="render part I of N and leave it for run.py join")
+    text = "render on a Ray cluster, one ComfyUI a GPU; local: on this machine, local:2: by two workers"
+    parts.add_argument("--ray", metavar="ADDRESS", help=text)
 
 
 def _add_steady(steady: argparse.ArgumentParser) -> None:
@@ -213,7 +216,7 @@ def _add_steady(steady: argparse.ArgumentParser) -> None:
         help="whether IN is right to the pixel, or noisy, blurred or from a small file (default: automatic)",
     )
     _add_result(steady)
-    steady.set_defaults(segment=0, context=0, first=None, part=None, fresh=False)  # at once
+    steady.set_defaults(segment=0, context=0, first=None, part=None, fresh=False, ray=None)  # at once
 
 
 def _add_result(parser: argparse.ArgumentParser) -> None:
@@ -254,6 +257,12 @@ _MODULES = {"plan-film": "upscale"}
 _EXTRAS = {"test": ("test",), "lint": ("test",), "bench": ("test",)}
 
 
+def _extras(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the layers of the environment that a command needs besides the base."""
+    chosen = [name for name, option in (("test", "tests"), ("ray", "ray")) if getattr(options, option, None)]
+    return (*_EXTRAS.get(options.command, ()), *chosen)
+
+
 def main(arguments: list[str]) -> int:
     """Run a command and return the exit code; everything but --help runs inside the environment."""
     if arguments[:1] == ["train"] and arguments[1:2] in (["-h"], ["--help"]):
@@ -265,8 +274,7 @@ def main(arguments: list[str]) -> int:
     try:
         host = environment.host_inside()
         if host is None:
-            with_tests = options.command == "setup" and options.tests
-            ready = environment.prepare(("test",) if with_tests else _EXTRAS.get(options.command, ()))
+            ready = environment.prepare(_extras(options))
             print(
                 f"ComfyUI {ready.host.version}: {ready.host.path} ({ready.host.origin})\n"
                 f"Python: {ready.python} ({ready.origin})",

@@ -22,6 +22,7 @@ from .paths import GIB, ROOT, Say, cache_root, locked, require_space, write_atom
 # Of one build and seen to boot ComfyUI 0.30; other pairings mix CUDA builds and torchaudio does not import.
 TRIO = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TOOLS = {"base": (), "test": ("pytest>=8", "hypothesis>=6", "ruff==0.17.6", "opencv-python-headless>=4.8")}
+TOOLS["ray"] = ("ray>=2.30",)
 PYTHONS = ((3, 10), (3, 14))  # what wheels of the trio exist for
 SPACE_NEEDED = 9 * GIB  # 6.3 GiB installed, plus the wheels while they are being unpacked
 SPACE_RESUMED = 1 * GIB

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..media.pace import duration
 from .binding import bind_output
 from .client import HostClient
 from .errors import RunnerError
 from .host import Host
 from .paths import scratch_folder
-from .progress import Display, duration
+from .progress import Display
 from .server import HostServer
 from .workflow import Workflow
 

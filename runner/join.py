@@ -9,12 +9,10 @@ from ..media.errors import MediaError
 from ..media.files import check_output
 from ..media.journal import Journal
 from ..media.reader import probe
+from ..media.render import finish
 from .errors import RunnerError
 from .host import Host
-from .segments import join_film
 from .upscale import first_frames, parse_rate, plan_of
-from .work import Work
-from .workflow import Workflow
 
 
 def main(options: argparse.Namespace, host: Host) -> int:
@@ -32,8 +30,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
         raise RunnerError(f"{str(error)} Name it with --input IN, if it was moved.") from error
     clip = clip.part(0, first_frames(chosen.first, clip)) if chosen.first else clip
     size = journal.about["size"]
-    size = tuple(size) if size else None
-    work = Work(chosen, source, out, Workflow({}, ""), {}, clip, plan_of(chosen, clip, size), size)
-    join_film(work, journal)
+    how = plan_of(chosen, clip, tuple(size) if size else None)
+    finish(journal, out, clip, how, chosen.keep_tracks)
     print(f"OUT: {out}  {clip.frames} frames of {len(journal.segments)} segments")
     return 0

@@ -5,17 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from ..media.pace import duration
 from .client import Progress
-
-
-def duration(seconds: float) -> str:
-    """Write seconds for humans."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60}:{seconds % 60:02d} min"
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
 
 
 class Display:

@@ -239,7 +239,21 @@ def film(session: Session, trace: Trace) -> None:
     session.run(dict(ends), trace)
 
 
-PATHS = {"template": template, "release": release, "reference": reference, "steady": steady, "film": film}
+def long_film(session: Session, trace: Trace) -> None:
+    """Take a film through Upscale Film, in two segments, from the file to the saved file."""
+    before = ("VSRLoadVideoRestorer", "VSRTemporalWindows", "VSRReferenceSet", "VSRSeededNoise", "VSRRestorerSampler")
+    graph = _graph("Upscale-a-Film", VSRUpscaleFilm={"segment": 5, "context": 2})
+    session.run(graph, trace, (*before, "VSRRefineSigmas"))
+
+
+PATHS = {
+    "template": template,
+    "release": release,
+    "reference": reference,
+    "steady": steady,
+    "film": film,
+    "long film": long_film,
+}
 
 
 def trace_paths(names: list[str]) -> dict[str, dict]:

@@ -10,7 +10,7 @@ from pathlib import Path
 FOLDER = Path(__file__).absolute().parent.parent / "subgraphs"
 CATEGORY = "Video/Cascade VSR"
 _OUTSIDE = {
-    "VSRLoadFilm", "VSRSaveFilm", "VAELoader", "VAEEncode", "ImageFromBatch", "MarkdownNote", "VSRPlan",
+    "VSRLoadFilm", "LoadVideo", "VSRSaveFilm", "VAELoader", "VAEEncode", "ImageFromBatch", "MarkdownNote", "VSRPlan",
 }  # fmt: skip
 _INPUT, _OUTPUT = -10, -20  # ids of a subgraph's two ends, as the editor writes them
 
@@ -25,6 +25,7 @@ class Blueprint:
     outside: frozenset[str] = frozenset()  # types left out beside sources, results and notes
     dropped: frozenset[tuple[str, str]] = frozenset()  # (type, input) whose link is left out
     inputs: tuple[tuple[str, str], ...] = ()  # (type, input) without a link that become sockets
+    outputs: tuple[tuple[str, int], ...] = ()  # (type, output) without a link that become results
     widgets: tuple[tuple[str, str], ...] = ()  # (type, widget) shown on the node
 
 
@@ -54,6 +55,13 @@ BLUEPRINTS = (
         "Upscale-an-Edited-Video", "Upscale an edited video",
         "A small, edited clip, made large with detail from the unedited video.", widgets=_REFERENCES,
     ),
+    Blueprint(
+        "Upscale-a-Film", "Upscale a film",
+        "A film of any length, made large segment by segment; what was interrupted goes on.",
+        outside=frozenset({"VSRReferenceSet"}), outputs=(("VSRUpscaleFilm", 0),),
+        widgets=(("VSRUpscaleFilm", "target.scale"), ("VSRUpscaleFilm", "first"), ("VSRUpscaleFilm", "segment"),
+                 ("VSRUpscaleFilm", "filename_prefix"), ("VSRSeededNoise", "seed")),
+    ),
 )  # fmt: skip
 
 
@@ -71,6 +79,11 @@ def derive(blueprint: Blueprint, graph: dict) -> dict:
         links.append(_link(number, _INPUT, len(sockets), target, slot, nodes[target]["inputs"][slot]["type"]))
         sockets[kind, name] = {"name": name, "type": links[-1]["type"], "linkIds": [number]}
         nodes[target]["inputs"][slot]["link"] = number
+    for kind, slot in blueprint.outputs:
+        origin, number = by_type[kind]["id"], max(link["id"] for link in links) + 1
+        output = nodes[origin]["outputs"][slot]
+        links.append(_link(number, origin, slot, _OUTPUT, len(results), output["type"]))
+        results[origin, slot] = {"name": output["type"], "type": output["type"], "linkIds": [number]}
     _tidy(nodes.values(), links)
     widgets = [[str(by_type[kind]["id"]), name] for kind, name in blueprint.widgets]
     return _file(blueprint, list(nodes.values()), links, list(sockets.values()), list(results.values()), widgets)

@@ -73,6 +73,10 @@ def run(name: str, sample: Sample) -> np.ndarray:
             del steady["upscale_model"], workflow.prompt[loaders[0]]
             fit = {"upscale_method": "bicubic", "width": width, "height": height, "crop": "disabled"}
             steady["images"] = [workflow.add("ImageScale", "Bicubic", image=steady["lr_frames"], **fit), 0]
+        elif films := workflow.of_type("VSRUpscaleFilm"):
+            workflow.prompt[films[0]]["inputs"]["target.scale"] = SCALE
+            parts = workflow.add("GetVideoComponents", "Frames", video=[films[0], 0])
+            workflow.add("PreviewImage", "Output", images=[parts, 0])
         else:
             bind_target(workflow, Target(scale=SCALE))
         return np.array(job.run(workflow).frames[:, :height, :width])

@@ -3,6 +3,7 @@
 1. `Film` is the host's VIDEO over a source that media/ has read; host nodes find in it what they expect
 2. `film_of` gives the Film behind any VIDEO: ours, one of the host with a file behind it, or plain frames
 3. `read_images` decodes to IMAGE, `frames_of` leads back to what the writer takes
+4. `saving_inputs`, `place` and `preview`: how a film is written to the output folder, and what a node shows of it
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -21,18 +23,27 @@ from pathlib import Path
 import folder_paths
 import numpy as np
 import torch
-from comfy_api.latest import Input, InputImpl, Types
+from comfy.cli_args import args
+from comfy_api.latest import Input, InputImpl, Types, ui
+from comfy_api.latest import io as nodes_io
 from PIL import Image
 
 from ...media.colour import SDR, to_depth, tone_mapped
 from ...media.errors import MediaError
-from ...media.files import replacing
-from ...media.plan import plan
+from ...media.files import CONTAINERS, check_output, replacing
+from ...media.plan import CODECS, Plan, check_codec, plan
 from ...media.reader import Wish, frames, probe
 from ...media.sound import Samples, read_sound
 from ...media.timeline import Timeline
-from ...media.writer import write
+from ...media.tracks import KEEP
+from ...media.writer import write, write_video
+from . import services
 
+ENDINGS = {
+    **{"as source": None, "mp4": ".mp4", "mov": ".mov", "mkv": ".mkv", "webm": ".webm"},
+    **{"webp": ".webp", "png": ".png", "png frames": ""},
+}
+_PREVIEW = 120, 480  # frames, and px of the longer side, of the small film that is shown for what no browser plays
 _OPTION = re.compile(r"--([a-z][a-z-]*)")
 
 
@@ -49,6 +60,7 @@ def in_graph(text: str) -> str:
     """Say a line of media/ in the words of a graph: IN is the source, OUT the result, an option is an input."""
     text, command, rest = text.partition("ffmpeg ")  # what is to be typed stays
     text = re.sub(r"^(IN|OUT): ", "", text)
+    text = text.replace("the same command", "Run")
     text = _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
     text = re.sub(r"\bIN\b", "the source", re.sub(r"\bOUT\b", "the result", text))
     return text + command + rest
@@ -148,7 +160,7 @@ def film_of(video: Input.Video) -> Film:
         return video
     if isinstance(video, InputImpl.VideoFromFile):
         source = video.get_stream_source()
-        film = Film(probe(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
+        film = Film(read_times(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
         # older hosts know neither trimmed videos nor depths
         start, duration = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
         if not start and not duration:
@@ -160,6 +172,11 @@ def film_of(video: Input.Video) -> Film:
     parts = video.get_components()
     depth = video.get_bit_depth() if hasattr(video, "get_bit_depth") else 8
     return Film(even_timeline(parts.images, Fraction(parts.frame_rate), depth), parts=parts)
+
+
+def read_times(source: Path, rate: Fraction | None = None) -> Timeline:
+    """Read a source to its end, as `probe`; the user may interrupt it."""
+    return probe(source, rate, lambda _: services.check_cancelled())
 
 
 def even_timeline(images: torch.Tensor, rate: Fraction, depth: int = 8) -> Timeline:
@@ -179,6 +196,7 @@ def _spilled(buffer: io.BytesIO) -> Path:
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_bytes(data)
+        os.utime(path, (0, 0))  # the same film, whenever it was written
     return path
 
 
@@ -186,15 +204,25 @@ def read_images(film: Film, tick: Callable[[int, int], None] = lambda done, tota
     """Decode a film to IMAGE (frames, h, w, 3) in 0..1 and its opacity (frames, h, w), or None where all is opaque."""
     timeline = film.timeline
     shape = timeline.frames, timeline.height, timeline.width
-    images = torch.empty(*shape, 3)
     alpha = torch.empty(shape) if timeline.alpha else None
-    for index, frame in enumerate(frames(timeline, film.wish)):
+    return images_of(frames(timeline, film.wish), shape, tick, alpha), alpha
+
+
+def images_of(
+    pictures: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    alpha: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Collect `shape` (frames, h, w) pictures as IMAGE in 0..1, and their opacity in `alpha`, where that is given."""
+    images = torch.empty(*shape, 3)
+    for index, frame in enumerate(pictures):
         picture = torch.from_numpy(frame.astype(np.float32)) / float(np.iinfo(frame.dtype).max)
         images[index] = picture[..., :3]
         if alpha is not None:
             alpha[index] = picture[..., 3]
-        tick(index + 1, timeline.frames)
-    return images, alpha
+        tick(index + 1, shape[0])
+    return images
 
 
 def frames_of(images: torch.Tensor, depth: int, mapped: int = 0) -> Iterator[np.ndarray]:
@@ -217,3 +245,121 @@ def masked(pictures: Iterator[np.ndarray], mask: torch.Tensor) -> Iterator[np.nd
         opacity = np.asarray(opacity.resize(picture.shape[1::-1], Image.Resampling.BICUBIC))
         full = np.iinfo(picture.dtype).max
         yield np.dstack([picture[..., :3], np.rint(opacity.clip(0, 1) * full).astype(picture.dtype)])
+
+
+# Films in the output folder
+
+
+def saving_inputs(prefix: str) -> list[nodes_io.Input]:
+    """Describe how a film is written."""
+    return [
+        nodes_io.String.Input("filename_prefix", default=prefix, tooltip="Name in the output folder."),
+        nodes_io.Combo.Input(
+            "format",
+            options=list(ENDINGS),
+            default="as source",
+            tooltip="Kind of file. As source: the same kind, or one that holds all of the source.",
+        ),
+        nodes_io.Combo.Input(
+            "codec",
+            options=list(CODECS),
+            default="auto",
+            tooltip="Auto: H.264; HEVC with 10 bits where the source is deep or HDR; what holds transparency.",
+        ),
+        nodes_io.Float.Input(
+            "crf", default=12.0, min=0.0, max=51.0, step=0.5, tooltip="Quality: 0 is best, 51 is worst."
+        ),
+        nodes_io.Boolean.Input("lossless", default=False, tooltip="Keeps every bit of every pixel; large files."),
+        nodes_io.Combo.Input(
+            "keep_tracks",
+            options=list(KEEP),
+            default="all",
+            tooltip="Which of the source's sound tracks and subtitles go on.",
+        ),
+    ]
+
+
+def check_saving(title: str, prefix: str | None, format: str | None, codec: str | None) -> bool | str:
+    """Try name and codec before the work, for `validate_inputs`; what is linked is None, and not known yet."""
+    try:
+        for name, value, allowed in (("format", format, ENDINGS), ("codec", codec, CODECS)):
+            if value is not None:
+                services.check_choice(title, name, value, allowed)
+        suffix = ENDINGS[format or "as source"]
+        with said_by(title):
+            if prefix:
+                place(prefix, ".mp4" if suffix is None else suffix, 1, 1)
+            if suffix in CONTAINERS and codec:
+                check_codec(codec, suffix)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def place(prefix: str, suffix: str, width: int, height: int) -> tuple[Path, str]:
+    """Return where the next result of this name goes, and its folder below the output folder."""
+    root = folder_paths.get_output_directory()
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root, width, height)
+    out = Path(folder) / f"{name}_{counter:05}_{suffix}"
+    check_output(out, [])
+    return out, subfolder
+
+
+def graph_texts(hidden: nodes_io.HiddenHolder | None) -> dict[str, str]:
+    """Return the graph, for the file to carry, unless the host's user wants none."""
+    if args.disable_metadata or hidden is None:
+        return {}
+    prompt = {} if hidden.prompt is None else {"prompt": _plain(hidden.prompt)}
+    return texts({**(hidden.extra_pnginfo or {}), **prompt})
+
+
+def _plain(prompt: dict) -> dict:
+    """Leave out what the host notes in a graph while it runs, such as times of files."""
+    return {key: {name: part for name, part in node.items() if name != "is_changed"} for key, node in prompt.items()}
+
+
+def _plays(out: Path, how: Plan, size: tuple[int, int]) -> bool:
+    """Return whether browsers play a result of this height and width."""
+    layouts = {".mp4": ("yuv420p",), ".webm": ("yuv420p", "yuva420p")}.get(out.suffix, ())
+    return how.encoding.layout in layouts and how.encoding.encoder != "libx265" and not any(side % 2 for side in size)
+
+
+def preview(out: Path, subfolder: str, how: Plan, size: tuple[int, int], clip: Timeline) -> dict:
+    """Return what the node shows: the file, or a small film of its beginning where browsers do not play it.
+
+    `size`: height and width of the written frames in px; `clip`: their times.
+    """
+    if how.kind == "folder":
+        subfolder, out = str(Path(subfolder) / out.name), out / "frame_00001.png"
+    elif how.kind == "film" and not _plays(out, how, size):
+        small = Path(folder_paths.get_temp_directory()) / f"{out.stem}preview.mp4"
+        small.parent.mkdir(parents=True, exist_ok=True)
+        write_video(small, _beginning(out, how, size, clip), clip.rate)
+        return ui.PreviewVideo([ui.SavedResult(small.name, "", nodes_io.FolderType.temp)]).as_dict()
+    result = ui.SavedResult(out.name, subfolder, nodes_io.FolderType.output)
+    animated = how.kind in ("film", "animation")
+    return ui.PreviewVideo([result]).as_dict() if animated else {"images": [result]}
+
+
+def _beginning(out: Path, how: Plan, size: tuple[int, int], clip: Timeline):
+    """Yield the first frames of a written film, small; to probe all of it would take as long as the film is."""
+    written = replace(
+        clip.part(0, _PREVIEW[0]),
+        path=out,
+        kind="film",
+        height=size[0],
+        width=size[1],
+        turn=0,
+        mirrored=False,
+        colour=how.colour,
+        depth=how.encoding.bits,
+        alpha=how.encoding.alpha,
+        damaged=(),
+        jumps=(),
+        whole=None,
+        first=0,
+    )
+    for frame in frames(written, Wish(tonemap=True)):
+        small = Image.fromarray(frame)
+        small.thumbnail(_PREVIEW[1:] * 2)
+        yield np.asarray(small.resize([max(2, side // 2 * 2) for side in small.size]))

@@ -24,10 +24,12 @@ PRESETS = (DEFAULT, PUBLISHED)
 
 # In transformer options
 STARTS_KEY = "vsr_reference_starts"  # {number of a stream of context_latents, from 1: its first time index}
-# (functions (x, log variance, sigma, sigmas) -> x): act on a freshly sampled latent, in the network's own scale
+# (functions (x, log variance, sigma, transformer options) -> x): act on a freshly sampled latent, in the network's
+# own scale
 AFTER_STEP_KEY = "vsr_after_step"
 STEPPING_KEY = "vsr_stepping"  # True where the running sampler calls those functions itself
 UNEDITED_KEY = "vsr_unedited"  # {"x0": tensor or None}: what the network predicted, before a node edited it
 TILES_KEY = "vsr_tiles"  # the TileChoice of a run; also the key of that wrapper
 PROGRESS_KEY = "vsr_progress"  # the SamplingProgress of a run
+CLIP_KEY = "vsr_clip"  # the RunClip that Upscale Film samples now, for patches without a clip of their own
 PART_KEY = "vsr_part"  # (start, length) of a call within its step, 0..1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -278,6 +279,14 @@ def preview(frame: torch.Tensor) -> tuple:
     scale = min(1.0, most / max(frame.shape[-2:]))
     small = F.interpolate(frame, [max(1, round(side * scale)) for side in frame.shape[-2:]], mode="area")
     return "JPEG", latent_preview.preview_to_image(small[0].movedim(0, -1), do_scale=False), most
+
+
+def show_text(node: str | None, text: str) -> None:
+    """Write a line on a running node, in editors that show such lines."""
+    server = getattr(sys.modules.get("server"), "PromptServer", None)  # there is none where no editor listens
+    instance = getattr(server, "instance", None)
+    if node is not None and hasattr(instance, "send_progress_text"):
+        instance.send_progress_text(text, node)
 
 
 # Devices, layers, attention

@@ -120,8 +120,9 @@ def test_blueprints_are_listed_without_a_message(value):
     found = value("blueprints")
     names = {blueprint.name for blueprint in BLUEPRINTS}
     assert found["messages"] == [] and set(found["served"]) == set(found["nodes"]) == names
-    for node in found["nodes"].values():
-        assert node["missing"] == 0 and node["outputs"] == ["IMAGE"] and "Cascade VSR" in node["category"]
+    for name, node in found["nodes"].items():
+        outputs = ["VAE", "VIDEO"] if name == "Upscale a film" else ["IMAGE"]
+        assert node["missing"] == 0 and node["outputs"] == outputs and "Cascade VSR" in node["category"]
     cascade, pictures = (found["nodes"][name] for name in ("Cascade to 4K", "Upscale with identity images"))
     sockets = ["target_vae", "samples", "base_vae", "model", "positive", "negative"]
     assert [name for name in cascade["inputs"] if name in sockets] == sockets

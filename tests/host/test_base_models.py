@@ -43,7 +43,7 @@ def refine(core):
                 motion = EstimateMotion.execute(clip.low, flow_model).args[0]
             model = LatentPropagation.execute(model, motion, whole, "both", 0.3, "nearest", 0.001, 0.05).args[0]
             model = MotionGuidance.execute(model, motion, 0.5, 0.0, 1.0, "both", "default").args[0]
-            model = LowFrequencyTie.execute(model, clip.tie, 0.5, 4.0, 0.0, 1.0).args[0]
+            model = LowFrequencyTie.execute(model, 0.5, 4.0, 0.0, 1.0, clip.tie).args[0]
         model = windowed(tiled(model, tile), window)
         guider = core.custom.CFGGuider.execute(model, clip.positive, clip.negative, 2.0).args[0]
         sigmas = RefineSigmas.execute(model, start, steps, 1.0).args[0]
@@ -231,7 +231,7 @@ def test_what_edits_predictions_sees_the_clip_and_not_its_guides(core):
     for hook in (
         _Propagation(motion, 8, always, carry),
         _Guidance(motion, 8, always, 1.0, "both", "default"),
-        _Tie(torch.ones(1, 8, 2, 4, 4), 0.5, 4.0, always),
+        _Tie(None, torch.ones(1, 8, 2, 4, 4), 0.5, 4.0, always),
     ):
 
         def run(x, conds, hook=hook):

@@ -28,7 +28,7 @@ def doors(core, tmp_path, monkeypatch):
         monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
 
     class Saver(SaveFilm):
-        hidden = SimpleNamespace(prompt={"1": "a graph"}, extra_pnginfo=None)
+        hidden = SimpleNamespace(prompt={"1": {"inputs": {}, "is_changed": [3]}}, extra_pnginfo=None)
 
     def load(file, start=0, frames=0, deinterlace=False, tonemap=False, rate=25.0):
         return LoadFilm.execute(file, start, frames, deinterlace, tonemap, rate)
@@ -243,14 +243,14 @@ def test_the_file_carries_the_graph(doors):
     for ending in ("mp4", "mov", "mkv", "webm"):
         with av.open(str(doors.save(images, fps=24.0, format=ending)[0])) as container:
             stated = {name.lower(): value for name, value in container.metadata.items()}
-            assert json.loads(stated["prompt"]) == {"1": "a graph"}
+            assert json.loads(stated["prompt"]) == {"1": {"inputs": {}}}
     for out in (
         doors.save(images[:1], fps=24.0, format="png")[0],
         doors.save(images, fps=24.0, format="png frames")[0],
     ):
         file = out / "frame_00001.png" if out.is_dir() else out
         with Image.open(file) as image:
-            assert json.loads(image.text["prompt"]) == {"1": "a graph"}
+            assert json.loads(image.text["prompt"]) == {"1": {"inputs": {}}}
             assert np.array_equal(np.asarray(image), clip(3)[0])
 
 

@@ -96,7 +96,7 @@ def _recorded_noise(monkeypatch, given):
     from cascadevsr.nodes import sampling
 
     noises = given["step_noise"].transpose(1, 2).unsqueeze(1)
-    monkeypatch.setattr(sampling, "_fresh_noise", lambda x, extra_args, step: noises[step])
+    monkeypatch.setattr(sampling, "_fresh_noise", lambda model, x, extra_args, step: noises[step])
 
 
 def _error(produced, expected):
@@ -177,7 +177,7 @@ def test_the_graph_does_what_the_published_program_does(core, folder, noise, mon
     maker = torch.Generator().manual_seed(1)
     shape = (1, 4, 5, height // 8, width // 8)
     given = published.Noise(*(torch.randn(shape, generator=maker) for _ in range(2)), torch.randn(3, *shape))
-    monkeypatch.setattr(sampling, "_fresh_noise", lambda x, extra_args, step: given.steps[step])
+    monkeypatch.setattr(sampling, "_fresh_noise", lambda model, x, extra_args, step: given.steps[step])
     motion = _moving(5, *shape[3:])
     clip = _prepare(run, frames, noise=Given(given.posterior))
     model = MotionGuidance.execute(run.model, motion, 1.0, 0.0, 1.0, "both", "published").args[0]

@@ -133,7 +133,7 @@ def test_the_published_form_leaves_the_sample_to_a_sampler_that_asks_for_it(core
     assert wrapper(lambda x, *_: x, x, torch.ones(1), running) is x
     flows = Flows(*still().on_grid(3, 6, 10, time=4))
     gradient = motion_gradient(x, flows, form="published", segment=5)[1]
-    assert torch.allclose(change(x, -3.0, 1.0, sigmas), x - 15 * gradient, atol=1e-6)
+    assert torch.allclose(change(x, -3.0, 1.0, running["transformer_options"]), x - 15 * gradient, atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused(core, model, clip, ksample, still, guided):

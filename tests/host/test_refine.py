@@ -100,7 +100,7 @@ def tied(core):
     def run(model, lr, strength=1.0, cutoff=4.0, part=(0.0, 1.0)):
         from cascadevsr.nodes.low_frequency import LowFrequencyTie
 
-        return LowFrequencyTie.execute(model, {"samples": lr}, strength, cutoff, *part).args[0]
+        return LowFrequencyTie.execute(model, strength, cutoff, *part, {"samples": lr}).args[0]
 
     return run
 
@@ -183,7 +183,7 @@ def test_ties_that_cannot_be_are_refused_with_a_reason(family, sample, tied, res
     with pytest.raises(ValueError, match="start_percent must be below end_percent"):
         tied(model, lr, part=(0.5, 0.5))
     with pytest.raises(ValueError, match="got frames, which Upscale-A-Video takes"):
-        LowFrequencyTie.execute(model, {"samples": lr, "vsr_system": SYSTEM}, 1.0, 4.0, 0.0, 1.0)
+        LowFrequencyTie.execute(model, 1.0, 4.0, 0.0, 1.0, {"samples": lr, "vsr_system": SYSTEM})
     with pytest.raises(ValueError, match=r"the batch and the grid .* 1 of \(3, 8, 12\); got 1 of \(3, 8, 6\)"):
         sample(tied(model, lr[..., :6]), lr, torch.tensor([0.5, 0.0]))
 

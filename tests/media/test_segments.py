@@ -21,6 +21,13 @@ def test_a_step_lengthens_the_context():
     assert all(5 <= s.before < 9 for s in segments if s.start not in (0, 30))
 
 
+def test_long_segments_begin_on_steps_and_waste_nothing():
+    segments = cut_film(1030, (330,), 100, 8, step=8)
+    assert all((s.start - (330 if s.start >= 330 else 0)) % 8 == 0 and s.before in (0, 8) for s in segments)
+    assert all(s.frames < 108 for s in segments) and len(segments) == 4 + 7
+    assert cut_film(200, (), 100, 8, step=8) == (Segment(0, 96, 0, 8), Segment(96, 200, 8, 0))
+
+
 def test_rules_hold_for_any_film():
     draw = random.Random(1)
     for _ in range(300):
@@ -34,6 +41,11 @@ def test_rules_hold_for_any_film():
             assert 0 < s.frames <= length + context
             begin, end = max(b for b in borders if b <= s.start), min(b for b in borders if b >= s.stop)
             assert s.first == max(begin, s.start - context) and s.end == min(end, s.stop + context)
+
+
+def test_fewer_frames_after_than_before():
+    segments = cut_film(30, (), 10, 6, after=2)
+    assert [(s.before, s.after) for s in segments] == [(0, 2), (6, 2), (6, 0)]
 
 
 def test_parts_share_everything():

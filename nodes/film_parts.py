@@ -1,0 +1,255 @@
+"""How Upscale Film makes the frames of a part of a film, and shows how far the film is.
+
+`Restored`: what Cascade Input, VSR Conditioning, SamplerCustomAdvanced, Temporal Decode and Colour Match do.
+`Steadied`: what Upscale Image (using Model) and Steady Upscaled Video do.
+
+Both take IMAGE frames (T, h, w, 3) and give the upscaled ones (T, H, W, 3). Where memory runs out, `in_halves` makes a
+part in two that share frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import comfy.model_management as management
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import psutil
+import torch
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
+from PIL import Image
+
+from ..media.pace import Pace
+from ..models.layout.noise import LR_STREAM
+from ..models.motion.blockflow import BlockFlow
+from ..models.motion.estimation import FlowNetwork, Motion
+from ..models.pixels.color import match_colour
+from ..models.steady import judge_sources
+from ..models.unimmvsr.references import References
+from .conditioning import ClipConditions
+from .frames import CASCADE, CascadeInput, decode_exact
+from .host import services
+from .host.keys import CLIP_KEY, FIRST_KEY
+from .host.vae import RestorerVAE
+from .motion import estimated
+from .prediction import RunClip
+from .sampling import AddressedNoise
+from .steady import SteadyUpscaledVideo
+
+TITLE = "Upscale Film"
+NO_MATCH = "off"
+JUDGED = 25  # frames at the beginning of a scene that say whether it is clean
+_GROUP = 8  # frames: a part begins a multiple of so many after its scene, as segments do
+_LEAST = 16  # frames of a part that is not halved any more
+_GRAIN = 100  # steps of the progress bar a frame
+_EVERY = 1.0  # s between two lines of text on the node
+
+
+class FilmProgress:
+    """Shows how far the film is: while it is on, every bar that starts moves the film's own, and may be interrupted."""
+
+    def __init__(self, node: str | None, pace: Pace, stages: tuple[str, ...]):
+        self._node, self._pace, self._stages = node, pace, stages
+        self._spent = [1.0] * len(stages)  # seconds that each stage took the last time
+        self._stage, self._frames, self._part, self._since = 0, 0, (0, 1), time.monotonic()
+        self._last, self._said = 0, 0.0
+        self._outer = comfy.utils.PROGRESS_BAR_HOOK
+
+    def __enter__(self) -> FilmProgress:
+        comfy.utils.set_progress_bar_global_hook(self._tick)
+        return self
+
+    def __exit__(self, *_) -> None:
+        comfy.utils.set_progress_bar_global_hook(self._outer)
+
+    def begin(self, frames: int) -> None:
+        """Begin with a segment of so many frames."""
+        self._frames, self._stage, self._since = frames, 0, time.monotonic()
+
+    def stage(self, name: str) -> None:
+        """Begin with a stage of the segment."""
+        self._spent[self._stage] = max(1e-3, time.monotonic() - self._since)
+        self._stage, self._part, self._since = self._stages.index(name), (0, 1), time.monotonic()
+
+    def part(self, number: int, of: int) -> None:
+        """Let the next bar stand for a part of the stage."""
+        self._part = number, of
+
+    def show(self, picture: Image.Image | None = None) -> None:
+        """Show where the film is between two segments, with one of its frames."""
+        self._frames = 0
+        self._update(0.0, None if picture is None else ("JPEG", picture, 512))
+
+    def _tick(
+        self, value: float, total: float, preview: object = None, prompt_id: object = None, node_id: object = None
+    ) -> None:
+        number, of = self._part
+        share = (number + value / max(1, total)) / of
+        before = sum(self._spent[: self._stage]) + self._spent[self._stage] * share
+        self._update(self._frames * before / sum(self._spent), preview)
+
+    def _update(self, partly: float, preview: object) -> None:
+        services.check_cancelled()
+        self._last = max(self._last, int(_GRAIN * (self._pace.done + partly)))
+        if self._outer is not None:
+            self._outer(self._last, _GRAIN * self._pace.total, preview, node_id=self._node)
+        if time.monotonic() - self._said > _EVERY or not self._frames:
+            self._said = time.monotonic()
+            memory = psutil.Process().memory_info().rss / 2**30
+            services.show_text(self._node, f"{self._pace.line(partly)}, {memory:.1f} GB")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Frames made by a guider's model. `target`, `filter` and `multiple` as of Cascade Input."""
+
+    guider: comfy.samplers.CFGGuider
+    vae: comfy.sd.VAE
+    noise: object
+    sampler: object
+    sigmas: torch.Tensor
+    references: References | None
+    noise_level: float
+    target: dict
+    filter: str
+    multiple: int
+    lr_weight: float
+    chunk: int
+    tile: int
+    colour: str
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Name the stages of a segment, in order."""
+        return ("Encoding", "Sampling", "Decoding", *(["Colours"] if self.colour != NO_MATCH else []))
+
+    def __call__(self, frames: torch.Tensor, first: int, progress: FilmProgress) -> torch.Tensor:
+        """Upscale frames of which the first is number `first` of its film."""
+        frames = services.check_frames(TITLE, "video", frames)
+        progress.stage("Encoding")
+        with _retitled(CASCADE):
+            cascade = CascadeInput.execute(self.vae, self.target, self.filter, frames, multiple=self.multiple)
+        latent = cascade.args[0]
+        latent[FIRST_KEY] = first // (self.vae.temporal_compression_decode() or 1)
+        noise = AddressedNoise(self.noise.seed ^ LR_STREAM)
+        clip = ClipConditions.of(TITLE, latent, self.noise_level, self.references, noise)
+        progress.stage("Sampling")
+        guider = self._guider(clip, latent, frames)
+        sampled = SamplerCustomAdvanced.execute(self.noise, guider, self.sampler, self.sigmas, clip.start).args[0]
+        progress.stage("Decoding")
+        seen = frames if isinstance(self.vae, RestorerVAE) else None
+        images = decode_exact(TITLE, sampled, self.vae, self.chunk, self.tile, seen, self.lr_weight)
+        if self.colour == NO_MATCH:
+            return images
+        progress.stage("Colours")
+        with services.titled(TITLE):
+            return match_colour(images, frames, self.colour, 1.0, services.Progress())
+
+    def _guider(self, clip: ClipConditions, latent: Mapping, frames: torch.Tensor) -> comfy.samplers.CFGGuider:
+        """Copy the guider for one run: its conditionings with the clip, its model's patches with where to find it."""
+        motions: dict[int, Motion] = {}
+
+        def motion(flow_model: ModelPatcher) -> Motion:
+            if id(flow_model) not in motions:
+                motions[id(flow_model)] = estimated(frames, flow_model, lambda *_: services.check_cancelled())
+            return motions[id(flow_model)]
+
+        guider = copy.copy(self.guider)
+        guider.original_conds = {
+            name: [clip.joined(cond) for cond in conds] for name, conds in self.guider.original_conds.items()
+        }
+        guider.model_options = create_model_options_clone(self.guider.model_options)
+        guider.model_options.setdefault("transformer_options", {})[CLIP_KEY] = RunClip(latent, motion)
+        return guider
+
+
+@dataclass(frozen=True)
+class Steadied:
+    """Frames made one by one by an image upscaler, and made steady. `size`: height and width of the result in px.
+
+    `beginning(first)` gives the first frames of the scene that film frame `first` belongs to, and the scene's number.
+    """
+
+    upscale_model: object
+    flow_model: ModelPatcher | None
+    size: tuple[int, int]
+    steadiness: float
+    fidelity: float
+    sharpness: float
+    source: str
+    beginning: Callable[[int], tuple[int, Callable[[], torch.Tensor]]]
+    judged: dict[int, str] = field(default_factory=dict)  # by the number of the scene
+    stages = ("Upscaling", "Steadying")
+
+    def __call__(self, frames: torch.Tensor, first: int, progress: FilmProgress) -> torch.Tensor:
+        """Upscale frames of which the first is number `first` of its film."""
+        frames = services.check_frames(TITLE, "video", frames)
+        progress.stage("Upscaling")
+        upscaled = services.output_tensor((len(frames), *self.size, 3))
+        for number in range(len(frames)):
+            progress.part(number, len(frames))
+            picture = ImageUpscaleWithModel.execute(self.upscale_model, frames[number : number + 1]).args[0]
+            if picture.shape[1:3] != self.size:
+                fitted = comfy.utils.common_upscale(picture.movedim(-1, 1), *self.size[::-1], "lanczos", "disabled")
+                picture = fitted.movedim(1, -1)
+            upscaled[number] = picture[0]
+        progress.stage("Steadying")
+        dials = self.steadiness, self.fidelity, self.sharpness, self._source(first)
+        with _retitled("Steady Upscaled Video"):
+            return SteadyUpscaledVideo.execute(frames, *dials, upscaled, flow_model=self.flow_model).args[0]
+
+    def _source(self, first: int) -> str:
+        """Say whether the scene is clean or compressed: of all its parts the same."""
+        if self.source != "automatic":
+            return self.source
+        scene, beginning = self.beginning(first)
+        if scene not in self.judged:
+            if getattr(self.upscale_model, "scale", 0) == 1:  # who restores without enlarging holds no frame for right
+                clean = False
+            else:
+                frames = beginning()
+                network = self.flow_model or services.wrap_network(FlowNetwork(BlockFlow()))
+                motion = estimated(frames, network, lambda *_: services.check_cancelled())
+                clean = judge_sources(
+                    lambda i: frames[i : i + 1].movedim(-1, 1).float(),
+                    lambda i: (motion.forward[i : i + 1].float(), motion.backward[i : i + 1].float()),
+                    len(frames),
+                )[0]
+            self.judged[scene] = "clean" if clean else "compressed"
+        return self.judged[scene]
+
+
+@contextlib.contextmanager
+def _retitled(title: str) -> Iterator[None]:
+    """Name this node in errors of another, which it stands for."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{TITLE}: {str(error).removeprefix(f'{title}: ')}") from error
+
+
+def in_halves(
+    make: Callable[[torch.Tensor, int], torch.Tensor], frames: torch.Tensor, kept: slice, first: int, context: int
+) -> torch.Tensor:
+    """Make frames and return the `kept` ones; where memory runs out, as two halves with `context` frames around.
+
+    `first`: the number of the first frame in its film.
+    """
+    try:
+        return make(frames, first)[kept]
+    except Exception as error:
+        if not management.is_oom(error) or kept.stop - kept.start < 2 * _LEAST:
+            raise
+    management.soft_empty_cache()  # here, without the error, which holds what has filled the memory
+    middle = (kept.start + kept.stop) // 2
+    begin = max(0, middle - context) // _GROUP * _GROUP
+    left = in_halves(make, frames[: middle + context], slice(kept.start, middle), first, context)
+    right = slice(middle - begin, kept.stop - begin)
+    return torch.cat((left, in_halves(make, frames[begin:], right, first + begin, context)))

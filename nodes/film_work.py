@@ -1,0 +1,293 @@
+"""What Upscale Film does with a film: its settings, the plan of the result, the way from segment to segment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import comfy.samplers
+import comfy.sd
+import folder_paths
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+
+from ..media.colour import flattened, to_depth, tone_mapped
+from ..media.files import CONTAINERS
+from ..media.journal import Journal
+from ..media.pace import Pace
+from ..media.plan import Plan, natural_ending, plan
+from ..media.reader import frames
+from ..media.render import automatic_length, decide_borders, render, state
+from ..media.segments import Segment
+from ..media.timeline import Timeline
+from ..models.motion.flow import scene_cuts
+from ..models.pixels.color import METHODS
+from ..models.steady import SOURCES, Controls, check_pair
+from ..models.unimmvsr.references import References
+from .film_parts import JUDGED, NO_MATCH, TITLE, FilmProgress, Restored, Steadied, in_halves
+from .frames import FILTERS, asked_size, check_vae
+from .host import services
+from .host.film import (
+    ENDINGS,
+    Film,
+    frames_of,
+    images_of,
+)
+from .motion import check_flow_model
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Hold what the inputs of the node say."""
+
+    target: dict
+    filter: str
+    cfg: float
+    noise_level: float
+    colour: str
+    first: int
+    segment: int
+    context: int
+    deinterlace: bool
+    tonemap: bool
+    lr_weight: float
+    chunk: int
+    tile: int
+    steadiness: float
+    fidelity: float
+    sharpness: float
+    source: str
+    filename_prefix: str
+    format: str
+    codec: str
+    crf: float
+    lossless: bool
+    keep_tracks: str
+    multiple: int = 1
+    model: ModelPatcher | None = None
+    vae: comfy.sd.VAE | None = None
+    positive: list | None = None
+    negative: list | None = None
+    guider: comfy.samplers.CFGGuider | None = None
+    noise: object | None = None
+    sampler: object | None = None
+    sigmas: torch.Tensor | None = None
+    references: References | None = None
+    upscale_model: object | None = None
+    flow_model: ModelPatcher | None = None
+
+    def check(self) -> None:
+        """Raise where what is linked does not belong together."""
+        ways = {name: getattr(self, name) is not None for name in ("model", "guider", "upscale_model")}
+        if sum(ways.values()) != 1:
+            got = ", ".join(name for name, linked in ways.items() if linked) or "none of them"
+            raise ValueError(
+                f"{TITLE}: link one of model, guider and upscale_model; got {got}. A model with a VAE restores; an "
+                "upscale_model needs nothing else."
+            )
+        if self.upscale_model is None:
+            missing = [name for name in ("noise", "sampler", "sigmas") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(
+                    f"{TITLE}: a model needs noise, sampler and sigmas; got no {' and no '.join(missing)}. Link Seeded "
+                    "Noise, Restorer Sampler and Refine Sigmas."
+                )
+            check_vae(TITLE, "vae", self.vae)
+        elif not isinstance(getattr(self.upscale_model, "patcher", None), ModelPatcher):
+            got = type(self.upscale_model).__name__
+            raise ValueError(f"{TITLE}: upscale_model must come from Load Upscale Model; got {got}. Link it.")
+        if self.guider is not None and not hasattr(self.guider, "original_conds"):
+            raise ValueError(
+                f"{TITLE}: guider must hold conditionings, as Basic Guider and CFG Guider do; got "
+                f"{type(self.guider).__name__}. Link model, positive and negative instead."
+            )
+        if self.flow_model is not None:
+            check_flow_model(TITLE, self.flow_model)
+        for name, allowed in (("colour", [NO_MATCH, *METHODS]), ("source", SOURCES), ("filter", FILTERS)):
+            services.check_choice(TITLE, name, getattr(self, name), allowed)
+        with services.titled(TITLE):
+            Controls(self.steadiness, self.fidelity, self.sharpness)
+
+    def deciding(self) -> dict:
+        """Return what decides the result, of what is no link and no name."""
+        left = ("first", "filename_prefix", "format")  # these show in the source's frames and in the file's ending
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, str | int | float | dict)}
+        return {name: value for name, value in plain.items() if name not in left}
+
+    def guiding(self) -> comfy.samplers.CFGGuider:
+        """Return the guider, or one of model, prompts and cfg."""
+        if self.guider is not None:
+            return self.guider
+        guider = comfy.samplers.CFGGuider(self.model)
+        guider.set_conds(self.positive or [[None, {}]], self.negative or [[None, {}]])
+        guider.set_cfg(self.cfg)
+        return guider
+
+
+@dataclass(frozen=True)
+class Work:
+    """Hold what is decided before the work.
+
+    `out` names the journal, and by its ending the kind of file; it holds the name of the source, so that films do not
+    disturb each other. Under which number the result is saved is decided at the end.
+    """
+
+    clip: Timeline
+    how: Plan
+    out: Path
+    size: tuple[int, int]
+    chosen: Chosen
+
+    @staticmethod
+    def of(film: Film, chosen: Chosen) -> Work:
+        """Plan the result of a film."""
+        if film.parts is not None:
+            raise ValueError(
+                f"{TITLE}: video must come from a file; got frames in memory. Link Load Video; short clips go through "
+                "Cascade Input."
+            )
+        clip = film.timeline.part(0, chosen.first or film.timeline.frames)
+        size = asked_size(TITLE, "target", chosen.target, clip.height, clip.width, chosen.multiple)
+        if chosen.upscale_model is not None:
+            with services.titled(TITLE):
+                check_pair((clip.height, clip.width), size)
+        suffix = natural_ending(clip) if ENDINGS[chosen.format] is None else ENDINGS[chosen.format]
+        root = folder_paths.get_output_directory()
+        folder, name, *_ = folder_paths.get_save_image_path(chosen.filename_prefix, root, *size[::-1])
+        out = Path(folder) / f"{name} {clip.path.name.replace('.', ' ')}{suffix}"
+        how = plan(
+            out,
+            clip,
+            codec=chosen.codec if suffix in CONTAINERS else "auto",
+            crf=chosen.crf,
+            lossless=chosen.lossless,
+            tonemap=chosen.tonemap or film.wish.tonemap,
+            deinterlace=(chosen.deinterlace or film.wish.deinterlace) and clip.kind == "film",
+            keep=chosen.keep_tracks,
+            size=size,
+        )
+        return Work(clip, how, out, size, chosen)
+
+    def borders(self) -> tuple[Segment, ...]:
+        """Look for scene cuts and cut the film."""
+
+        def cuts(pictures: Iterator[np.ndarray]) -> tuple[int, ...]:
+            return scene_cuts(torch.from_numpy(picture) / 255 for picture in pictures)
+
+        length = self.chosen.segment or automatic_length(self.size)
+        return decide_borders(self.clip, length, self.chosen.context, cuts, services.Progress())
+
+    def make(self, journal: Journal, node: str | None) -> int:
+        """Make the segments that are missing and return their number."""
+        missing = journal.missing()
+        pace = Pace(self.clip.frames, self.clip.frames - sum(journal.segments[index].frames for index in missing))
+        maker = self._maker(journal) if missing else None
+        if maker is None:
+            return 0
+        with FilmProgress(node, pace, ("Reading", *maker.stages, "Writing")) as progress:
+
+            def made(segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+                progress.begin(segment.frames)
+                shape = segment.end - segment.first, self.clip.height, self.clip.width
+                low = images_of(pictures, shape, services.Progress())
+                place = self.clip.first + segment.first
+                make = partial(maker, progress=progress)
+                return written(in_halves(make, low, segment.kept, place, self.chosen.context))
+
+            def written(images: torch.Tensor) -> Iterator[np.ndarray]:
+                progress.stage("Writing")
+                tick = services.Progress()
+                for number, picture in enumerate(frames_of(images, self.how.wish.depth), 1):
+                    yield picture
+                    tick(number, len(images))
+                pace.made += len(images)
+                progress.show(self._shown(picture))
+
+            render(journal, missing, self.out, self.clip, self.how, made)
+        return len(missing)
+
+    def _shown(self, picture: np.ndarray) -> Image.Image:
+        hdr = self.how.colour.hdr
+        shown = tone_mapped(picture, self.how.colour.transfer) if hdr else flattened(picture)
+        return Image.fromarray(to_depth(shown, 8))
+
+    def _maker(self, journal: Journal) -> Callable:
+        chosen = self.chosen
+        if chosen.upscale_model is not None:
+            dials = chosen.steadiness, chosen.fidelity, chosen.sharpness, chosen.source
+            models = chosen.upscale_model, chosen.flow_model
+            return Steadied(*models, self.size, *dials, lambda first: self._beginning(journal, first))
+        return Restored(
+            chosen.guiding(),
+            chosen.vae,
+            chosen.noise,
+            chosen.sampler,
+            chosen.sigmas,
+            chosen.references,
+            chosen.noise_level,
+            chosen.target,
+            chosen.filter,
+            chosen.multiple,
+            chosen.lr_weight,
+            chosen.chunk,
+            chosen.tile,
+            chosen.colour,
+        )
+
+    def _beginning(self, journal: Journal, first: int) -> tuple[int, Callable[[], torch.Tensor]]:
+        """Return the scene of a frame, and what reads its beginning."""
+        number = first - self.clip.first
+        scene = next(segment.scene for segment in journal.segments if segment.start <= number < segment.stop)
+        within = [segment for segment in journal.segments if segment.scene == scene]
+        start, stop = within[0].start, min(within[0].start + JUDGED, within[-1].stop)
+
+        def read() -> torch.Tensor:
+            pictures = frames(self.clip, replace(self.how.wish, alpha=False), start, stop)
+            return images_of(pictures, (stop - start, self.clip.height, self.clip.width))
+
+        return scene, read
+
+
+# What decides a result besides the node's own inputs
+
+
+def described(prompt: dict | None, node: str | None) -> dict:
+    """Identify the graph before a node, without names of films and of results, and the files that it names."""
+    if not prompt or node not in prompt:
+        return {"graph": "", "files": {}}
+    files: dict[str, dict] = {}
+
+    def told(identifier: str, left: tuple[str, ...] = ()) -> list:
+        inputs = prompt[identifier]["inputs"]
+        found = []
+        for name in sorted(set(inputs) - set(left)):
+            value = inputs[name]
+            linked = isinstance(value, list) and len(value) == 2 and str(value[0]) in prompt
+            if isinstance(value, str) and (file := _file(value)) is not None:
+                files[value] = state(file)
+            found.append([name, [told(str(value[0])), value[1]] if linked else value])
+        return [prompt[identifier]["class_type"], found]
+
+    own = [name for name, value in prompt[node]["inputs"].items() if not isinstance(value, list)]
+    graph = json.dumps(told(node, ("video", *own)))
+    return {"graph": hashlib.sha256(graph.encode()).hexdigest()[:16], "files": files}
+
+
+def _file(name: str) -> Path | None:
+    """Find the file or folder of weights, or the picture in the input folder, that a name in a graph means."""
+    if not name.strip(" .") or len(name) > 1000 or Path(name).is_absolute():
+        return None
+    for folder in folder_paths.folder_names_and_paths:
+        if folder in ("custom_nodes", "configs"):
+            continue
+        for root in folder_paths.get_folder_paths(folder):
+            if (path := Path(root) / name).is_file() or path.is_dir():
+                return path
+    path = Path(folder_paths.get_input_directory()) / name
+    return path if path.is_file() else None
