@@ -24,7 +24,6 @@ from .reader import Forward, Wish, with_transparency
 from .segments import Segment, cut_film
 from .timeline import Timeline
 
-CONTEXT = 16  # frames before a segment; after it half: models and decoders remember more than they look ahead
 _STEP = 8  # frames: models of the host look at 4 or 8 together
 _SMALL = 144  # px of the shorter side in which cuts are looked for, about; they are compared at a quarter of it
 _LEAST, _MOST = 32, 480  # frames of a segment, where memory decides

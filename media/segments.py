@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from .errors import MediaError
 
+CONTEXT = 16  # frames before a segment, half after it: models and decoders remember more than they look ahead
 _LONG = 4  # times the step
 
 

@@ -71,7 +71,9 @@ class FilmProgress:
 
     def begin(self, frames: int) -> None:
         """Begin with a segment of so many frames."""
-        self._frames, self._stage, self._since = frames, 0, time.monotonic()
+        if self._stage:  # the last of the segment before
+            self.stage(self._stages[0])
+        self._frames, self._since = frames, time.monotonic()
 
     def stage(self, name: str) -> None:
         """Begin with a stage of the segment."""

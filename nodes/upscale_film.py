@@ -19,7 +19,8 @@ from comfy_api.latest import Input, InputImpl, io
 
 from ..media.journal import Journal
 from ..media.reader import probe
-from ..media.render import CONTEXT, finish, key
+from ..media.render import finish, key
+from ..media.segments import CONTEXT
 from ..models.pixels.color import METHODS
 from ..models.steady import SOURCES
 from .conditioning import ReferencesType
@@ -40,8 +41,9 @@ from .host.film import (
 )
 from .motion import FlowModelType
 
-_made: dict[str, Path] = {}  # what each node has made, by its id
-_lost: Counter = Counter()  # how often that was gone when the node was asked again
+_asked: dict[str | None, tuple] = {}  # what each node was asked for last: its id and values
+_made: dict[tuple, Path] = {}  # what came of it
+_lost: Counter = Counter()  # how often that was gone when it was asked for again
 
 
 class UpscaleFilm(io.ComfyNode):
@@ -150,13 +152,14 @@ class UpscaleFilm(io.ComfyNode):
         return check_saving(TITLE, filename_prefix, format, codec)
 
     @classmethod
-    def fingerprint_inputs(cls, **_):
+    def fingerprint_inputs(cls, **values):
         """Notice that the film of the run before is gone."""
         node = cls.hidden.unique_id
-        if node in _made and not _made[node].exists():
-            del _made[node]
-            _lost[node] += 1
-        return _lost[node]
+        asked = _asked[node] = node, repr(sorted(values.items()))
+        if asked in _made and not _made[asked].exists():
+            del _made[asked]
+            _lost[asked] += 1
+        return _lost[asked]
 
     @classmethod
     def execute(cls, video: Input.Video, target: dict, **settings):
@@ -174,8 +177,8 @@ class UpscaleFilm(io.ComfyNode):
             count = work.make(journal, node)
             out, subfolder = place(chosen.filename_prefix, work.out.suffix, *work.size[::-1])
             finish(journal, out, work.clip, work.how, chosen.keep_tracks, graph_texts(cls.hidden))
-        if node is not None:
-            _made[node] = out
+        if node in _asked:
+            _made[_asked[node]] = out
         result = InputImpl.VideoFromFile(str(out)) if work.how.kind == "film" else Film(probe(out))
         lines = [out.name, f"{work.clip.frames:,} frames; {count} of {len(journal.segments)} segments made now", *notes]
         return io.NodeOutput(result, ui={**preview(out, subfolder, work.how, work.size, work.clip), "text": lines})

@@ -8,6 +8,7 @@ import signal
 import sys
 
 from ..media.errors import MediaError
+from ..media.segments import CONTEXT
 from . import environment
 from .errors import RunnerError
 from .paths import cache_root
@@ -189,8 +190,8 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
     parts.add_argument("--fresh", action="store_true", help="start anew; else a run that was broken goes on")
     text = "frames a segment (default: what the memory takes, 32 to 480); 0: the whole film at once"
     parts.add_argument("--segment", type=int, metavar="N", help=text)
-    text = "frames that are rendered before a segment, and half as many after it, and thrown away (default: 16)"
-    parts.add_argument("--context", type=int, default=16, metavar="N", help=text)
+    text = f"frames that are rendered before a segment, and half as many after it, and thrown away (default: {CONTEXT})"
+    parts.add_argument("--context", type=int, default=CONTEXT, metavar="N", help=text)
     parts.add_argument("--part", metavar="I/N", help="render part I of N and leave it for run.py join")
     text = "render on a Ray cluster, one ComfyUI a GPU; local: on this machine, local:2: by two workers"
     parts.add_argument("--ray", metavar="ADDRESS", help=text)

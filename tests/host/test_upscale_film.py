@@ -439,6 +439,7 @@ def test_a_film_that_is_gone_is_made_again(upscaled, restoring, source, monkeypa
     assert after != before and UpscaleFilm.fingerprint_inputs() == after
     upscaled(source, **restoring, first=4)
     assert UpscaleFilm.fingerprint_inputs() == after
+    assert UpscaleFilm.fingerprint_inputs(crf=1.0) == before  # another film of the same node
 
 
 def test_the_graph_before_the_node_decides(core, tmp_path, monkeypatch):
