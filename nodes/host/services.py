@@ -38,6 +38,10 @@ FLOW_FOLDER = "optical_flow"  # the host's own
 ADAPTER_FOLDER = "vsr_adapters"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _EXTENSIONS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
+_PAIRS, _BLOCK = (
+    1 << 27,
+    512,
+)  # query-key pairs that a CPU attends to at once, under a second; queries it takes together
 _CHECK_FRAMES = 16  # frames looked at together; bounds the scratch memory of the NaN test
 _finite: dict[int, weakref.ref] = {}  # tensors that were found finite, by id: none is looked through twice
 
@@ -317,7 +321,12 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, precision: torc
     The host's default on a CPU was measured 3 to 4.5 times slower than PyTorch's.
     """
     if q.device.type == "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
+        step = max(_BLOCK, _PAIRS // (q.shape[:-2].numel() * k.shape[-2]) // _BLOCK * _BLOCK)
+        parts = []
+        for part in q.split(step, -2):  # a large clip takes minutes here: Interrupt must find a way out
+            management.throw_exception_if_processing_interrupted()
+            parts.append(F.scaled_dot_product_attention(part, k, v))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
     optimized = comfy.ldm.modules.attention.optimized_attention
     shapes = {"skip_reshape": True, "skip_output_reshape": True}
     return optimized(q, k, v, q.shape[1], attn_precision=precision, **shapes)

@@ -92,3 +92,21 @@ def test_long_steps_of_a_sampler(core, model, prepare, signs, slowed):
     began = time.monotonic()
     core.custom.SamplerCustomAdvanced.execute(AddressedNoise(1), guider, euler, sigmas, clip.samples)
     _check(signs, began, time.monotonic())
+
+
+def test_large_attention_on_a_cpu_is_in_parts_that_stop_and_equal_the_whole(core, monkeypatch):
+    import comfy.model_management as management
+    from cascadevsr.nodes.host import services
+
+    q, k, v = torch.randn(3, 1, 2, 1300, 8, generator=torch.Generator().manual_seed(0))
+    whole = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    monkeypatch.setattr(services, "_PAIRS", 1)
+    parts, asked = [], management.throw_exception_if_processing_interrupted
+    monkeypatch.setattr(
+        management, "throw_exception_if_processing_interrupted", lambda: (parts.append(time.monotonic()), asked())
+    )
+    assert torch.equal(services.attention(q, k, v), whole) and len(parts) == 3
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        services.attention(q, k, v)
+    assert len(parts) == 4, "at the first part"
