@@ -186,10 +186,10 @@ class Work:
     def make(self, journal: Journal, node: str | None) -> int:
         """Make the segments that are missing and return their number."""
         missing = journal.missing()
-        pace = Pace(self.clip.frames, self.clip.frames - sum(journal.segments[index].frames for index in missing))
-        maker = self._maker(journal) if missing else None
-        if maker is None:
+        if not missing:
             return 0
+        pace = Pace(self.clip.frames, self.clip.frames - sum(journal.segments[index].frames for index in missing))
+        maker = self._maker(journal)
         with FilmProgress(node, pace, ("Reading", *maker.stages, "Writing")) as progress:
 
             def made(segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
