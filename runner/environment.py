@@ -28,8 +28,7 @@ SPACE_NEEDED = 9 * GIB  # 6.3 GiB installed, plus the wheels while they are bein
 SPACE_RESUMED = 1 * GIB
 STAMP = "cascadevsr.json"
 INSIDE = "CASCADEVSR_INSIDE"  # set to the host's path in the process that runs inside the environment
-_PROBE = "import torch, torchvision, torchaudio, av, aiohttp, safetensors, kornia, yaml, PIL"
-_OF_A_HOST = ("torch", "torchvision", "torchaudio", "av", "aiohttp", "safetensors", "kornia", "yaml", "PIL")
+_OF_A_HOST = ("torch", "torchvision", "av", "aiohttp", "safetensors", "kornia", "yaml", "PIL")
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,19 @@ def prepare(extras: tuple[str, ...] = (), say: Say = print) -> Environment:
 
 def _python_of(host: Host) -> Path | None:
     """Return an interpreter that can already run an external host: this one, else the host's own venv."""
-    if all(importlib.util.find_spec(name) for name in _OF_A_HOST):
+    if all(importlib.util.find_spec(name) for name in _modules(host)):
         return Path(sys.executable)
     for place in (host.path / ".venv", host.path / "venv", host.path.parent / "python_embeded"):
         for python in (place / "bin" / "python", place / "Scripts" / "python.exe", place / "python.exe"):
-            if python.exists() and _works(python, _PROBE):
+            if python.exists() and _works(python, f"import {', '.join(_modules(host))}"):
                 return python
     return None
+
+
+def _modules(host: Host) -> tuple[str, ...]:
+    """Return what an interpreter must import to run a host; newer ones no longer ask for torchaudio."""
+    asked = "torchaudio" in host.requirements.read_text(encoding="utf-8")
+    return (*_OF_A_HOST, "torchaudio") if asked else _OF_A_HOST
 
 
 def _other_requirements(host: Host | None) -> str | None:
@@ -143,8 +148,8 @@ def _check_python() -> None:
 
 def _check_space(environment: Path) -> None:
     resumed = (
-        any(environment.glob("lib/python*/site-packages/torchaudio"))
-        or (environment / "Lib" / "site-packages" / "torchaudio").exists()
+        any(environment.glob("lib/python*/site-packages/torchvision"))
+        or (environment / "Lib" / "site-packages" / "torchvision").exists()
     )
     require_space(
         environment,
@@ -175,10 +180,11 @@ def _install_layer(environment: Path, layer: str, host: Host, say: Say) -> None:
         _pip(environment, list(TRIO), "PyTorch (the largest part)", say)
         files = ["-r", str(host.requirements), "-r", str(ROOT / "requirements.txt")]
         _pip(environment, files, "what ComfyUI and the pack need", say)
-        if not _works(python_of(environment), _PROBE):
+        probe = f"import {', '.join(_modules(host))}"
+        if not _works(python_of(environment), probe):
             say("  an import fails: installing once more from scratch ...")
             _pip(environment, ["--force-reinstall", *TRIO, *files], "everything again", say)
-            _run([str(python_of(environment)), "-c", _PROBE], "Checking the environment")
+            _run([str(python_of(environment)), "-c", probe], "Checking the environment")
     else:
         _pip(environment, list(TOOLS[layer]), f"{layer} tools", say)
     stamp = {**read_stamp(environment), layer: fingerprint(layer, host)}

@@ -97,8 +97,11 @@ class Film(Input.Video):
         """Yield frames as the writer takes them."""
         return frames(self.timeline, wish) if self.parts is None else frames_of(self.parts.images, wish.depth)
 
-    def save_to(self, path, format=None, codec=None, metadata=None, bit_depth=None, crf=None) -> None:
-        """Write an MP4 with everything that it can hold; a buffer gets its bytes."""
+    def save_to(self, path, format=None, codec=None, metadata=None, bit_depth=None, crf=None, **newer) -> None:
+        """Write an MP4 with everything that it can hold; a buffer gets its bytes.
+
+        Depth and colours stay the film's own, whatever a host asks for (`newer`: color_space, preset).
+        """
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "film.mp4" if isinstance(path, io.BytesIO) else Path(path)
             quality = {} if crf is None else {"crf": crf}
@@ -133,6 +136,11 @@ class Film(Input.Video):
         """Return bits a channel as the host counts them: 8, or 10 for anything deeper."""
         return 10 if self.timeline.depth > 8 else 8
 
+    def get_color_space(self) -> str:
+        """Return what newer hosts ask for: sRGB, HDR (HLG) or HDR PQ."""
+        hdr = "" if self.wish.tonemap else self.timeline.colour.hdr
+        return {"PQ": "HDR PQ", "HLG": "HDR"}.get(hdr, "sRGB")
+
     def get_duration(self) -> float:
         """Return seconds."""
         return self.timeline.duration
@@ -158,7 +166,8 @@ def film_of(video: Input.Video) -> Film:
     """
     if isinstance(video, Film):
         return video
-    if isinstance(video, InputImpl.VideoFromFile):
+    edited = hasattr(video, "has_pending_frame_edits") and video.has_pending_frame_edits()  # by hosts that crop, resize
+    if isinstance(video, InputImpl.VideoFromFile) and not edited:
         source = video.get_stream_source()
         film = Film(read_times(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
         # older hosts know neither trimmed videos nor depths

@@ -136,8 +136,10 @@ def test_a_graph_of_0_1_0_comes_back_as_it_was(value, form, name):
     prompt, saved = value(f"{form} {name}"), old(f"{name}.json")
     assert set(prompt) == set(saved)
     for node_id, node in saved.items():
-        now = prompt[node_id]
-        assert now["class_type"] == node["class_type"] and now["inputs"].items() >= node["inputs"].items()
+        now, inputs = prompt[node_id], prompt[node_id]["inputs"]
+        if not node["class_type"].startswith("VSR"):  # hosts move inputs below a choice: Save Video's `format.codec`
+            inputs = {**{name.rpartition(".")[2]: inputs[name] for name in inputs}, **inputs}
+        assert now["class_type"] == node["class_type"] and inputs.items() >= node["inputs"].items()
         assert now["class_type"] != "VSRCascadeInput" or now["inputs"]["multiple"] == 1
 
 

@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from cascadevsr.media.colour import Colour
 from cascadevsr.media.errors import MediaError
 from cascadevsr.media.reader import Wish, frames, probe
 from cascadevsr.tests.media.films import assert_times, clip, film, seen
@@ -184,6 +186,36 @@ def test_host_nodes_find_what_they_expect_in_our_video(doors):
     trimmed = video.as_trimmed(0.5, 0.25)
     assert trimmed.get_frame_count() == 6 and isinstance(trimmed.get_stream_source(), io.BytesIO)
     assert video.as_trimmed(0.5, 1.0) is None and video.as_trimmed(-0.5).get_frame_count() == 12
+
+
+def test_newer_hosts_find_what_they_expect_in_our_video(doors):
+    film(doors.input / "a.mkv", clip(6))
+    video = doors.load("a.mkv").args[0]
+    video.save_to(
+        str(doors.temp / "b.mp4"), format="mp4", codec="av1", crf=20.0, color_space="sRGB", preset="ultrafast"
+    )
+    assert len(seen(doors.temp / "b.mp4")[0]) == 6
+    assert video.get_color_space() == "sRGB"
+    video.timeline = replace(video.timeline, colour=Colour(9, 16, 9))
+    assert video.get_color_space() == "HDR PQ"
+    video.wish = replace(video.wish, tonemap=True)
+    assert video.get_color_space() == "sRGB"
+
+
+def test_a_video_that_a_newer_host_crops_is_not_read_from_its_file(doors):
+    from cascadevsr.nodes.host.film import film_of
+    from comfy_api.latest import InputImpl
+
+    class Cropped(InputImpl.VideoFromFile):
+        def has_pending_frame_edits(self):
+            return True
+
+        def get_components(self):
+            parts = super().get_components()
+            return replace(parts, images=parts.images[:, :16, :32])
+
+    found = film_of(Cropped(str(film(doors.input / "a.mkv", clip(6)))))
+    assert (found.timeline.width, found.timeline.height, found.get_components().images.shape[1:3]) == (32, 16, (16, 32))
 
 
 def test_a_video_of_the_host_is_read_anew(doors):

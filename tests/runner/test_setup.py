@@ -132,6 +132,13 @@ def test_an_external_host_gets_its_own_environment_only_for_other_requirements(c
     assert environment.environment_path(own) != cache / "env"
 
 
+def test_a_host_that_does_not_ask_for_torchaudio_runs_without_it(tmp_path):
+    place = host.Host(make_host(tmp_path / "mine"), "COMFYUI_PATH", external=True)
+    assert "torchaudio" not in environment._modules(place) and "torchvision" in environment._modules(place)
+    place.requirements.write_text("torch\ntorchaudio\n")
+    assert "torchaudio" in environment._modules(place)
+
+
 def test_set_up_asks_for_space_first(cache, monkeypatch):
     monkeypatch.setattr(paths, "free_bytes", lambda path: 2**30)
     with pytest.raises(RunnerError, match="CASCADEVSR_CACHE"):
