@@ -2,15 +2,16 @@
 
 from comfy_api.latest import ComfyExtension
 
-from .host import services
+from .host import pages, services
 
 
 class CascadeVSRExtension(ComfyExtension):
-    """Registers the model folder and hands the nodes to the host."""
+    """Registers model folders and help pages, and hands the nodes to the host."""
 
     async def on_load(self):
-        """Make the folder known before the first node list is built."""
+        """Make the folders known before the first node list is built, and serve help in every language."""
         services.register_folders()
+        pages.register_pages()
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""

@@ -8,28 +8,23 @@ import pytest
 from cascadevsr.tools.blueprints import BLUEPRINTS, blueprint_text
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("js/docs/*/en.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("js/docs/*.md"))]
 WORKFLOWS = sorted(ROOT.glob("workflows/*.json"))
-LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)#\s]+)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_resolve(page):
-    """Pictures of help pages begin at js/docs: there the editor looks for them, whatever page it shows."""
-    lost = []
-    for picture, link in LINK.findall(page.read_text(encoding="utf-8")):
-        folder = ROOT / "js" / "docs" if picture and page.parent != ROOT else page.parent
-        if "://" not in link and not (folder / link).exists():
-            lost.append(link)
-    assert lost == []
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
 def test_readme_begins_with_the_two_commands_and_lists_every_node():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = [line for line in text.splitlines() if line.startswith(("python", "git", "cd"))]
     assert commands[0].startswith("python3 run.py demo") and commands[1].startswith("python3 run.py test")
-    listed = set(re.findall(r"js/docs/(\w+)/en\.md", text))
-    assert listed == {page.parent.name for page in PAGES[1:]} and len(listed) > 20
+    listed = set(re.findall(r"js/docs/(\w+)\.md", text))
+    assert listed == {page.stem for page in PAGES[1:]} and len(listed) > 20
 
 
 def test_readme_examples_are_understood_by_run_py():

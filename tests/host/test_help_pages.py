@@ -62,7 +62,7 @@ def test_all_nodes_are_here(info):
 
 @pytest.mark.parametrize("node", NODES)
 def test_page_is_true_to_the_schema(info, repository, node):
-    page = (repository / "js" / "docs" / node / "en.md").read_text(encoding="utf-8")
+    page = (repository / "js" / "docs" / f"{node}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {info[node]['display_name']}\n")
     for chapter in ("## Inputs", "## Outputs", "## Tips", "## Typical mistakes", "## Limits"):
         assert chapter in page
@@ -76,7 +76,7 @@ def test_page_is_true_to_the_schema(info, repository, node):
 
 @pytest.mark.parametrize("node", NODES)
 def test_page_says_nothing_of_inputs_that_are_not_there(info, repository, node):
-    page = (repository / "js" / "docs" / node / "en.md").read_text(encoding="utf-8")
+    page = (repository / "js" / "docs" / f"{node}.md").read_text(encoding="utf-8")
     table = page.split("## Inputs")[1].split("\n\n")[1]
     named = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
     assert sorted(named) == sorted(name for name, *_ in flat_inputs(info[node]["input"]))
@@ -86,11 +86,11 @@ def test_page_says_nothing_of_inputs_that_are_not_there(info, repository, node):
 def test_the_host_serves_the_page(host_server, repository, node):
     address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/{node}/en.md"
     with urllib.request.urlopen(address, timeout=60) as answer:
-        assert answer.read() == (repository / "js" / "docs" / node / "en.md").read_bytes()
+        assert answer.read() == (repository / "js" / "docs" / f"{node}.md").read_bytes()
 
 
 def test_the_host_serves_pictures_where_the_editor_looks_for_them(host_server, repository):
-    pages = (repository / "js" / "docs").glob("*/en.md")
+    pages = (repository / "js" / "docs").glob("*.md")
     pictures = {link for page in pages for link in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text(encoding="utf-8"))}
     assert pictures
     for picture in pictures:

@@ -1,0 +1,124 @@
+"""What the editor shows of our nodes in each language: locales/, derived from tools/languages/.
+
+1. `english_texts` lists every text of the recorded schemas (tests/host/object_info.json) with its place
+2. `tools/languages/LANGUAGE.json` says each of them in a language, by the English text: one that changed has no
+   translation any more, and a test says so. A text that means two things has an entry "NODE: text" for one of them.
+3. `locale_files` lays them out as the editor wants them
+
+`python3 tools/make_locales.py` writes the result.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "tools" / "languages"
+LOCALES = ROOT / "locales"
+SCHEMAS = ROOT / "tests" / "host" / "object_info.json"
+ENGLISH = "en"
+SYNTAX = re.compile(r"[{}@|]")  # what the editor's messages take for syntax
+_PHRASE = re.compile(r'\bsay\(\s*"([^"]+)"')
+
+Place = tuple[str, ...]  # the keys that lead to a text in nodeDefs.json; the first is the node
+
+
+def schemas() -> dict[str, dict]:
+    """Read the recorded schemas of our nodes."""
+    return json.loads(SCHEMAS.read_text(encoding="utf-8"))
+
+
+def languages() -> list[str]:
+    """List the languages that have a source."""
+    return sorted(file.stem for file in SOURCES.glob("*.json"))
+
+
+def read_source(language: str) -> dict[str, str]:
+    """Read what a language says, by English text."""
+    return json.loads((SOURCES / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def english_texts(info: Mapping[str, dict]) -> Iterator[tuple[Place, str]]:
+    """Yield place and text of all that the editor translates of a node; names are display names where there are any.
+
+    An output that is named as its type is called what the editor calls the type.
+    """
+    for node, schema in info.items():
+        yield (node, "display_name"), schema["display_name"]
+        yield (node, "description"), schema["description"]
+        for name, facts in _flat_inputs(schema["input"]):
+            place = (node, "inputs", name.replace(".", "_"))
+            yield (*place, "name"), facts.get("display_name") or name.rpartition(".")[2]
+            if facts.get("tooltip"):
+                yield (*place, "tooltip"), facts["tooltip"]
+        kinds, names, tooltips = (schema[key] for key in ("output", "output_name", "output_tooltips"))
+        for index, (kind, name, tooltip) in enumerate(zip(kinds, names, tooltips, strict=True)):
+            if name != kind:
+                yield (node, "outputs", str(index), "name"), name
+            if tooltip:
+                yield (node, "outputs", str(index), "tooltip"), tooltip
+
+
+def _flat_inputs(inputs: Mapping[str, dict], prefix: str = "") -> Iterator[tuple[str, dict]]:
+    for group in ("required", "optional"):
+        for name, (_, *rest) in inputs.get(group, {}).items():
+            facts = rest[0] if rest else {}
+            yield prefix + name, facts
+            for option in facts.get("options", []):
+                if isinstance(option, dict):
+                    yield from _flat_inputs(option["inputs"], f"{prefix}{name}.")
+
+
+def phrases() -> list[str]:
+    """List the texts of our own code in the editor, and of the help pages: what is in say("...")."""
+    files = [*sorted((ROOT / "js").glob("*.js")), ROOT / "nodes" / "host" / "pages.py"]
+    return list(dict.fromkeys(found for file in files for found in _PHRASE.findall(file.read_text(encoding="utf-8"))))
+
+
+def wanted(info: Mapping[str, dict]) -> list[str]:
+    """List every English text once."""
+    return list(dict.fromkeys([*(text for _, text in english_texts(info)), *phrases()]))
+
+
+def missing(source: Mapping[str, str], info: Mapping[str, dict]) -> list[str]:
+    """List the texts that a language does not say."""
+    return [text for text in wanted(info) if not source.get(text)]
+
+
+def stale(source: Mapping[str, str], info: Mapping[str, dict]) -> list[str]:
+    """List what a language says of texts that are no more."""
+    known = {*wanted(info), *(f"{place[0]}: {text}" for place, text in english_texts(info))}
+    return [text for text in source if text not in known]
+
+
+def locale_files(language: str, info: Mapping[str, dict]) -> dict[str, dict]:
+    """Give the content of locales/LANGUAGE by file name.
+
+    English has only the names below a choice, which the editor does not take from the schema.
+    """
+    source = {} if language == ENGLISH else read_source(language)
+    nodes: dict[str, dict] = {}
+    for place, text in english_texts(info):
+        if language == ENGLISH and not (place[-1] == "name" and _below_a_choice(info[place[0]], place, text)):
+            continue
+        inner = nodes
+        for key in place[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[place[-1]] = source.get(f"{place[0]}: {text}") or source.get(text, text)
+    own = {text: source.get(text, text) for text in phrases()}
+    files = {"nodeDefs.json": nodes} | ({"main.json": {"cascadevsr": own}} if language != ENGLISH and own else {})
+    return {name: content for name, content in files.items() if content}
+
+
+def _below_a_choice(schema: Mapping, place: Place, text: str) -> bool:
+    names = {name.replace(".", "_"): name for name, _ in _flat_inputs(schema["input"])}
+    name = names.get(place[2], "") if place[1] == "inputs" else ""
+    return "." in name and text != name.rpartition(".")[2]
+
+
+def file_text(content: dict) -> str:
+    """Write a locale's file the way it is stored."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Derive locales/ from tools/languages/: `python3 tools/make_locales.py`.
+
+With a language: list the texts that it does not say yet, as JSON: `python3 tools/make_locales.py fr`.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
+
+from runner.pack import register  # noqa: E402
+
+register()
+
+from cascadevsr.runner.paths import write_atomic  # noqa: E402
+from cascadevsr.tools import locales  # noqa: E402
+
+
+def main(languages: list[str]) -> int:
+    """Write all locales, or list what `languages` lack."""
+    info = locales.schemas()
+    for language in languages:
+        lacking = locales.missing(locales.read_source(language), info)
+        sys.stdout.write(json.dumps(dict.fromkeys(lacking, ""), indent=1, ensure_ascii=False) + "\n")
+    if languages:
+        return 0
+    shutil.rmtree(locales.LOCALES, ignore_errors=True)
+    for language in (locales.ENGLISH, *locales.languages()):
+        for name, content in locales.locale_files(language, info).items():
+            (locales.LOCALES / language).mkdir(parents=True, exist_ok=True)
+            write_atomic(locales.LOCALES / language / name, locales.file_text(content))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
