@@ -72,3 +72,23 @@ app.registerExtension({
     };
   },
 });
+
+// The editor labels the sockets that grow with every link by their ids, which hides their names in every language.
+app.registerExtension({
+  name: "CascadeVSR.GrowingSockets",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name !== "VSRReferenceSet") return;
+    const inherited = nodeType.prototype.onInputAdded;
+    nodeType.prototype.onInputAdded = function (input) {
+      inherited?.apply(this, arguments);
+      const id = input.name.split(".")[1];
+      let label = input.label;
+      Object.defineProperty(input, "label", {
+        get: () => label,
+        set: (text) => (label = text === id ? undefined : text),
+        enumerable: true,
+        configurable: true,
+      });
+    };
+  },
+});

@@ -50,7 +50,15 @@ class ReferenceTokens(io.ComfyNode):
                 "clip's own, each reference with its own time indices. Without references it changes nothing. Load VSR "
                 "Adapter includes this; the built-in restorer needs neither."
             ),
-            search_aliases=["in-context", "identity", "reference latents", "context latents", "multi-id", "wan"],
+            search_aliases=[
+                "in-context",
+                "identity",
+                "reference latents",
+                "context latents",
+                "multi-id",
+                "wan",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A Wan text-to-video or image-to-video model, before the sampler.")
             ],
@@ -81,7 +89,7 @@ class LoadVSRAdapter(io.ComfyNode):
                 "low-resolution clip, its noise level, changed layers and reference tokens. "
                 "Only this MODEL changes; LoRA loaders can be added after it."
             ),
-            search_aliases=["unimmvsr adapter", "super resolution lora", "wan upscale", "vsr lora"],
+            search_aliases=["unimmvsr adapter", "super resolution lora", "wan upscale", "vsr lora", "cascade vsr"],
             inputs=[
                 io.Model.Input("model", tooltip="The Wan text-to-video model the adapter was trained for."),
                 io.Combo.Input("adapter", options=adapter_names(), tooltip="A file from models/vsr_adapters."),

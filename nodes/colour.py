@@ -21,7 +21,7 @@ class ColourMatch(io.ComfyNode):
             category=services.CATEGORY,
             description="Gives an upscaled clip the colours of the clip it was made from, frame by frame; "
             "detail is kept.",
-            search_aliases=["color match", "colour fix", "color correction", "wavelet", "adain", "lab"],
+            search_aliases=["color match", "colour fix", "color correction", "wavelet", "adain", "lab", "cascade vsr"],
             inputs=[
                 io.Image.Input("images", tooltip="The clip to correct."),
                 io.Image.Input(

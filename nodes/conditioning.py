@@ -50,7 +50,13 @@ class VSRConditioning(io.ComfyNode):
             category=services.CATEGORY,
             description="Gives the sampler the low-resolution clip, how far to trust it, and references. Prompts are "
             "optional; the built-in restorer was trained without text and ignores them.",
-            search_aliases=["super resolution conditioning", "upscale conditioning", "lr conditioning", "unimmvsr"],
+            search_aliases=[
+                "super resolution conditioning",
+                "upscale conditioning",
+                "lr conditioning",
+                "unimmvsr",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Latent.Input("lr_latent", tooltip="The upscaled and encoded clip from Cascade Input."),
                 io.Float.Input(
@@ -70,7 +76,7 @@ class VSRConditioning(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip=(
                         "Seed of this noise. No effect at noise level 0, except with MGLD-VSR's reference preset, "
                         "which draws the latent at random from the encoder's distribution."
@@ -210,7 +216,7 @@ class ReferenceSet(io.ComfyNode):
                 "Encodes pictures and videos that the restorer may take detail from: identity pictures of a person or "
                 "thing, or the unedited high-resolution video of an edit."
             ),
-            search_aliases=["reference image", "identity", "id image", "reference video", "multi-modal"],
+            search_aliases=["reference image", "identity", "id image", "reference video", "multi-modal", "cascade vsr"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of the restorer that will see the references."),
                 io.Autogrow.Input(

@@ -23,7 +23,14 @@ class DegradeVideo(io.ComfyNode):
             display_name=_TITLE,
             category=services.CATEGORY,
             description="Makes a low-resolution, damaged copy of a good clip, to test a restorer against the truth.",
-            search_aliases=["degradation", "downscale", "low resolution", "compress", "real-esrgan degradation"],
+            search_aliases=[
+                "degradation",
+                "downscale",
+                "low resolution",
+                "compress",
+                "real-esrgan degradation",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The good clip."),
                 io.Combo.Input(
@@ -47,7 +54,7 @@ class DegradeVideo(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip=("Seed of blur, noise and quality; the same values are used for the whole clip."),
                 ),
             ],

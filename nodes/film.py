@@ -28,9 +28,11 @@ from .host import services
 from .host.film import (
     ENDINGS,
     Film,
+    beginning,
     check_saving,
     even_timeline,
     film_of,
+    first_seconds_input,
     frames_of,
     graph_texts,
     in_graph,
@@ -61,7 +63,15 @@ class LoadFilm(io.ComfyNode):
                 "input folder, upright and with exact colours. Link its video to Save Film, which gives the result "
                 "the same times, sound, tracks, tags and transparency."
             ),
-            search_aliases=["load video", "import video", "open video", "load gif", "image sequence", "alpha video"],
+            search_aliases=[
+                "load video",
+                "import video",
+                "open video",
+                "load gif",
+                "image sequence",
+                "alpha video",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -97,6 +107,7 @@ class LoadFilm(io.ComfyNode):
                     advanced=True,
                     tooltip="Frames per second of a folder of pictures; films and animated pictures have their own.",
                 ),
+                first_seconds_input(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The film itself, for Save Film."),
@@ -108,7 +119,16 @@ class LoadFilm(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, file: str, start: int, frames: int, deinterlace: bool, tonemap: bool, rate: float):
+    def execute(
+        cls,
+        file: str,
+        start: int,
+        frames: int,
+        deinterlace: bool,
+        tonemap: bool,
+        rate: float,
+        first_seconds: float = 0.0,
+    ):
         """Read the source to its end, then its frames."""
         path = Path(folder_paths.get_annotated_filepath(file))
         with said_by(_LOAD):
@@ -116,6 +136,7 @@ class LoadFilm(io.ComfyNode):
             if deinterlace and timeline.kind != "film":
                 raise ValueError(f"{_LOAD}: deinterlace is for films; {file} is a picture. Switch it off.")
             timeline = timeline.part(start, start + frames if frames else timeline.frames)
+            timeline = beginning(timeline, first_seconds)
             film = Film(timeline, Wish(16 if timeline.depth > 8 else 8, tonemap=tonemap, deinterlace=deinterlace))
             images, opacity = read_images(film, services.Progress())
         shape = images.shape[:3]
@@ -176,7 +197,15 @@ class SaveFilm(io.ComfyNode):
                 "subtitles, chapters, colour tags, depth, pixel shape and transparency, as far as the format holds "
                 "them. It says what stays behind."
             ),
-            search_aliases=["save video", "export video", "video combine", "save gif", "save prores", "save webm"],
+            search_aliases=[
+                "save video",
+                "export video",
+                "video combine",
+                "save gif",
+                "save prores",
+                "save webm",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Image.Input("images", optional=True, tooltip="The frames; without them, those of the source."),
                 io.Video.Input(

@@ -36,6 +36,7 @@ from .host import services
 from .host.film import (
     ENDINGS,
     Film,
+    beginning,
     frames_of,
     images_of,
 )
@@ -70,6 +71,7 @@ class Chosen:
     lossless: bool
     keep_tracks: str
     multiple: int = 1
+    first_seconds: float = 0.0
     model: ModelPatcher | None = None
     vae: comfy.sd.VAE | None = None
     positive: list | None = None
@@ -116,7 +118,12 @@ class Chosen:
 
     def deciding(self) -> dict:
         """Return what decides the result, of what is no link and no name."""
-        left = ("first", "filename_prefix", "format")  # these show in the source's frames and in the file's ending
+        left = (
+            "first",
+            "first_seconds",
+            "filename_prefix",
+            "format",
+        )  # these show in the source's frames and in the file's ending
         plain = {name: value for name, value in vars(self).items() if isinstance(value, str | int | float | dict)}
         return {name: value for name, value in plain.items() if name not in left}
 
@@ -152,7 +159,7 @@ class Work:
                 f"{TITLE}: video must come from a file; got frames in memory. Link Load Video; short clips go through "
                 "Cascade Input."
             )
-        clip = film.timeline.part(0, chosen.first or film.timeline.frames)
+        clip = beginning(film.timeline.part(0, chosen.first or film.timeline.frames), chosen.first_seconds)
         size = asked_size(TITLE, "target", chosen.target, clip.height, clip.width, chosen.multiple)
         if chosen.upscale_model is not None:
             with services.titled(TITLE):

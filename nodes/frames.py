@@ -37,7 +37,14 @@ class CascadeInput(io.ComfyNode):
                 "with its VAE) to the target size and encodes it for the restorer. The "
                 "result has exactly this size and the frame count of the clip."
             ),
-            search_aliases=["upscale video", "cascade", "lr latent", "super resolution input", "refine input"],
+            search_aliases=[
+                "upscale video",
+                "cascade",
+                "lr latent",
+                "super resolution input",
+                "refine input",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Vae.Input(
                     "target_vae",
@@ -227,7 +234,7 @@ class TemporalDecode(io.ComfyNode):
                 "Decodes a video latent in chunks that continue each other, guided by the low-resolution frames. The "
                 "result has exactly the size and frame count set in Cascade Input."
             ),
-            search_aliases=["vae decode", "video decode", "temporal vae", "decode video"],
+            search_aliases=["vae decode", "video decode", "temporal vae", "decode video", "cascade vsr"],
             inputs=[
                 io.Latent.Input("samples", tooltip="The sampled latent."),
                 io.Vae.Input("vae", tooltip="The restorer's VAE; any video VAE works without lr_frames."),

@@ -64,7 +64,16 @@ class ReferenceCFGGuider(io.ComfyNode):
                 "Guides sampling by text and by references, with separate strengths, as in the UniMMVSR paper. "
                 "Guidance by references acts in the first steps only, where structure is decided."
             ),
-            search_aliases=["cfg", "guider", "three-way cfg", "dual cfg", "reference guidance", "s_ref", "unimmvsr"],
+            search_aliases=[
+                "cfg",
+                "guider",
+                "three-way cfg",
+                "dual cfg",
+                "reference guidance",
+                "s_ref",
+                "unimmvsr",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample, with its tiles, windows and other patches."),
                 io.Conditioning.Input("positive", tooltip="Prompt, clip and references, from VSR Conditioning."),
@@ -131,7 +140,15 @@ class ReferenceCFG(io.ComfyNode):
                 "Adds guidance by references to a model, for KSampler and the host's guiders. The strength of the text "
                 "is KSampler's cfg, which is 1 + s_txt: 4 for the published s_txt of 3."
             ),
-            search_aliases=["cfg", "three-way cfg", "reference guidance", "s_ref", "ksampler", "unimmvsr"],
+            search_aliases=[
+                "cfg",
+                "three-way cfg",
+                "reference guidance",
+                "s_ref",
+                "ksampler",
+                "unimmvsr",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Model.Input(
                     "model",

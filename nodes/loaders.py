@@ -50,6 +50,7 @@ class LoadVideoRestorer(io.ComfyNode):
                 "mgld-vsr",
                 "load upscaler",
                 "vsr",
+                "cascade vsr",
             ],
             inputs=[
                 io.Combo.Input(

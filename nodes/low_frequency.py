@@ -32,7 +32,15 @@ class LowFrequencyTie(io.ComfyNode):
                 "text-to-video model makes the detail: moves the low frequencies of every "
                 "prediction to those of the clip. For any video model; no training needed."
             ),
-            search_aliases=["ilvr", "low frequency", "sdedit", "training-free", "structure", "colour drift"],
+            search_aliases=[
+                "ilvr",
+                "low frequency",
+                "sdedit",
+                "training-free",
+                "structure",
+                "colour drift",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with the tie."),
                 io.Latent.Input(

@@ -45,7 +45,7 @@ class CompareMeasure(io.ComfyNode):
                 "Compares two clips of the same size: PSNR, SSIM, sharpness, warping error, flicker, colour drift, and "
                 "a picture of both. With the low-resolution frames a plain bicubic upscale is measured too."
             ),
-            search_aliases=["psnr", "ssim", "compare", "metrics", "quality", "flicker", "warping error"],
+            search_aliases=["psnr", "ssim", "compare", "metrics", "quality", "flicker", "warping error", "cascade vsr"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("result", tooltip="The clip to judge."),

@@ -62,7 +62,7 @@ class LoadFlowModel(io.ComfyNode):
                 "Loads a motion estimator: the built-in one, which needs no download and "
                 "works at any size, or RAFT or SpyNet from models/optical_flow."
             ),
-            search_aliases=["optical flow", "raft", "spynet", "motion", "flow loader", "propagator"],
+            search_aliases=["optical flow", "raft", "spynet", "motion", "flow loader", "propagator", "cascade vsr"],
             inputs=[
                 io.Combo.Input(
                     "flow_model",
@@ -164,7 +164,7 @@ class EstimateMotion(io.ComfyNode):
                 "Estimates the motion of every pixel from frame to frame, in both directions, and finds scene cuts. It "
                 "works on the low-resolution frames, pair by pair, which is fast and needs little memory."
             ),
-            search_aliases=["optical flow", "motion", "flow", "scene cut", "raft"],
+            search_aliases=["optical flow", "motion", "flow", "scene cut", "raft", "cascade vsr"],
             inputs=[
                 io.Image.Input("frames", tooltip="The lr_frames of Cascade Input: all frames of the clip."),
                 FlowModelType.Input(
@@ -254,7 +254,7 @@ class LatentPropagation(io.ComfyNode):
                 "Carries predictions from frame to frame along the motion, where the motion is certain, so that "
                 "texture stays on its object. For any video model; it restarts at scene cuts."
             ),
-            search_aliases=["temporal consistency", "flicker", "flow propagation", "upscale-a-video"],
+            search_aliases=["temporal consistency", "flicker", "flow propagation", "upscale-a-video", "cascade vsr"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with propagation."),
                 motion_input(),

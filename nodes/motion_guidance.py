@@ -51,7 +51,14 @@ class MotionGuidance(io.ComfyNode):
                 "Reduces flicker: moves the predictions of neighbouring frames towards each other along the motion, "
                 "where both frames show the same point. For any video model; it restarts at scene cuts."
             ),
-            search_aliases=["temporal consistency", "flicker", "optical flow", "warping loss", "mgld-vsr"],
+            search_aliases=[
+                "temporal consistency",
+                "flicker",
+                "optical flow",
+                "warping loss",
+                "mgld-vsr",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample with guidance."),
                 motion_input(),

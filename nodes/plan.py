@@ -53,7 +53,7 @@ class VSRPlan(io.ComfyNode):
             category=services.CATEGORY,
             description="Says what a run will cost before it starts: tokens, tiles, windows, network passes and "
             "memory, and which setting helps where something does not fit.",
-            search_aliases=["estimate", "vram", "memory", "tokens", "cost", "out of memory", "dry run"],
+            search_aliases=["estimate", "vram", "memory", "tokens", "cost", "out of memory", "dry run", "cascade vsr"],
             is_output_node=True,
             inputs=[
                 io.Model.Input(

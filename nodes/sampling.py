@@ -78,14 +78,14 @@ class SeededNoise(io.ComfyNode):
                 "Noise whose values depend only on the seed and their position (frame, row, "
                 "column), so that clip length, tiles, windows and resuming do not change it."
             ),
-            search_aliases=["random noise", "noise", "seed", "vsr noise"],
+            search_aliases=["random noise", "noise", "seed", "vsr noise", "cascade vsr"],
             inputs=[
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip=(
                         "The same seed gives the same noise at the same position of a clip, "
                         "whatever its size and length."
@@ -261,7 +261,7 @@ class RestorerSampler(io.ComfyNode):
                 "many steps; pndm does so with one network call a step, as in the UniMMVSR paper; ddim is the sampler "
                 "of Upscale-A-Video, ddpm that of MGLD-VSR."
             ),
-            search_aliases=["sampler", "plms", "pndm", "euler", "ddim", "ddpm", "ancestral", "vsr sampler"],
+            search_aliases=["plms", "pndm", "euler", "ddim", "ddpm", "ancestral", "vsr sampler", "cascade vsr"],
             inputs=[
                 io.Combo.Input(
                     "sampler",
@@ -312,7 +312,7 @@ class RefineSigmas(io.ComfyNode):
                 "0.3 starts near sigma 0.8; here 0.3 means 0.3. For Upscale-A-Video and MGLD-VSR it gives the steps of "
                 "the published programs."
             ),
-            search_aliases=["sigmas", "scheduler", "denoise", "sdedit", "start sigma", "ddim", "ddpm"],
+            search_aliases=["sigmas", "scheduler", "denoise", "sdedit", "start sigma", "ddim", "ddpm", "cascade vsr"],
             inputs=[
                 io.Model.Input("model", tooltip=("The model that will be sampled; it determines the kind of sigmas.")),
                 io.Float.Input(

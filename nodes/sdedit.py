@@ -67,7 +67,15 @@ class SDEditDegradation(io.ComfyNode):
                 "latent to a random step and denoises it with the model. Structure drifts. Add Degrade Video after it "
                 "for the complete degradation of the UniMMVSR paper."
             ),
-            search_aliases=["sdedit", "degradation", "training pairs", "base model", "low resolution", "drift"],
+            search_aliases=[
+                "sdedit",
+                "degradation",
+                "training pairs",
+                "base model",
+                "low resolution",
+                "drift",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The base video model, or the built-in one of Load Video Restorer."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
@@ -118,7 +126,7 @@ class SDEditDegradation(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Seed of the drawn strength and of the noise.",
                 ),
                 io.Conditioning.Input(

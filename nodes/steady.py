@@ -49,6 +49,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
                 "video upscale with model",
                 "upscale model video",
                 "stabilise upscale",
+                "cascade vsr",
             ],
             inputs=[
                 io.Image.Input("lr_frames", tooltip="The frames before upscaling: all of the clip, in order."),

@@ -57,7 +57,7 @@ class SpatialTiles(io.ComfyNode):
             category=services.CATEGORY,
             description="Samples a large frame tile by tile and fuses the predictions smoothly at every step, so that "
             "4K fits into memory. A tile as large as the frame changes nothing. Every tile sees all references whole.",
-            search_aliases=["tiled diffusion", "tiling", "tile", "4k", "multidiffusion", "vram"],
+            search_aliases=["tiled diffusion", "tiling", "tile", "4k", "multidiffusion", "vram", "cascade vsr"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample in tiles."),
                 io.DynamicCombo.Input(
@@ -114,7 +114,7 @@ class TemporalWindows(io.ComfyNode):
             category=services.CATEGORY,
             description="Samples a long clip window by window and fuses the predictions at every step, so memory does "
             "not grow with its length. A window as long as the clip changes nothing.",
-            search_aliases=["context windows", "long video", "sliding window", "temporal tiling"],
+            search_aliases=["context windows", "long video", "sliding window", "temporal tiling", "cascade vsr"],
             inputs=[
                 io.Model.Input("model", tooltip="The video model to sample in windows."),
                 io.DynamicCombo.Input(

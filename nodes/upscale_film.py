@@ -32,6 +32,7 @@ from .host.film import (
     Film,
     check_saving,
     film_of,
+    first_seconds_input,
     graph_texts,
     in_graph,
     place,
@@ -68,7 +69,15 @@ class UpscaleFilm(io.ComfyNode):
                 "an interruption, a crash or a power cut Run goes on where it stopped. Writes the film as Save Film "
                 "does. Link a model with its VAE, or an upscale model."
             ),
-            search_aliases=["long video", "upscale video", "resume", "batch video", "video to video", "whole film"],
+            search_aliases=[
+                "long video",
+                "upscale video",
+                "resume",
+                "batch video",
+                "video to video",
+                "whole film",
+                "cascade vsr",
+            ],
             inputs=[
                 io.Video.Input("video", tooltip="The film, from Load Video: nothing of it is decoded before."),
                 io.Model.Input("model", optional=True, tooltip="The restorer or video model, with all its patches."),
@@ -140,6 +149,7 @@ class UpscaleFilm(io.ComfyNode):
                     tooltip="With an upscale_model: as in Steady Upscaled Video; automatic decides for every scene.",
                 ),
                 *saving_inputs("video/film"),
+                first_seconds_input(),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The written film.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],

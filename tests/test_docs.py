@@ -27,6 +27,23 @@ def test_readme_begins_with_the_two_commands_and_lists_every_node():
     assert listed == {page.stem for page in PAGES[1:]} and len(listed) > 20
 
 
+def test_help_pages_give_the_names_that_nodes_show():
+    shown = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    lost = []
+    for node, parts in shown.items():
+        inputs, outputs = (ROOT / "js" / "docs" / node / "en.md").read_text(encoding="utf-8").split("## Outputs")
+        for key, entry in parts.get("inputs", {}).items():
+            ends = [key[place:] for place in range(len(key)) if place == 0 or key[place - 1] == "_"]
+            row = next((line for end in ends for line in inputs.splitlines() if line.startswith(f"| `{end}` |")), "")
+            grows = re.search(r"_(image|video)_\d+$", key)
+            plain = row.startswith(f"| `{entry['name']}` |")
+            if not (grows or plain or f"| **{entry['name']}**, " in row):
+                lost.append((node, key))
+        names = [entry["name"] for entry in parts.get("outputs", {}).values()]
+        lost += [(node, name) for name in names if f"| **{name}**, " not in outputs]
+    assert lost == []
+
+
 def test_readme_examples_are_understood_by_run_py():
     from cascadevsr.runner import cli
 

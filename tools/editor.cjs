@@ -85,6 +85,28 @@ const STEPS = {
     }, [type, values]);
   },
 
+  /** What the nodes of these types, new, show as the names of their inputs, dials and outputs, by type. */
+  async labels(page, { types }) {
+    return page.evaluate((types) => Object.fromEntries(types.map((type) => {
+      const { app, LiteGraph } = window;
+      const node = LiteGraph.createNode(type);
+      app.graph.add(node);
+      const shown = (each) => each.label || each.localized_name || each.name;
+      const choices = (node.widgets || []).filter((each) => each.type === "combo" && each.name in node.constructor.nodeData.inputs
+        && node.constructor.nodeData.inputs[each.name].type.includes("DYNAMICCOMBO"));
+      const found = [node.inputs, node.widgets, node.outputs].flatMap((each) => (each || []).map(shown));
+      for (const widget of choices) {
+        for (const choice of widget.options.values) {
+          widget.value = choice;
+          found.push(...[node.inputs, node.widgets].flatMap((each) => each.map(shown)));
+        }
+      }
+      const seed = node.widgets?.find((each) => each.name === "seed")?.linkedWidgets?.[0].value;
+      app.graph.remove(node);
+      return [type, { labels: [...new Set(found)], seed }];
+    })), types);
+  },
+
   /** The templates listed for a pack, each with the width its thumbnail was drawn at (0: none came). */
   async templates(page, { names }) {
     await closeDialogs(page);

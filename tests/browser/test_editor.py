@@ -41,6 +41,7 @@ def alone(kind, values):
     return {"nodes": [node], **top}
 
 
+NODES = [folder.name for folder in (Path(__file__).parents[2] / "js" / "docs").iterdir()]
 SDEDIT = [0.2, 0.5, 50, 1, 7, "fixed"]
 ALONE = {  # what 0.1.0 saved -> inputs that must come back
     ("VSRCascadeInput", "scale"): ([1.5, "bicubic"], {"target.scale": 1.5, "filter": "bicubic"}),
@@ -80,6 +81,7 @@ def report(host_server, browser_tools, tmp_path_factory):
     for kind, name in (("VSRCascadeInput", "target"), ("VSRSDEditDegradation", "size")):
         change = {name: "exact size", "multiple": 6}
         steps[f"fresh {kind}"] = {"do": "fresh", "type": kind, "values": change}
+    steps["labels"] = {"do": "labels", "types": NODES}
     steps["measure"] = {"do": "show", "prompt": MEASURE, "type": "VSRCompareMeasure"}
     folder = tmp_path_factory.mktemp("screenshots")
     found = drive(browser_tools, host_server.url, list(steps.values()), screenshots=folder)
@@ -160,6 +162,20 @@ def test_a_new_node_rounds_to_even_and_saves_what_is_set(value, kind):
     found = value(f"fresh {kind}")
     assert found["added"]["multiple"] == 2 and found["changed"]["multiple"] == 6
     assert list(found["changed"])[-1] == "multiple" and found["loaded"] == found["changed"]
+
+
+def test_no_node_shows_an_id_for_a_name(value):
+    found = value("labels")
+    assert set(found) == set(NODES)
+    raw = {kind: [label for label in node["labels"] if set(label) & set("_.")] for kind, node in found.items()}
+    assert not any(raw.values()), "names are in locales/en/nodeDefs.json"
+    assert {"text guidance", "reference guidance"} <= set(found["VSRReferenceGuider"]["labels"])
+    assert "picture 1" in found["VSRReferenceSet"]["labels"]
+
+
+def test_seeds_of_new_nodes_stay_as_they_are(value):
+    kinds = ("VSRConditioning", "VSRSeededNoise", "VSRDegradeVideo", "VSRSDEditDegradation")
+    assert [value("labels")[kind].get("seed") for kind in kinds] == ["fixed"] * len(kinds)
 
 
 def test_help_panel_shows_our_page(value):
