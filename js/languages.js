@@ -1,4 +1,4 @@
-// The editor's language for what the editor itself leaves in English: inputs below a choice, and our own words.
+// The editor's language for what the editor itself leaves in English: tooltips below a choice, and our own words.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
@@ -24,15 +24,12 @@ export function say(text) {
   return texts?.cascadevsr?.[text] || text;
 }
 
-// The editor gives slots and everything below a choice the schema's own texts, whatever its language.
+// What appears below a choice has the schema's own tooltip, whatever the editor's language.
 function translate(inputs, known, prefix = "") {
-  for (const group of Object.values(inputs)) {
-    for (const [name, [, facts]] of Object.entries(group)) {
-      const found = known[`${prefix}${name}`.replaceAll(".", "_")];
-      if (facts && found?.tooltip) facts.tooltip = found.tooltip;
-      if (facts && found?.name) facts.display_name = found.name;
-      for (const option of facts?.options || []) if (option?.inputs) translate(option.inputs, known, `${prefix}${name}.`);
-    }
+  for (const [name, [, facts]] of Object.values(inputs).flatMap((group) => Object.entries(group))) {
+    const found = known[`${prefix}${name}`.replaceAll(".", "_")];
+    if (prefix && found?.tooltip) facts.tooltip = found.tooltip;
+    for (const { inputs: below } of facts?.options || []) if (below) translate(below, known, `${prefix}${name}.`);
   }
 }
 

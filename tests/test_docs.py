@@ -31,7 +31,7 @@ def test_help_pages_give_the_names_that_nodes_show():
     shown = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     lost = []
     for node, parts in shown.items():
-        inputs, outputs = (ROOT / "js" / "docs" / node / "en.md").read_text(encoding="utf-8").split("## Outputs")
+        inputs, outputs = (ROOT / "js" / "docs" / f"{node}.md").read_text(encoding="utf-8").split("## Outputs")
         for key, entry in parts.get("inputs", {}).items():
             ends = [key[place:] for place in range(len(key)) if place == 0 or key[place - 1] == "_"]
             row = next((line for end in ends for line in inputs.splitlines() if line.startswith(f"| `{end}` |")), "")

@@ -1,8 +1,10 @@
 """What the editor shows of our nodes in each language: locales/, derived from tools/languages/.
 
-1. `english_texts` lists every text of the recorded schemas (tests/host/object_info.json) with its place
+1. `english_texts` lists every text of the recorded schemas (tests/host/object_info.json) with its place; names are
+   those of locales/en, which is written by hand
 2. `tools/languages/LANGUAGE.json` says each of them in a language, by the English text: one that changed has no
-   translation any more, and a test says so. A text that means two things has an entry "NODE: text" for one of them.
+   translation any more, and a test says so. A text that means two things has an entry "NODE: text" for one of them;
+   names that are counted ("picture 1") have one entry ("picture #").
 3. `locale_files` lays them out as the editor wants them
 
 `python3 tools/make_locales.py` writes the result.
@@ -19,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tools" / "languages"
 LOCALES = ROOT / "locales"
 SCHEMAS = ROOT / "tests" / "host" / "object_info.json"
-ENGLISH = "en"
 SYNTAX = re.compile(r"[{}@|]")  # what the editor's messages take for syntax
+_COUNTED = re.compile(r"(?<=^picture )\d+$|(?<=^video )\d+$")
 _PHRASE = re.compile(r'\bsay\(\s*"([^"]+)"')
 
 Place = tuple[str, ...]  # the keys that lead to a text in nodeDefs.json; the first is the node
@@ -42,22 +44,26 @@ def read_source(language: str) -> dict[str, str]:
 
 
 def english_texts(info: Mapping[str, dict]) -> Iterator[tuple[Place, str]]:
-    """Yield place and text of all that the editor translates of a node; names are display names where there are any.
+    """Yield place and text of all that the editor translates of a node.
 
     An output that is named as its type is called what the editor calls the type.
     """
+    given = json.loads((LOCALES / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     for node, schema in info.items():
+        names = {key: dict(given.get(node, {}).get(key, {})) for key in ("inputs", "outputs")}
         yield (node, "display_name"), schema["display_name"]
         yield (node, "description"), schema["description"]
         for name, facts in _flat_inputs(schema["input"]):
             place = (node, "inputs", name.replace(".", "_"))
-            yield (*place, "name"), facts.get("display_name") or name.rpartition(".")[2]
+            yield (*place, "name"), names["inputs"].pop(place[2], {}).get("name") or name.rpartition(".")[2]
             if facts.get("tooltip"):
                 yield (*place, "tooltip"), facts["tooltip"]
-        kinds, names, tooltips = (schema[key] for key in ("output", "output_name", "output_tooltips"))
-        for index, (kind, name, tooltip) in enumerate(zip(kinds, names, tooltips, strict=True)):
+        for key, grown in names["inputs"].items():  # sockets that grow
+            yield (node, "inputs", key, "name"), grown["name"]
+        outputs = zip(*(schema[key] for key in ("output", "output_name", "output_tooltips")), strict=True)
+        for index, (kind, name, tooltip) in enumerate(outputs):
             if name != kind:
-                yield (node, "outputs", str(index), "name"), name
+                yield (node, "outputs", str(index), "name"), names["outputs"].get(str(index), {}).get("name") or name
             if tooltip:
                 yield (node, "outputs", str(index), "tooltip"), tooltip
 
@@ -80,7 +86,7 @@ def phrases() -> list[str]:
 
 def wanted(info: Mapping[str, dict]) -> list[str]:
     """List every English text once."""
-    return list(dict.fromkeys([*(text for _, text in english_texts(info)), *phrases()]))
+    return list(dict.fromkeys([*(_COUNTED.sub("#", text) for _, text in english_texts(info)), *phrases()]))
 
 
 def missing(source: Mapping[str, str], info: Mapping[str, dict]) -> list[str]:
@@ -95,28 +101,17 @@ def stale(source: Mapping[str, str], info: Mapping[str, dict]) -> list[str]:
 
 
 def locale_files(language: str, info: Mapping[str, dict]) -> dict[str, dict]:
-    """Give the content of locales/LANGUAGE by file name.
-
-    English has only the names below a choice, which the editor does not take from the schema.
-    """
-    source = {} if language == ENGLISH else read_source(language)
+    """Give the content of locales/LANGUAGE by file name."""
+    source = read_source(language)
     nodes: dict[str, dict] = {}
     for place, text in english_texts(info):
-        if language == ENGLISH and not (place[-1] == "name" and _below_a_choice(info[place[0]], place, text)):
-            continue
         inner = nodes
         for key in place[:-1]:
             inner = inner.setdefault(key, {})
-        inner[place[-1]] = source.get(f"{place[0]}: {text}") or source.get(text, text)
-    own = {text: source.get(text, text) for text in phrases()}
-    files = {"nodeDefs.json": nodes} | ({"main.json": {"cascadevsr": own}} if language != ENGLISH and own else {})
-    return {name: content for name, content in files.items() if content}
-
-
-def _below_a_choice(schema: Mapping, place: Place, text: str) -> bool:
-    names = {name.replace(".", "_"): name for name, _ in _flat_inputs(schema["input"])}
-    name = names.get(place[2], "") if place[1] == "inputs" else ""
-    return "." in name and text != name.rpartition(".")[2]
+        counted = _COUNTED.search(text)
+        said = source.get(f"{place[0]}: {text}") or source.get(_COUNTED.sub("#", text), text)
+        inner[place[-1]] = said.replace("#", counted[0]) if counted else said
+    return {"nodeDefs.json": nodes, "main.json": {"cascadevsr": {text: source.get(text, text) for text in phrases()}}}
 
 
 def file_text(content: dict) -> str:

@@ -5,7 +5,6 @@ With a language: list the texts that it does not say yet, as JSON: `python3 tool
 """
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -27,8 +26,7 @@ def main(languages: list[str]) -> int:
         sys.stdout.write(json.dumps(dict.fromkeys(lacking, ""), indent=1, ensure_ascii=False) + "\n")
     if languages:
         return 0
-    shutil.rmtree(locales.LOCALES, ignore_errors=True)
-    for language in (locales.ENGLISH, *locales.languages()):
+    for language in locales.languages():
         for name, content in locales.locale_files(language, info).items():
             (locales.LOCALES / language).mkdir(parents=True, exist_ok=True)
             write_atomic(locales.LOCALES / language / name, locales.file_text(content))

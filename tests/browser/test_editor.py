@@ -41,7 +41,7 @@ def alone(kind, values):
     return {"nodes": [node], **top}
 
 
-NODES = [folder.name for folder in (Path(__file__).parents[2] / "js" / "docs").iterdir()]
+NODES = [page.stem for page in (Path(__file__).parents[2] / "js" / "docs").glob("*.md")]
 SDEDIT = [0.2, 0.5, 50, 1, 7, "fixed"]
 ALONE = {  # what 0.1.0 saved -> inputs that must come back
     ("VSRCascadeInput", "scale"): ([1.5, "bicubic"], {"target.scale": 1.5, "filter": "bicubic"}),
