@@ -9,8 +9,11 @@ class CascadeVSRExtension(ComfyExtension):
     """Registers the model folder and hands the nodes to the host."""
 
     async def on_load(self):
-        """Make the folder known before the first node list is built."""
+        """Make folders known and files found before the first node list is built."""
+        from .samples import place_samples
+
         services.register_folders()
+        place_samples()
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
@@ -27,6 +30,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
         from .plan import VSRPlan
+        from .samples import SampleClip
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .sdedit import SDEditDegradation
         from .steady import SteadyUpscaledVideo
@@ -62,4 +66,5 @@ class CascadeVSRExtension(ComfyExtension):
             SDEditDegradation,
             SaveFilm,
             UpscaleFilm,
+            SampleClip,
         ]
