@@ -9,9 +9,12 @@ class CascadeVSRExtension(ComfyExtension):
     """Registers model folders and help pages, and hands the nodes to the host."""
 
     async def on_load(self):
-        """Make the folders known before the first node list is built, and serve help in every language."""
+        """Make folders known, files found and help served before the first node list is built."""
+        from .samples import place_samples
+
         services.register_folders()
         pages.register_pages()
+        place_samples()
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
@@ -28,6 +31,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
         from .plan import VSRPlan
+        from .samples import SampleClip
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .sdedit import SDEditDegradation
         from .steady import SteadyUpscaledVideo
@@ -63,4 +67,5 @@ class CascadeVSRExtension(ComfyExtension):
             SDEditDegradation,
             SaveFilm,
             UpscaleFilm,
+            SampleClip,
         ]

@@ -44,6 +44,7 @@ from .host.film import (
     said_by,
     saving_inputs,
 )
+from .samples import placed_samples
 
 _LOAD, _SAVE = "Load Film", "Save Film"
 
@@ -157,14 +158,14 @@ class LoadFilm(io.ComfyNode):
 
 
 def _sources() -> list[str]:
-    """List what the input folder holds: films, pictures, folders of pictures."""
+    """List what the input folder holds, films, pictures, folders of pictures, and the sample clips."""
     found = []
     for path in Path(folder_paths.get_input_directory()).iterdir():
         with contextlib.suppress(OSError):  # a folder that may not be read is none of pictures
             files = path.iterdir() if path.is_dir() else [path]
             if any(is_picture(file) or (file is path and file.suffix.lower() in FILMS) for file in files):
                 found.append(path.name)
-    return sorted(found)
+    return [*sorted(found), *placed_samples()]
 
 
 def _described(file: str, film: Film) -> list[str]:

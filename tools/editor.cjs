@@ -50,6 +50,29 @@ function describeGraph() {
   return { nodes, overlaps, missing: nodes.filter((node) => !node.known).map((node) => node.type) };
 }
 
+/** The places of all nodes as they are drawn, in px of the graph: by the canvas, or by Nodes 2.0 as elements. */
+function placesNow() {
+  const { ds, canvas } = window.app.canvas;
+  const area = canvas.getBoundingClientRect();
+  return window.app.graph._nodes.map((node) => {
+    const element = document.querySelector(`[data-node-id="${node.id}"]`);
+    let [x, y, width, height] = node.getBounding();
+    if (element) {
+      const box = element.getBoundingClientRect();
+      [x, y] = [(box.x - area.x) / ds.scale - ds.offset[0], (box.y - area.y) / ds.scale - ds.offset[1]];
+      [width, height] = [box.width / ds.scale, box.height / ds.scale];
+    }
+    return { id: node.id, title: node.title, type: node.type, drawn: element ? "element" : "canvas",
+      box: [x, y, x + width, y + height].map(Math.round) };
+  });
+}
+
+function overlapsOf(places) {
+  const over = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
+  return places.flatMap((a, i) =>
+    places.slice(i + 1).filter((b) => over(a.box, b.box)).map((b) => `${a.title} / ${b.title}`));
+}
+
 /** The API form of the open graph, without the preview that Load Video shows once a file is there: no setting. */
 async function promptOf() {
   const { output } = await window.app.graphToPrompt();
@@ -105,6 +128,48 @@ const STEPS = {
       app.graph.remove(node);
       return [type, { labels: [...new Set(found)], seed }];
     })), types);
+  },
+
+  /** How a template looks in a window of `size`, by Nodes 2.0 or the canvas, and where its nodes lie while and after it
+   *  runs with `values` ({"Title.widget": value}) set; `seconds` 0: it is not run. */
+  async look(page, { name, size, vue, values, seconds, picture }) {
+    await page.setViewportSize({ width: size[0], height: size[1] });
+    await page.evaluate((vue) => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), vue);
+    await STEPS.open(page, { name });
+    await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+    await page.waitForTimeout(1500);
+    const shoot = async (when) => picture && page.screenshot({ path: `${picture}-${when}.png` });
+    const found = await page.evaluate(() => {
+      window.app.canvas.draw(true, true);
+      return { scale: window.app.canvas.ds.scale, drawn: !window.app.canvas.low_quality };
+    });
+    found.before = await page.evaluate(placesNow);
+    found.overlaps = overlapsOf(found.before);
+    await shoot("before");
+    if (!seconds) return found;
+    await page.evaluate((values) => {
+      for (const [path, value] of Object.entries(values)) {
+        const [title, name] = [path.slice(0, path.indexOf(".")), path.slice(path.indexOf(".") + 1)];
+        for (const node of window.app.graph._nodes.filter((each) => each.title === title || each.type === title)) {
+          const widget = node.widgets.find((each) => each.name === name);
+          if (widget) widget.value = value;
+        }
+      }
+    }, values || {});
+    const running = STEPS.run(page, { seconds });
+    const meanwhile = new Set();
+    let over = false;
+    running.then(() => { over = true; }, () => { over = true; });
+    while (!over) {
+      for (const pair of overlapsOf(await page.evaluate(placesNow))) meanwhile.add(pair);
+      await page.waitForTimeout(250);
+    }
+    found.status = await running;
+    await page.waitForTimeout(2500); // previews are fetched, and nodes grow
+    found.after = await page.evaluate(placesNow);
+    found.overlaps = [...new Set([...found.overlaps, ...meanwhile, ...overlapsOf(found.after)])];
+    await shoot("after");
+    return found;
   },
 
   /** The templates listed for a pack, each with the width its thumbnail was drawn at (0: none came). */
