@@ -6,16 +6,20 @@ from .host import services
 
 
 class CascadeVSRExtension(ComfyExtension):
-    """Registers the model folder and hands the nodes to the host."""
+    """Registers the model folder and the routes of Compare Video, and hands the nodes to the host."""
 
     async def on_load(self):
-        """Make the folder known before the first node list is built."""
+        """Make the folder known before the first node list is built, and the routes before the server starts."""
+        from .host.comparisons import add_routes
+
         services.register_folders()
+        add_routes()
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
         from .adapters import LoadVSRAdapter, ReferenceTokens
         from .colour import ColourMatch
+        from .compare_video import CompareVideo
         from .conditioning import ReferenceSet, VSRConditioning
         from .degrade import DegradeVideo
         from .film import LoadFilm, SaveFilm
@@ -62,4 +66,5 @@ class CascadeVSRExtension(ComfyExtension):
             SDEditDegradation,
             SaveFilm,
             UpscaleFilm,
+            CompareVideo,
         ]
