@@ -42,7 +42,7 @@ const WORDS = {
   full: "Full screen (F)",
 };
 const ICONS = { play: "▶", pause: "❚❚", previous: "◀❙", next: "❙▶", split: "◧", side: "◫", difference: "Δ", blink: "◐",
-  fit: "⛶", full: "⤢" };
+  fit: "⊡", full: "⤢" };
 const STYLE = `
 .vsr-compare { display: flex; flex-direction: column; width: 100%; height: 100%; min-height: 220px; outline: none;
   box-sizing: border-box; border-radius: 4px; overflow: hidden; background: #111; color: #ddd;
@@ -246,9 +246,13 @@ class Viewer {
 
   // From the server
 
+  /** Show again what the node showed: the editor makes nodes anew at undo and at reload. */
   async restore() {
+    if (this.key || this.gone) return;
+    const output = keyIn(app.nodeOutputs?.[this.node.id]);
+    if (output && !isInside(this.node)) return this.show(output);
     const path = pathOf(this.node);
-    if (this.key || !path) return;
+    if (!path) return;
     const query = new URLSearchParams(path);
     const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
     const key = answer?.ok && (await answer.json()).key;
@@ -259,7 +263,7 @@ class Viewer {
     if (key === this.key) return;
     this.key = key;
     while (key === this.key) {
-      const answer = await api.fetchApi(`${ROUTE}/${key}`).catch(() => null);
+      const answer = await api.fetchApi(`${ROUTE}/${key}?${new URLSearchParams(pathOf(this.node) ?? {})}`).catch(() => null);
       if (key !== this.key) return;
       if (!answer?.ok) return this.say(this.words.lost);
       const facts = await answer.json();
@@ -615,9 +619,14 @@ class Viewer {
   }
 }
 
+const keyIn = (output) => output?.cascadevsr_comparison?.at(-1);
+const rootGraph = () => app.rootGraph ?? app.graph;
+const isInside = (node) => node.graph !== rootGraph();
+
 /** How the server knows a node: the id of its graph, and its own behind those of the subgraphs around it. */
 function pathOf(node) {
-  const root = app.rootGraph ?? app.graph;
+  const root = rootGraph();
+  if (!/[1-9a-f]/.test(root.id ?? "")) return null; // of a graph that has no id of its own yet
   const inside = (graph) => {
     if (graph === root) return "";
     for (const outer of root._nodes) if (outer.subgraph === graph) return `${outer.id}:`;
@@ -650,7 +659,7 @@ app.registerExtension({
     after("onAdded", function () { setTimeout(() => this.compareVideo.restore()); }); // after its id is read
     after("onConfigure", function () { this.compareVideo.update(); });
     after("onExecuted", function (output) {
-      const key = output?.cascadevsr_comparison?.at(-1);
+      const key = keyIn(output);
       if (key) this.compareVideo.show(key);
     });
     after("onRemoved", function () { this.compareVideo.remove(); });

@@ -80,7 +80,7 @@ class Sheet:
 
     @staticmethod
     def of(before: Timeline, after: Timeline, longest: int) -> Sheet:
-        """Lay out two clips whose longer side becomes `longest` px at most: wide ones below each other, else abreast."""
+        """Lay out two clips whose longer side becomes `longest` px at most: wide ones stacked, else abreast."""
         (w1, h1), (w2, h2) = sizes = [_small(clip, longest) for clip in (before, after)]
         wide = w2 >= h2
         x, y = (0, _up(h1)) if wide else (_up(w1), 0)

@@ -85,8 +85,8 @@ class CompareVideo(io.ComfyNode):
         clips = tuple(_checked(name, clip) for name, clip in (("before", before), ("after", after)))
         hidden = cls.hidden
         graph = ((hidden and hidden.extra_pnginfo) or {}).get("workflow") or {}
-        comparison = Comparison(hidden and hidden.unique_id, graph.get("id"), clips, fps, start, frames, size)
-        return io.NodeOutput(ui={"cascadevsr_comparison": [begin(comparison)]})
+        comparison = Comparison(hidden and hidden.unique_id, clips, fps, start, frames, size)
+        return io.NodeOutput(ui={"cascadevsr_comparison": [begin(comparison, graph.get("id"))]})
 
 
 def _checked(name: str, clip: object) -> torch.Tensor | Input.Video:

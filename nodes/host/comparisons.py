@@ -1,7 +1,7 @@
 """Comparisons of two clips for the editor: small films made in the background, and parts of frames in full size.
 
 1. `begin` notes a comparison; a thread of its own makes the small film (media/proxy.py) in the host's temporary folder
-2. the editor asks the routes how far it is, shows the film, and asks for parts of single frames as the sources have them
+2. the editor asks the routes how far it is, shows the film, and asks for parts of single frames in full size
 3. the small films have a share of the disk: those that were not looked at for the longest time are removed first
 
 The sources stay as they are. IMAGE frames are held until the small film is there; later only while the host keeps them.
@@ -44,6 +44,7 @@ _MOST_SIDE = 4096  # px of a part of a frame
 _SIDES = ("before", "after")
 
 _known: dict[str, Comparison] = {}  # by key, the one that was looked at last is the last
+_places: dict[tuple[str, str], str] = {}  # (graph, node) -> the key of what it shows
 _removed: Counter = Counter()  # small films of each node that were removed to make room
 _turn = threading.Lock()  # one small film is made at a time
 _guard = threading.Lock()  # of `_known`
@@ -58,7 +59,6 @@ class Comparison:
     """Two clips, IMAGE or VIDEO, that a node shows; `rate`: frames per second of IMAGE frames, 0 where not known."""
 
     node: str | None
-    workflow: str | None
     clips: tuple[torch.Tensor | Input.Video, ...]
     rate: float
     start: int
@@ -89,7 +89,8 @@ class Comparison:
         self.sheet = Sheet.of(*timelines, self.longest)
         self.state = "encoding"
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        for self.done in write_pairs(self.file, self._sheets(), self.pairs, _EACH):
+        for count in write_pairs(self.file, self._sheets(), self.pairs, _EACH):
+            self.done = count
             self._look()
         self.films = tuple(map(_released, self.films))
         self.clips = ()
@@ -190,15 +191,22 @@ def _released(film: Film) -> Film:
     return film if film.parts is None else Film(film.timeline, parts=weakref.ref(film.parts.images))
 
 
-def begin(comparison: Comparison) -> str:
-    """Make the small film in the background and return the key of the comparison."""
+def begin(comparison: Comparison, graph: str | None) -> str:
+    """Make the small film for a node of a graph in the background and return the key of the comparison."""
     with _guard:
-        for other in _known.values():
-            if (other.workflow, other.node) == (comparison.workflow, comparison.node):
-                other.ended = True  # if it is not there yet, nobody waits for it
         _known[comparison.key] = comparison
+    if graph and comparison.node:
+        _show(comparison.key, graph, comparison.node)
     threading.Thread(target=_work, args=(comparison,), name=TITLE, daemon=True).start()
     return comparison.key
+
+
+def _show(key: str, graph: str, node: str) -> None:
+    """Note what a node shows; what no node shows any more need not be finished."""
+    with _guard:
+        before, _places[graph, node] = _places.get((graph, node)), key
+        if before in _known and before not in _places.values():
+            _known[before].ended = True
 
 
 def removed(node: str | None) -> int:
@@ -239,6 +247,8 @@ def _remove(comparison: Comparison) -> None:
     comparison.state, comparison.films, comparison.clips = "removed", (), ()
     with _guard:
         _known.pop(comparison.key, None)
+        for place in [place for place, key in _places.items() if key == comparison.key]:
+            del _places[place]
     try:
         comparison.file.unlink(missing_ok=True)
     except OSError as error:  # Windows: an editor still shows it; the host empties the folder when it starts
@@ -254,24 +264,23 @@ def looked_at(key: str) -> Comparison | None:
     return found
 
 
-def _latest(workflow: str, node: str) -> Comparison | None:
-    """Return what a node of a graph shows, after a reload or an undo."""
-    with _guard:
-        mine = [each for each in _known.values() if (each.workflow, each.node) == (workflow, node) and not each.ended]
-    return mine[-1] if mine else None
-
-
 # Routes
 
 
 async def _ask(request: web.Request) -> web.Response:
-    found = _latest(request.query.get("workflow", ""), request.query.get("node", ""))
-    return web.json_response({"key": found and found.key})
+    """Say what a node of a graph shows, after a reload or an undo."""
+    with _guard:
+        key = _places.get((request.query.get("workflow", ""), request.query.get("node", "")))
+    return web.json_response({"key": key})
 
 
 async def _describe(request: web.Request) -> web.Response:
-    found = looked_at(request.match_info["key"])
-    facts = found.described() if found else {"key": request.match_info["key"], "state": "removed"}
+    """Say how far a comparison is; a node that shows what another one made (the host's cache) gives its place."""
+    key, query = request.match_info["key"], request.query
+    found = looked_at(key)
+    if found is not None and query.get("workflow") and query.get("node"):
+        _show(key, query["workflow"], query["node"])
+    facts = found.described() if found else {"key": key, "state": "removed"}
     return web.json_response(facts, headers={"Cache-Control": "no-store"})
 
 
