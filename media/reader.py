@@ -34,12 +34,15 @@ class Wish:
 
     `depth`: 8 (uint8) or 16 (uint16, 65535 is full scale). `alpha`: RGBA; without, transparent frames are laid on
     black. `tonemap`: HDR becomes BT.709 with white at 203 nits. `deinterlace`: one whole frame of every two fields.
+    `size`: height and width in px, upright, for previews (8 bits): films are scaled before they become RGB, which is
+    many times faster and not exact.
     """
 
     depth: int = 8
     alpha: bool = False
     tonemap: bool = False
     deinterlace: bool = False
+    size: tuple[int, int] | None = None
 
 
 def probe(source: Path, rate: Fraction | None = None, tick: Callable[[int], None] = lambda count: None) -> Timeline:
@@ -122,6 +125,8 @@ def _finished(frame: np.ndarray, timeline: Timeline, wish: Wish) -> np.ndarray:
     if wish.tonemap and timeline.colour.hdr:
         frame = tone_mapped(frame, timeline.colour.transfer)
     frame = to_depth(frame, wish.depth)
+    if wish.size and frame.shape[:2] != wish.size:
+        frame = np.asarray(Image.fromarray(frame).resize(wish.size[::-1], Image.Resampling.BICUBIC))
     if not wish.alpha:
         frame = flattened(frame)
     elif frame.shape[-1] == 3:
@@ -186,7 +191,8 @@ class _Graph:
 
     def put(self, frame: av.VideoFrame) -> Iterator[np.ndarray]:
         """Convert one frame; yield what is ready."""
-        if not self.wish.deinterlace and frame.format.name in ("rgb24", "gbrp", "rgba", "pal8", "bgr24"):
+        plain = not self.wish.deinterlace and self.wish.size is None
+        if plain and frame.format.name in ("rgb24", "gbrp", "rgba", "pal8", "bgr24"):
             yield frame.to_ndarray(format=self.layout)  # exact as it is
             return
         shape = frame.width, frame.height, frame.format.name
@@ -207,7 +213,8 @@ class _Graph:
                 picture = self.ends[1].pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
-            yield self._array(picture)[: self.shape[1], : self.shape[0]]
+            height, width = (picture.height, picture.width) if self.wish.size else self.shape[1::-1]
+            yield self._array(picture)[:height, :width]
 
     def _array(self, picture: av.VideoFrame) -> np.ndarray:
         if not picture.format.name.startswith("yuv"):
@@ -219,10 +226,13 @@ class _Graph:
         graph = av.filter.Graph()
         width, height = -(-frame.width // 32) * 32, -(-frame.height // 32) * 32
         chain = [("bwdif", "mode=send_frame:parity=auto:deint=all")] if self.wish.deinterlace else []
-        if (width, height) != (frame.width, frame.height):
+        if self.wish.size is None and (width, height) != (frame.width, frame.height):
             smear = f"right={width - frame.width}:bottom={height - frame.height}:mode=smear"
             chain += [("pad", f"{width}:{height}:0:0"), ("fillborders", smear)]
         flags = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+        if self.wish.size:
+            height, width = self.wish.size[:: -1 if self.timeline.turn % 2 else 1]
+            flags = f"{width}:{height}:flags=bicubic"
         if not frame.format.is_rgb:
             colour = self.timeline.colour
             side = "full" if colour.full else "limited"

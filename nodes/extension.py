@@ -6,20 +6,23 @@ from .host import pages, services
 
 
 class CascadeVSRExtension(ComfyExtension):
-    """Registers model folders and help pages, and hands the nodes to the host."""
+    """Registers model folders, help pages and the routes of Compare Video, and hands the nodes to the host."""
 
     async def on_load(self):
-        """Make folders known, files found and help served before the first node list is built."""
+        """Make folders known and files found before the first node list, routes before the server starts."""
+        from .host.comparisons import add_routes
         from .samples import place_samples
 
         services.register_folders()
         pages.register_pages()
+        add_routes()
         place_samples()
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""
         from .adapters import LoadVSRAdapter, ReferenceTokens
         from .colour import ColourMatch
+        from .compare_video import CompareVideo
         from .conditioning import ReferenceSet, VSRConditioning
         from .degrade import DegradeVideo
         from .film import LoadFilm, SaveFilm
@@ -68,4 +71,5 @@ class CascadeVSRExtension(ComfyExtension):
             SaveFilm,
             UpscaleFilm,
             SampleClip,
+            CompareVideo,
         ]

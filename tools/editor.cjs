@@ -301,4 +301,5 @@ async function main() {
   process.stdout.write(JSON.stringify(report));
 }
 
-main().catch((error) => { console.error(error); process.exit(1); });
+module.exports = { FLAGS, closeDialogs, openEditor };
+if (require.main === module) main().catch((error) => { console.error(error); process.exit(1); });

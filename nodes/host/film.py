@@ -23,6 +23,7 @@ from pathlib import Path
 import folder_paths
 import numpy as np
 import torch
+import torch.nn.functional as F
 from comfy.cli_args import args
 from comfy_api.latest import Input, InputImpl, Types, ui
 from comfy_api.latest import io as nodes_io
@@ -93,9 +94,11 @@ class Film(Input.Video):
         audio = audio or (self.parts and self.parts.audio)
         return audio and Samples(audio["waveform"][0].float().cpu().numpy(), int(audio["sample_rate"]), suffix)
 
-    def pictures(self, wish: Wish) -> Iterator[np.ndarray]:
-        """Yield frames as the writer takes them."""
-        return frames(self.timeline, wish) if self.parts is None else frames_of(self.parts.images, wish.depth)
+    def pictures(self, wish: Wish, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Yield frames `start` to `stop` (not included) as the writer takes them."""
+        if self.parts is None:
+            return frames(self.timeline, wish, start, stop)
+        return frames_of(self.parts.images[start:stop], wish.depth, size=wish.size)
 
     def save_to(self, path, format=None, codec=None, metadata=None, bit_depth=None, crf=None, **newer) -> None:
         """Write an MP4 with everything that it can hold; a buffer gets its bytes.
@@ -159,8 +162,10 @@ def texts(metadata: dict) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
 
 
-def film_of(video: Input.Video) -> Film:
+def film_of(video: Input.Video, tick: Callable[[], None] = services.check_cancelled) -> Film:
     """Give the Film behind a VIDEO of any node; one without a file keeps what it has in memory.
+
+    `tick` is called at every frame that is read, and may raise to end it.
 
     Raises MediaError for a file that cannot be read, or a part of it without a frame.
     """
@@ -169,7 +174,7 @@ def film_of(video: Input.Video) -> Film:
     edited = hasattr(video, "has_pending_frame_edits") and video.has_pending_frame_edits()  # by hosts that crop, resize
     if isinstance(video, InputImpl.VideoFromFile) and not edited:
         source = video.get_stream_source()
-        film = Film(read_times(_spilled(source) if isinstance(source, io.BytesIO) else Path(source)))
+        film = Film(read_times(_spilled(source) if isinstance(source, io.BytesIO) else Path(source), tick=tick))
         # older hosts know neither trimmed videos nor depths
         start, duration = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
         if not start and not duration:
@@ -183,9 +188,11 @@ def film_of(video: Input.Video) -> Film:
     return Film(even_timeline(parts.images, Fraction(parts.frame_rate), depth), parts=parts)
 
 
-def read_times(source: Path, rate: Fraction | None = None) -> Timeline:
-    """Read a source to its end, as `probe`; the user may interrupt it."""
-    return probe(source, rate, lambda _: services.check_cancelled())
+def read_times(
+    source: Path, rate: Fraction | None = None, tick: Callable[[], None] = services.check_cancelled
+) -> Timeline:
+    """Read a source to its end, as `probe`; the user may interrupt it, or whoever else `tick` asks."""
+    return probe(source, rate, lambda _: tick())
 
 
 def even_timeline(images: torch.Tensor, rate: Fraction, depth: int = 8) -> Timeline:
@@ -234,14 +241,19 @@ def images_of(
     return images
 
 
-def frames_of(images: torch.Tensor, depth: int, mapped: int = 0) -> Iterator[np.ndarray]:
+def frames_of(
+    images: torch.Tensor, depth: int, mapped: int = 0, size: tuple[int, int] | None = None
+) -> Iterator[np.ndarray]:
     """Yield IMAGE frames as uint8 (`depth` 8) or uint16 (h, w, channels), rounded.
 
-    `mapped`: the transfer (18 HLG, 16 PQ) of HDR frames that become BT.709 here, 0 for none.
+    `mapped`: the transfer (18 HLG, 16 PQ) of HDR frames that become BT.709 here, 0 for none. `size`: height and width
+    in px of previews.
     """
     kind = np.uint8 if depth == 8 else np.uint16
     full = np.iinfo(np.uint16 if mapped else kind).max
     for image in images:
+        if size and image.shape[:2] != size:
+            image = F.interpolate(image.movedim(-1, 0)[None].float(), size, mode="area")[0].movedim(0, -1)
         values = np.rint(image.float().clamp(0, 1).cpu().numpy() * full)
         frame = values.astype(np.uint16 if mapped else kind)
         yield to_depth(tone_mapped(frame, mapped), depth) if mapped else frame
