@@ -35,7 +35,7 @@ from ..models.motion.raft import build_raft, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
 from .host import services
-from .host.vae import watched_layers
+from .host.progress import watched_layers
 from .prediction import MotionEdit, Wanted, frames_a_latent, percent_inputs, percent_range
 from .recognise import what_flow
 from .systems import all_systems
@@ -187,7 +187,7 @@ class EstimateMotion(io.ComfyNode):
         """Estimate, and paint the flows."""
         frames = services.check_frames(_ESTIMATE, "frames", frames)
         check_flow_model(_ESTIMATE, flow_model)
-        with services.titled(_ESTIMATE), watched_layers(flow_model.model) as show:
+        with services.titled(_ESTIMATE), watched_layers(flow_model.model, _ESTIMATE, len(frames)) as show:
             motion = estimated(frames, flow_model, show)
         return io.NodeOutput(motion, services.to_output(_pictures(motion)))
 
