@@ -68,24 +68,23 @@ class Pace:
 class Stages:
     """Tell which share is done of a work that goes through the same stages again and again.
 
-    `expected` gives the seconds (or any other common unit) of every stage that is known. What they take in a round
-    counts from the next one on. As long as some are unknown, shares are no more than a guess.
+    `expected` gives the seconds (or any other common unit) of every stage that is known; the others are taken for as
+    long as those on average, and shares are no more than a guess then. What stages take in a round is what is expected
+    of the next.
     """
 
     def __init__(self, names: Sequence[str], expected: Mapping[str, float], now: Clock = time.monotonic) -> None:
-        self.names, self._now = list(names), now
-        self.certain = all(name in expected for name in names)
-        known = [value for value in expected.values() if value > 0]
-        usual = sum(known) / len(known) if known else 1.0
-        self._expected = {name: max(1e-6, expected.get(name, usual)) for name in names}
+        self._now, self.certain = now, all(name in expected for name in names)
+        usual = sum(expected.values()) / len(expected) if expected else 1.0
+        self._expected = {name: expected.get(name, usual) for name in names}
         self.taken: dict[str, float] = {}  # seconds in this round
-        self._stage, self._since = self.names[0], now()
+        self._stage, self._since = names[0], now()
 
     def begin(self) -> None:
-        """Begin a round: what the stages took before it is what is expected of them."""
-        self._expected |= {name: max(1e-6, seconds) for name, seconds in self.taken.items()}
-        self.certain = self.certain or bool(self.taken)
-        self.taken, self._stage, self._since = {}, self.names[0], self._now()
+        """Begin a round."""
+        if self.taken:
+            self._expected, self.certain = {name: self.taken.get(name, 0.0) for name in self._expected}, True
+        self.taken, self._stage, self._since = {}, next(iter(self._expected)), self._now()
 
     def enter(self, name: str) -> None:
         """Begin with a stage; the one before it ends."""
@@ -100,9 +99,8 @@ class Stages:
 
     def share(self, part: float) -> float:
         """Return the share of the round that is done, 0..1, when `part` of the stage is."""
-        place = self.names.index(self._stage)
-        before = sum(self._expected[name] for name in self.names[:place])
-        return (before + self._expected[self._stage] * part) / sum(self._expected.values())
+        ended = sum(self._expected.get(name, 0.0) for name in self.taken if name != self._stage)
+        return (ended + self._expected.get(self._stage, 0.0) * part) / max(1e-9, sum(self._expected.values()))
 
 
 class Speeds:
