@@ -1,8 +1,14 @@
-"""How fast a film is made, and how long it will take (standard library only)."""
+"""How far work is, how fast it goes, and how long it will take (standard library only)."""
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+Clock = Callable[[], float]  # seconds since some moment
 
 
 def duration(seconds: float) -> str:
@@ -15,29 +21,119 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
 
 
-class Pace:
-    """Count the frames of a film that are made, `before` of `total` by earlier runs."""
+def countdown(seconds: float) -> str:
+    """Write seconds as 0:34 or 1:02:03."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
 
-    def __init__(self, total: int, before: int = 0) -> None:
-        self.total, self.before, self.made, self.began = total, before, 0, time.monotonic()
+
+class Pace:
+    """Count the units of a work that are made, `before` of `total` by earlier runs. `unit`: frame, step, pair ..."""
+
+    def __init__(self, total: int, before: int = 0, unit: str = "frame", now: Clock = time.monotonic) -> None:
+        self.total, self.before, self.unit, self.made = total, before, unit, 0
+        self._now, self._began = now, now()
 
     @property
     def done(self) -> int:
-        """Return how many frames are there."""
+        """Return how many units are there."""
         return self.before + self.made
 
     @property
     def seconds(self) -> float:
         """Return the seconds since this run began."""
-        return time.monotonic() - self.began
+        return self._now() - self._began
 
-    def line(self, partly: float = 0.0) -> str:
-        """Say how far the film is and, once this run has made something, how fast and how long it will take.
+    def left(self, partly: float = 0.0) -> float | None:
+        """Return the seconds that the rest will take at the mean speed of this run; None before anything is made."""
+        made = self.made + partly
+        return self.seconds * (self.total - self.done - partly) / made if made > 0 and self.seconds > 0 else None
 
-        `partly`: frames' worth of work done of the segment that is being made.
+    def line(self, partly: float = 0.0, certain: bool = True) -> str:
+        """Say how far the work is and, once this run has made something, how fast and how long it will take.
+
+        `partly`: units' worth of work done of what is being made; `certain`: whether that is known well enough to say
+        more.
         """
-        done, made = self.done + partly, self.made + partly
-        text = f"frame {int(done):,} of {self.total:,}"
-        if made and done < self.total:
-            text += f", {made / self.seconds:.3g} fps, {duration(self.seconds * (self.total - done) / made)} left"
+        done, left = self.done + partly, self.left(partly)
+        text = f"{self.unit} {int(done):,}/{self.total:,}"
+        if left is not None and certain:
+            if self.unit == "frame":
+                text += f", {(self.made + partly) / self.seconds:.2g} fps"
+            if done < self.total:
+                text += f", {countdown(left)} left"
         return text
+
+
+class Stages:
+    """Tell which share is done of a work that goes through the same stages again and again.
+
+    `expected` gives the seconds (or any other common unit) of every stage that is known; the others are taken for as
+    long as those on average, and shares are no more than a guess then. What stages take in a round is what is expected
+    of the next.
+    """
+
+    def __init__(self, names: Sequence[str], expected: Mapping[str, float], now: Clock = time.monotonic) -> None:
+        self._now, self.certain = now, all(name in expected for name in names)
+        usual = sum(expected.values()) / len(expected) if expected else 1.0
+        self._expected = {name: expected.get(name, usual) for name in names}
+        self.taken: dict[str, float] = {}  # seconds in this round
+        self._stage, self._since = names[0], now()
+
+    def begin(self) -> None:
+        """Begin a round."""
+        if self.taken:
+            self._expected, self.certain = {name: self.taken.get(name, 0.0) for name in self._expected}, True
+        self.taken, self._stage, self._since = {}, next(iter(self._expected)), self._now()
+
+    def enter(self, name: str) -> None:
+        """Begin with a stage; the one before it ends."""
+        self.end()
+        self._stage = name
+
+    def end(self) -> None:
+        """End the stage."""
+        now = self._now()
+        self.taken[self._stage] = self.taken.get(self._stage, 0.0) + now - self._since
+        self._since = now
+
+    def share(self, part: float) -> float:
+        """Return the share of the round that is done, 0..1, when `part` of the stage is."""
+        ended = sum(self._expected.get(name, 0.0) for name in self.taken if name != self._stage)
+        return (ended + self._expected.get(self._stage, 0.0) * part) / max(1e-9, sum(self._expected.values()))
+
+
+class Speeds:
+    """Remember in a small file how many seconds a unit of a work took, by a name of the work.
+
+    A file that cannot be read or written is as good as none: then nothing is known at the beginning of a run.
+    """
+
+    def __init__(self, file: Path, most: int = 200) -> None:
+        self._file, self._most = file, most
+
+    def known(self, work: str) -> float | None:
+        """Return the seconds of a unit, or None."""
+        return self._read().get(work)
+
+    def learn(self, work: str, seconds: float, units: float = 1.0) -> None:
+        """Take what `units` took; half of what is remembered is new."""
+        if units <= 0 or seconds <= 0:
+            return
+        known, new = self._read(), seconds / units
+        old = known.pop(work, new)  # the newest come last
+        known[work] = float(f"{(old + new) / 2:.4g}")
+        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps(dict(list(known.items())[-self._most :]), indent=1), encoding="utf-8")
+            os.replace(temporary, self._file)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, float]:
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        plain = found.items() if isinstance(found, dict) else ()
+        return {name: float(value) for name, value in plain if isinstance(value, int | float) and value > 0}

@@ -19,6 +19,7 @@ from PIL import Image
 from .errors import MediaError
 from .join import join, write_segment
 from .journal import Journal, identity
+from .memory import free_memory
 from .plan import Plan
 from .reader import Forward, Wish, with_transparency
 from .segments import Segment, cut_film
@@ -27,7 +28,7 @@ from .timeline import Timeline
 _STEP = 8  # frames: models of the host look at 4 or 8 together
 _SMALL = 144  # px of the shorter side in which cuts are looked for, about; they are compared at a quarter of it
 _LEAST, _MOST = 32, 480  # frames of a segment, where memory decides
-_BYTES = 30  # that a pixel of the result takes: 18 were measured in ComfyUI's process, 12 more with Colour Match
+BYTES_PLAIN, BYTES = 18, 30  # that a pixel of the result takes in ComfyUI's process, measured; with Colour Match
 _SHARE = 0.4  # of the free memory
 _PACK = Path(__file__).absolute().parents[1]
 
@@ -37,9 +38,7 @@ Made = Callable[[Segment, Iterator[np.ndarray]], Iterable[np.ndarray]]
 
 def automatic_length(size: tuple[int, int]) -> int:
     """Return how many frames of a segment the free memory takes; `size`: height and width of the result in px."""
-    import psutil  # the host ships it
-
-    count = int(_SHARE * psutil.virtual_memory().available / (_BYTES * size[0] * size[1]))
+    count = int(_SHARE * free_memory() / (BYTES * size[0] * size[1]))
     return max(_LEAST, min(_MOST, count // 8 * 8))
 
 

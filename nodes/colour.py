@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..models.pixels.color import METHODS, match_colour
 from .host import services
+from .host.progress import Progress
 
 _TITLE = "Colour Match"
 
@@ -53,4 +54,4 @@ class ColourMatch(io.ComfyNode):
         images = services.check_frames(_TITLE, "images", images)
         reference = services.check_frames(_TITLE, "reference", reference)
         with services.titled(_TITLE):
-            return io.NodeOutput(match_colour(images, reference, method, strength, services.Progress()))
+            return io.NodeOutput(match_colour(images, reference, method, strength, Progress(_TITLE, len(images))))

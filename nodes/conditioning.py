@@ -28,6 +28,7 @@ from ..models.unimmvsr.references import AFTER, IMAGE, MANUAL, MODEL, PAPER, POL
 from .host import services
 from .host.keys import ALPHAS_KEY, DEVIATION_KEY, FIRST_KEY, LEVEL_KEY, LR_KEY, LR_NOISE_KEY, REFERENCES_KEY, SYSTEM_KEY
 from .host.model import unanswered_level, unanswered_references
+from .host.progress import Progress
 from .sampling import AddressedNoise
 from .systems.base import LRClip
 
@@ -265,7 +266,7 @@ class ReferenceSet(io.ComfyNode):
         policy, manual = _read_policy(start_policy, len(clips))
         sizes = [_reference_size(frames, long_edge) for _, frames in clips]
         _check_size(vae, sizes)
-        show, items = services.Progress(), []
+        show, items = Progress(_SET, len(clips), "reference"), []
         for (kind, frames), size in zip(clips, sizes, strict=True):
             items.append(Reference(_encode_reference(vae, frames, size), kind))
             show(len(items), len(clips))

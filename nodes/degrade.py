@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..models.layout.sizes import target_size
 from ..models.pixels.degradation import PRESETS, degrade
 from .host import services
+from .host.progress import Progress
 
 _TITLE = "Degrade Video"
 _CHUNK = 48  # frames degraded together: one run of the H.264 coder, and a place to stop
@@ -70,7 +71,7 @@ class DegradeVideo(io.ComfyNode):
         count, (height, width) = images.shape[0], target_size(*images.shape[1:3], scale=1 / scale)
         rng = np.random.default_rng(seed)
         parameters = PRESETS[preset](rng)
-        result, show = services.output_tensor((count, height, width, 3)), services.Progress()
+        result, show = services.output_tensor((count, height, width, 3)), Progress(_TITLE, count)
         for start in range(0, count, _CHUNK):
             part = images[start : start + _CHUNK].movedim(-1, 1).float()
             result[start : start + _CHUNK] = degrade(part, height, width, parameters, rng).movedim(1, -1)

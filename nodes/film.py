@@ -24,6 +24,7 @@ from ..media.plan import Plan, natural_ending, plan
 from ..media.reader import Wish, probe, with_transparency
 from ..media.timeline import Timeline
 from ..media.writer import write
+from ..models.layout.sizes import ClipSize
 from .host import services
 from .host.film import (
     ENDINGS,
@@ -44,6 +45,8 @@ from .host.film import (
     said_by,
     saving_inputs,
 )
+from .host.progress import Progress
+from .host.room import check_room, clip_bytes
 from .samples import placed_samples
 
 _LOAD, _SAVE = "Load Film", "Save Film"
@@ -138,8 +141,11 @@ class LoadFilm(io.ComfyNode):
                 raise ValueError(f"{_LOAD}: deinterlace is for films; {file} is a picture. Switch it off.")
             timeline = timeline.part(start, start + frames if frames else timeline.frames)
             timeline = beginning(timeline, first_seconds)
+            remedy = " Load a part of it (start, frames), or link Load Video to Upscale Film."
+            size = ClipSize(timeline.frames, timeline.height, timeline.width)
+            check_room(_LOAD, size, clip_bytes(size), remedy)
             film = Film(timeline, Wish(16 if timeline.depth > 8 else 8, tonemap=tonemap, deinterlace=deinterlace))
-            images, opacity = read_images(film, services.Progress())
+            images, opacity = read_images(film, Progress(_LOAD, timeline.frames))
         shape = images.shape[:3]
         mask = torch.zeros(1, 1, 1).expand(shape) if opacity is None else 1 - opacity
         lines = _described(file, film)
@@ -341,7 +347,7 @@ def _pictures(images, mask, film: Film, how: Plan, clear: bool) -> Iterator[np.n
 
 def _counted(pictures: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
     """Pass frames on and show the progress."""
-    tick = services.Progress()
+    tick = Progress(_SAVE, total)
     for index, picture in enumerate(pictures):
         yield picture
         tick(index + 1, total)

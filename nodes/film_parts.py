@@ -26,8 +26,10 @@ from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 from PIL import Image
 
-from ..media.pace import Pace
+from ..media.pace import Pace, Stages
 from ..models.layout.noise import LR_STREAM
+from ..models.layout.plan import RunPlan
+from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
 from ..models.pixels.color import match_colour
@@ -37,8 +39,10 @@ from .conditioning import ClipConditions
 from .frames import CASCADE, CascadeInput, decode_exact
 from .host import services
 from .host.keys import CLIP_KEY, FIRST_KEY
+from .host.progress import Progress, show_text
 from .host.vae import RestorerVAE
 from .motion import estimated
+from .plan import plan_clip
 from .prediction import RunClip
 from .sampling import AddressedNoise
 from .steady import SteadyUpscaledVideo
@@ -53,17 +57,21 @@ _EVERY = 1.0  # s between two lines of text on the node
 
 
 class FilmProgress:
-    """Shows how far the film is: while it is on, every bar that starts moves the film's own, and may be interrupted."""
+    """Shows how far the film is: while it is on, every bar that starts moves the film's own, and may be interrupted.
 
-    def __init__(self, node: str | None, pace: Pace, stages: tuple[str, ...]):
-        self._node, self._pace, self._stages = node, pace, stages
-        self._spent = [1.0] * len(stages)  # seconds that each stage took the last time
-        self._stage, self._frames, self._part, self._since = 0, 0, (0, 1), time.monotonic()
+    `expected`: seconds that the stages of the first segment will take, as far as known.
+    """
+
+    speaks = True  # bars inside leave the words to this one
+
+    def __init__(self, node: str | None, pace: Pace, stages: tuple[str, ...], expected: Mapping[str, float]):
+        self._node, self._pace, self._stages = node, pace, Stages(stages, expected)
+        self._frames, self._part = 0, (0, 1)
         self._last, self._said = 0, 0.0
         self._outer = comfy.utils.PROGRESS_BAR_HOOK
 
     def __enter__(self) -> FilmProgress:
-        comfy.utils.set_progress_bar_global_hook(self._tick)
+        comfy.utils.set_progress_bar_global_hook(self)
         return self
 
     def __exit__(self, *_) -> None:
@@ -71,31 +79,31 @@ class FilmProgress:
 
     def begin(self, frames: int) -> None:
         """Begin with a segment of so many frames."""
-        if self._stage:  # the last of the segment before
-            self.stage(self._stages[0])
-        self._frames, self._since = frames, time.monotonic()
+        self._stages.begin()
+        self._frames, self._part = frames, (0, 1)
 
     def stage(self, name: str) -> None:
         """Begin with a stage of the segment."""
-        self._spent[self._stage] = max(1e-3, time.monotonic() - self._since)
-        self._stage, self._part, self._since = self._stages.index(name), (0, 1), time.monotonic()
+        self._stages.enter(name)
+        self._part = 0, 1
 
     def part(self, number: int, of: int) -> None:
         """Let the next bar stand for a part of the stage."""
         self._part = number, of
 
-    def show(self, picture: Image.Image | None = None) -> None:
-        """Show where the film is between two segments, with one of its frames."""
+    def end(self, picture: Image.Image) -> dict[str, float]:
+        """End the segment, show one of its frames, and return the seconds that its stages took."""
+        self._stages.end()
         self._frames = 0
-        self._update(0.0, None if picture is None else ("JPEG", picture, 512))
+        self._update(0.0, ("JPEG", picture, 512))
+        return dict(self._stages.taken)
 
-    def _tick(
+    def __call__(
         self, value: float, total: float, preview: object = None, prompt_id: object = None, node_id: object = None
     ) -> None:
         number, of = self._part
         share = (number + value / max(1, total)) / of
-        before = sum(self._spent[: self._stage]) + self._spent[self._stage] * share
-        self._update(self._frames * before / sum(self._spent), preview)
+        self._update(self._frames * self._stages.share(min(1.0, share)), preview)
 
     def _update(self, partly: float, preview: object) -> None:
         services.check_cancelled()
@@ -105,7 +113,8 @@ class FilmProgress:
         if time.monotonic() - self._said > _EVERY or not self._frames:
             self._said = time.monotonic()
             memory = psutil.Process().memory_info().rss / 2**30
-            services.show_text(self._node, f"{self._pace.line(partly)}, {memory:.1f} GB")
+            certain = self._stages.certain or self._pace.made > 0
+            show_text(self._node, f"{self._pace.line(partly, certain)}, {memory:.1f} GB")
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,15 @@ class Restored:
         """Name the stages of a segment, in order."""
         return ("Encoding", "Sampling", "Decoding", *(["Colours"] if self.colour != NO_MATCH else []))
 
+    @property
+    def name(self) -> str:
+        """Name the model."""
+        return type(self.guider.model_patcher.model).__name__
+
+    def planned(self, size: ClipSize) -> RunPlan:
+        """Plan the sampling of a clip."""
+        return plan_clip(self.guider, size, len(self.sigmas) - 1)
+
     def __call__(self, frames: torch.Tensor, first: int, progress: FilmProgress) -> torch.Tensor:
         """Upscale frames of which the first is number `first` of its film."""
         frames = services.check_frames(TITLE, "video", frames)
@@ -152,7 +170,7 @@ class Restored:
             return images
         progress.stage("Colours")
         with services.titled(TITLE):
-            return match_colour(images, frames, self.colour, 1.0, services.Progress())
+            return match_colour(images, frames, self.colour, 1.0, Progress())
 
     def _guider(self, clip: ClipConditions, latent: Mapping, frames: torch.Tensor) -> comfy.samplers.CFGGuider:
         """Copy the guider for one run: its conditionings with the clip, its model's patches with where to find it."""
@@ -160,7 +178,7 @@ class Restored:
 
         def motion(flow_model: ModelPatcher) -> Motion:
             if id(flow_model) not in motions:
-                motions[id(flow_model)] = estimated(frames, flow_model, lambda *_: services.check_cancelled())
+                motions[id(flow_model)] = estimated(frames, flow_model, Progress())
             return motions[id(flow_model)]
 
         guider = copy.copy(self.guider)
@@ -190,6 +208,11 @@ class Steadied:
     judged: dict[int, str] = field(default_factory=dict)  # by the number of the scene
     stages = ("Upscaling", "Steadying")
 
+    @property
+    def name(self) -> str:
+        """Name the model."""
+        return type(self.upscale_model.model).__name__
+
     def __call__(self, frames: torch.Tensor, first: int, progress: FilmProgress) -> torch.Tensor:
         """Upscale frames of which the first is number `first` of its film."""
         frames = services.check_frames(TITLE, "video", frames)
@@ -218,7 +241,7 @@ class Steadied:
             else:
                 frames = beginning()
                 network = self.flow_model or services.wrap_network(FlowNetwork(BlockFlow()))
-                motion = estimated(frames, network, lambda *_: services.check_cancelled())
+                motion = estimated(frames, network, Progress())
                 clean = judge_sources(
                     lambda i: frames[i : i + 1].movedim(-1, 1).float(),
                     lambda i: (motion.forward[i : i + 1].float(), motion.backward[i : i + 1].float()),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,10 @@ from ..media.journal import Journal
 from ..media.pace import Pace
 from ..media.plan import Plan, natural_ending, plan
 from ..media.reader import frames
-from ..media.render import automatic_length, decide_borders, render, state
+from ..media.render import BYTES, BYTES_PLAIN, automatic_length, decide_borders, render, state
 from ..media.segments import Segment
 from ..media.timeline import Timeline
+from ..models.layout.sizes import ClipSize
 from ..models.motion.flow import scene_cuts
 from ..models.pixels.color import METHODS
 from ..models.steady import SOURCES, Controls, check_pair
@@ -40,7 +42,15 @@ from .host.film import (
     frames_of,
     images_of,
 )
+from .host.progress import Progress, speeds, where
+from .host.room import check_room
 from .motion import check_flow_model
+from .plan import sampling_seconds, usual_seconds
+
+# Seconds that stages take for a million pixels, where nothing is remembered: of the built-in model on one thread of a
+# CPU. Only their ratios count.
+_USUAL_MODEL = "UniMMVSRModel"
+_USUAL = {"Reading": 0.01, "Encoding": 0.43, "Decoding": 4.6, "Colours": 0.15, "Writing": 0.15}
 
 
 @dataclass(frozen=True)
@@ -188,36 +198,73 @@ class Work:
             return scene_cuts(torch.from_numpy(picture) / 255 for picture in pictures)
 
         length = self.chosen.segment or automatic_length(self.size)
-        return decide_borders(self.clip, length, self.chosen.context, cuts, services.Progress())
+        return decide_borders(self.clip, length, self.chosen.context, cuts, Progress())
 
     def make(self, journal: Journal, node: str | None) -> int:
         """Make the segments that are missing and return their number."""
         missing = journal.missing()
         if not missing:
             return 0
+        first = journal.segments[missing[0]]
         pace = Pace(self.clip.frames, self.clip.frames - sum(journal.segments[index].frames for index in missing))
         maker = self._maker(journal)
-        with FilmProgress(node, pace, ("Reading", *maker.stages, "Writing")) as progress:
+        names = ("Reading", *maker.stages, "Writing")
+        expected = self._expected(maker, names, first.end - first.first)
+        with FilmProgress(node, pace, names, expected) as progress:
 
             def made(segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
                 progress.begin(segment.frames)
                 shape = segment.end - segment.first, self.clip.height, self.clip.width
-                low = images_of(pictures, shape, services.Progress())
+                low = images_of(pictures, shape, Progress())
                 place = self.clip.first + segment.first
                 make = partial(maker, progress=progress)
-                return written(in_halves(make, low, segment.kept, place, self.chosen.context))
+                return written(segment, in_halves(make, low, segment.kept, place, self.chosen.context))
 
-            def written(images: torch.Tensor) -> Iterator[np.ndarray]:
+            def written(segment: Segment, images: torch.Tensor) -> Iterator[np.ndarray]:
                 progress.stage("Writing")
-                tick = services.Progress()
+                tick = Progress()
                 for number, picture in enumerate(frames_of(images, self.how.wish.depth), 1):
                     yield picture
                     tick(number, len(images))
                 pace.made += len(images)
-                progress.show(self._shown(picture))
+                self._learn(maker.name, segment, progress.end(self._shown(picture)))
+                number, of = journal.segments.index(segment) + 1, len(journal.segments)
+                logging.getLogger(__name__).info("%s: segment %d of %d. %s", TITLE, number, of, pace.line())
 
             render(journal, missing, self.out, self.clip, self.how, made)
         return len(missing)
+
+    def check_room(self) -> None:
+        """Raise where the longest segment, its context included, does not fit into memory."""
+        context = self.chosen.context
+        longest = (self.chosen.segment or automatic_length(self.size)) + context - (-context // 2)
+        length = min(self.clip.frames, longest)
+        size = ClipSize(length, *self.size)
+        need = (BYTES if self.chosen.colour != NO_MATCH else BYTES_PLAIN) * length * self.size[0] * self.size[1]
+        remedy = f" Ask for a smaller size{', or a shorter segment' if self.chosen.segment else ''}."
+        check_room(TITLE, size, need, remedy)
+
+    def _expected(self, maker: Restored | Steadied, names: tuple[str, ...], frames: int) -> dict[str, float]:
+        """Give the seconds that each stage of a segment of `frames` will take, as far as it is known."""
+        pixels = frames * self.size[0] * self.size[1] / 1e6
+        found = {name: speeds().known(_stage(name, maker.name)) for name in names}
+        expected = {name: seconds * pixels for name, seconds in found.items() if seconds}
+        if isinstance(maker, Restored):
+            run = maker.planned(ClipSize(frames, *self.size))
+            seconds = sampling_seconds(run, maker.guider.model_patcher)
+            if seconds:
+                expected["Sampling"] = seconds
+            if len(expected) < len(names) and maker.name == _USUAL_MODEL:
+                return {name: usual * pixels for name, usual in _USUAL.items()} | {"Sampling": usual_seconds(run)}
+        return expected
+
+    def _learn(self, model: str, segment: Segment, taken: Mapping[str, float]) -> None:
+        """Remember what the stages of a segment took, and say it."""
+        pixels = (segment.end - segment.first) * self.size[0] * self.size[1] / 1e6
+        for name, seconds in taken.items():
+            speeds().learn(_stage(name, model), seconds, pixels)
+        text = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in taken.items())
+        logging.getLogger(__name__).info("%s: %d frames: %s", TITLE, segment.frames, text)
 
     def _shown(self, picture: np.ndarray) -> Image.Image:
         hdr = self.how.colour.hdr
@@ -259,6 +306,10 @@ class Work:
             return images_of(pictures, (stop - start, self.clip.height, self.clip.width))
 
         return scene, read
+
+
+def _stage(name: str, model: str) -> str:
+    return f"{where()}: {name}, {TITLE}, {model}"
 
 
 # What decides a result besides the node's own inputs

@@ -8,6 +8,7 @@ Out: the VAE decodes in pieces, with the low-resolution frames where it takes th
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import comfy.sd
 import torch
@@ -16,9 +17,12 @@ from comfy_api.latest import io
 from ..models.layout.sizes import ClipSize, resize_clip, target_size
 from .host import host_vae, services
 from .host.keys import SIZE_KEY, SYSTEM_KEY
+from .host.progress import running_node, show_text
+from .host.room import check_room, clip_words
 from .host.vae import RestorerVAE
 
 CASCADE, _DECODE = "Cascade Input", services.DECODE
+_MULTIPLE = "Sides of the result are rounded to multiples of this many px; H.264 needs 2."
 FILTERS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -89,9 +93,15 @@ class CascadeInput(io.ComfyNode):
         services.check_choice(CASCADE, "filter", filter, FILTERS)
         if target["target"] == "exact size":  # is right or wrong whatever the clip, which may have to be decoded first
             asked_size(CASCADE, "target", target, 1, 1, multiple)
+        if frames is None:  # the base model's clip is decoded only where there is room for what becomes of it
+            coded = _base_size(samples, base_vae)
+            sides = asked_size(CASCADE, "target", target, coded.height, coded.width, multiple)
+            check_room(CASCADE, ClipSize(coded.frames, *sides))
         low = _decode_base(samples, base_vae) if frames is None else frames
         low = services.check_frames(CASCADE, "frames", low)
         size = ClipSize(low.shape[0], *asked_size(CASCADE, "target", target, *low.shape[1:3], multiple))
+        check_room(CASCADE, size)
+        show_text(running_node(), clip_words(ClipSize(*low.shape[:3]), size))
         if min(size.height, size.width) < 2:
             raise ValueError(
                 f"{CASCADE}: the output must be at least 2 px a side; got {size.width}x{size.height}. Ask for "
@@ -115,7 +125,7 @@ class CascadeInput(io.ComfyNode):
         return io.NodeOutput({**latent, SIZE_KEY: services.size_dict(size)}, low, size.width, size.height, size.frames)
 
 
-def target_input() -> io.DynamicCombo.Input:
+def target_input(optional: bool = False, tooltip: str = "How the size of the result is given."):
     """Describe how the size of the result is given."""
     scale = io.Float.Input(
         "scale", default=4.0, min=0.1, max=16.0, step=0.1, tooltip="Output size as a multiple of the input's."
@@ -147,7 +157,8 @@ def target_input() -> io.DynamicCombo.Input:
             option("largest edge", [edge]),
             option("exact size", exact),
         ],
-        tooltip="How the size of the result is given.",
+        optional=optional,
+        tooltip=tooltip,
     )
 
 
@@ -164,7 +175,7 @@ def filter_input() -> io.Combo.Input:
     )
 
 
-def multiple_input() -> io.Int.Input:
+def multiple_input(tooltip: str = _MULTIPLE) -> io.Int.Input:
     """Describe `multiple`, the last input: optional, because graphs of 0.1.0 lack it and keep sizes that are not even.
 
     The editor gives it 1 there (js/cascadevsr.js), `execute` does for programs.
@@ -175,7 +186,7 @@ def multiple_input() -> io.Int.Input:
         min=1,
         max=64,
         optional=True,
-        tooltip="Sides of the result are rounded to multiples of this many px; H.264 needs 2.",
+        tooltip=tooltip,
     )
 
 
@@ -201,8 +212,8 @@ def check_vae(title: str, name: str, vae: comfy.sd.VAE | None) -> None:
         )
 
 
-def _decode_base(samples: dict, vae: comfy.sd.VAE | None) -> torch.Tensor:
-    """Decode a base model's latent to frames, of the exact size where the latent carries one."""
+def _base_size(samples: dict, vae: comfy.sd.VAE | None) -> ClipSize:
+    """Give the size of the clip that a base model's latent stands for."""
     if vae is None:
         raise ValueError(f"{CASCADE}: samples need the VAE of their model; got no base_vae. Link the base model's VAE.")
     latent = services.unpacked(CASCADE, "samples", samples)
@@ -215,6 +226,17 @@ def _decode_base(samples: dict, vae: comfy.sd.VAE | None) -> torch.Tensor:
         raise ValueError(
             f"{CASCADE}: samples must hold one clip; got a batch of {latent.shape[0]}. Pick one with Latent From Batch."
         )
+    if SIZE_KEY in samples:
+        return ClipSize(**samples[SIZE_KEY])
+    time = host_vae.time_ratio(vae)
+    count = latent.shape[0] if latent.ndim == 4 else 1 + time * (latent.shape[2] - 1)
+    space = vae.spacial_compression_decode()
+    return ClipSize(count, latent.shape[-2] * space, latent.shape[-1] * space)
+
+
+def _decode_base(samples: dict, vae: comfy.sd.VAE) -> torch.Tensor:
+    """Decode a base model's latent to frames, of the exact size where the latent carries one."""
+    latent = services.unpacked(CASCADE, "samples", samples)
     if latent.ndim == 4:
         return host_vae.decode(vae, services.check_finite(CASCADE, "samples", latent))
     return decode_exact(CASCADE, samples, vae)
@@ -313,6 +335,7 @@ def decode_exact(
         return host_vae.decode(vae, latent)
     time = vae.law.time if own else host_vae.time_ratio(vae)
     size, work = services.latent_target(title, samples, space, time)
+    check_room(title, replace(size, frames=len(latent) * size.frames))
     if lr_frames is not None:
         lr_frames = services.check_frames(title, "lr_frames", lr_frames)
         services.check_count(title, "lr_frames", lr_frames.shape[0], size.frames)

@@ -145,7 +145,7 @@ def restorer_path(name: str) -> Path:
 def load_restorer(path: str | Path, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT) -> tuple:
     """Read a weight file or a released folder and build (MODEL, VAE, CLIP).
 
-    VAE and CLIP are None where the file has none. Everything unusable is a CheckpointError.
+    VAE and CLIP are None where the file has none. Of everything unusable the error says why.
     """
     services.check_choice(_TITLE, "precision", precision, ["auto", *services.PRECISIONS])
     services.check_choice(_TITLE, "decoder", decoder, DECODERS)
@@ -207,7 +207,8 @@ def _mark(model: ModelPatcher, system: System, loading: Loading) -> None:
 
 def _load_again(part: str, system: System, path: Path, loading: Loading, disable_dynamic: bool = False) -> ModelPatcher:
     """Build a fresh patcher of one part: the host asks for it on several GPUs and for hooks."""
-    loaded = getattr(system, part)(system.open_release(path), loading, disable_dynamic)
+    with services.titled(_TITLE):
+        loaded = getattr(system, part)(system.open_release(path), loading, disable_dynamic)
     if part != "load_model":
         return loaded.patcher
     _mark(loaded, system, loading)

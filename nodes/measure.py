@@ -15,6 +15,7 @@ from ..models.motion.flow import match_blocks, resize_flow
 from ..models.pixels import metrics
 from ..models.pixels.chart import draw_curves
 from .host import services
+from .host.progress import Progress
 
 _TITLE = "Compare & Measure"
 _PLOT = (960, 420)  # px
@@ -85,7 +86,7 @@ class CompareMeasure(io.ComfyNode):
             pictures["LR"] = _nearest(low[middle], height, width)
             clips["bicubic"] = _bicubic(low, height, width)
         pictures |= {name: clips[name][middle] for name in ("bicubic", "result", "other") if name in clips}
-        text = table(measure(clips, services.Progress()), result)
+        text = table(measure(clips, Progress(_TITLE, len(result))), result)
         return io.NodeOutput(text, flicker_plot(clips), side_by_side(pictures), ui=ui.PreviewText(text))
 
 

@@ -19,7 +19,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..models.checkpoints import CheckpointError, load_state, strip_prefix
+from ..models.checkpoints import load_state, strip_prefix
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import (
     FlowEstimator,
@@ -35,7 +35,7 @@ from ..models.motion.raft import build_raft, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
 from .host import services
-from .host.vae import watched_layers
+from .host.progress import watched_layers
 from .prediction import MotionEdit, Wanted, frames_a_latent, percent_inputs, percent_range
 from .recognise import what_flow
 from .systems import all_systems
@@ -118,7 +118,7 @@ def _listed() -> dict[str, list[str]]:
 
 
 def load_flow_model(path: Path) -> ModelPatcher:
-    """Read RAFT or SpyNet as the host's OPTICAL_FLOW; every other file is a CheckpointError that says what it is."""
+    """Read RAFT or SpyNet as the host's OPTICAL_FLOW; of every other file the error says what it is."""
     with services.titled(_LOAD):
         state = load_state(path)[0]
     # A system's file may hold RAFT among its own networks, and show it frames in a way of its own.
@@ -130,14 +130,14 @@ def load_flow_model(path: Path) -> ModelPatcher:
     elif is_spynet(weights := spynet_state(state)):
         network, what = SpyNet(services.layers(comfy.ops.disable_weight_init, torch.float32, None)), "SpyNet"
     else:
-        raise CheckpointError(
+        raise ValueError(
             f"{_LOAD}: the file must hold the large RAFT (raft-things.pth, or torchvision's raft_large) or SpyNet; "
             f"got {path.name}, {what_flow(state)}. Choose another file, or {services.BUILT_IN!r}."
         )
     expected = {key: value.shape for key, value in network.state_dict().items() if "num_batches" not in key}
     wrong = [key for key, shape in expected.items() if key not in weights or weights[key].shape != shape]
     if wrong:
-        raise CheckpointError(
+        raise ValueError(
             f"{_LOAD}: the entries must be those of {what}; got {path.name} with {len(wrong)} missing or of another "
             f"shape, such as {wrong[0]}. Download it again."
         )
@@ -187,7 +187,7 @@ class EstimateMotion(io.ComfyNode):
         """Estimate, and paint the flows."""
         frames = services.check_frames(_ESTIMATE, "frames", frames)
         check_flow_model(_ESTIMATE, flow_model)
-        with services.titled(_ESTIMATE), watched_layers(flow_model.model) as show:
+        with services.titled(_ESTIMATE), watched_layers(flow_model.model, _ESTIMATE, len(frames)) as show:
             motion = estimated(frames, flow_model, show)
         return io.NodeOutput(motion, services.to_output(_pictures(motion)))
 

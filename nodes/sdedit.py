@@ -24,6 +24,8 @@ from .frames import asked_size, multiple_input
 from .host import services
 from .host.keys import LEVEL_KEY, LR_KEY
 from .host.model import system_of
+from .host.progress import Progress
+from .host.room import check_room
 from .sampling import AddressedNoise, sample_restorer_euler
 
 _TITLE = "SDEdit Degradation"
@@ -172,6 +174,7 @@ class SDEditDegradation(io.ComfyNode):
         schedule = SDEdit(round(min_strength * steps), round(max_strength * steps), steps)
         k = schedule.draw(np.random.default_rng(seed))
         target = ClipSize(frames.shape[0], *asked_size(_TITLE, "size", size, *frames.shape[1:3], multiple))
+        check_room(_TITLE, target)
         latent = _encode(vae, frames, target)
         if k:
             conditions = _conditions(model, latent, positive, negative, cfg, schedule.start(k), seed)
@@ -253,7 +256,7 @@ def _sample(
     conditions: tuple[list, list],
 ) -> torch.Tensor:
     noise = AddressedNoise(seed).generate_noise({"samples": latent})
-    show = services.Progress()
+    show = Progress(_TITLE, len(sigmas) - 1, "step")
     sampler = KSAMPLER(sample_restorer_euler)
     return comfy.sample.sample_custom(
         model,

@@ -11,12 +11,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
+from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
 from ..models.original import add_original, match_frames, resolution
 from ..models.steady import SOURCES, Controls, check_pair, judge_sources, likeness, steady
 from .host import services
-from .host.vae import watched_layers
+from .host.progress import watched_layers
+from .host.room import check_room
 from .motion import FlowModelType, MotionType, check_flow_model, check_motion, estimated, loaded_estimator
 
 _TITLE = "Steady Upscaled Video"
@@ -150,8 +152,10 @@ class SteadyUpscaledVideo(io.ComfyNode):
         same = upscale_model.scale == 1 if images is None else images.shape[1:3] == lr.shape[1:3]
         if same and source == "automatic":
             source = "compressed"  # who restores without enlarging does not hold the frames for right
+        if upscale_model is not None:
+            check_room(_TITLE, ClipSize(len(lr), *(int(side * upscale_model.scale) for side in lr.shape[1:3])))
         networks = [part.model for part in (flow_model, getattr(upscale_model, "patcher", None)) if part is not None]
-        with services.titled(_TITLE), watched_layers(torch.nn.ModuleList(networks)) as show:
+        with services.titled(_TITLE), watched_layers(torch.nn.ModuleList(networks), _TITLE, len(lr)) as show:
             controls = Controls(steadiness, fidelity, sharpness)
             pairs = 0 if motion is not None else len(lr) - 1
             if motion is None:

@@ -21,6 +21,7 @@ from ..media.journal import Journal
 from ..media.reader import probe
 from ..media.render import finish, key
 from ..media.segments import CONTEXT
+from ..models.layout.sizes import ClipSize
 from ..models.pixels.color import METHODS
 from ..models.steady import SOURCES
 from .conditioning import ReferencesType
@@ -40,6 +41,8 @@ from .host.film import (
     said_by,
     saving_inputs,
 )
+from .host.progress import show_text
+from .host.room import clip_words
 from .motion import FlowModelType
 
 _asked: dict[str | None, tuple] = {}  # what each node was asked for last: its id and values
@@ -180,6 +183,9 @@ class UpscaleFilm(io.ComfyNode):
         with said_by(TITLE):
             work = Work.of(film_of(video), chosen)
             settings = {**chosen.deciding(), **described(prompt, node), "ComfyUI": comfyui_version.__version__}
+            before = ClipSize(work.clip.frames, work.clip.height, work.clip.width)
+            show_text(node, clip_words(before, ClipSize(work.clip.frames, *work.size)))
+            work.check_room()
             journal, line = Journal.begin(work.out, key(work.clip, settings), work.borders)
             notes = [*work.clip.notes(), *map(in_graph, work.how.notes), *([in_graph(line)] if line else [])]
             for note in notes:

@@ -9,10 +9,12 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import RunnerError
+
+_TEXT = 3  # of the host's binary messages, the kind that is a line on a node
 
 
 class PromptRejected(RunnerError):
@@ -41,12 +43,16 @@ class Interrupted(RunnerError):
 
 @dataclass(frozen=True)
 class Progress:
-    """One step forward: node `title` is at `value` of `total` (0 of 0 when it has only started)."""
+    """One step forward: node `title` is at `value` of `total` (0 of 0 when it has only started).
+
+    `text`: the line that it shows on itself, the newest.
+    """
 
     node_id: str
     title: str
     value: float = 0.0
     total: float = 0.0
+    text: str = ""
 
 
 @dataclass
@@ -141,7 +147,7 @@ class HostClient:
         end = time.monotonic() + timeout if timeout else None
         address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self.client_id}"
         async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
-            prompt_id = self.queue(prompt)
+            prompt_id, newest = self.queue(prompt), Progress("", "")
             while True:
                 if end and time.monotonic() > end:
                     self.interrupt()
@@ -152,26 +158,49 @@ class HostClient:
                     message = None
                 if message is not None and message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
                     raise RunnerError(f"ComfyUI ended in the middle of the work.{self._tail()}")
-                finished = message is None or _handle(prompt, prompt_id, message, on_progress)
+                step = None if message is None else _step(prompt, prompt_id, message, newest)
+                if step is not None:
+                    newest = step
+                    if on_progress:
+                        on_progress(step)
+                finished = message is None or _is_over(prompt_id, message)
                 if finished and (entry := self.history(prompt_id)):
                     return _result(prompt, prompt_id, entry)
 
 
-def _handle(prompt: dict, prompt_id: str, message, on_progress) -> bool:
-    """Report one websocket message; return whether the prompt may be over."""
-    if message.type.name != "TEXT":
-        return False
-    event = json.loads(message.data)
+def _step(prompt: dict, prompt_id: str, message, newest: Progress) -> Progress | None:
+    """Read a step forward from a websocket message; `newest` is the one before it."""
+    if message.type.name == "BINARY":
+        return _line(message.data, newest)
+    event = json.loads(message.data) if message.type.name == "TEXT" else {}
     data = event.get("data") or {}
-    if data.get("prompt_id") != prompt_id:
-        return False
     node = data.get("node")
-    if event["type"] == "executing" and node and on_progress:
-        on_progress(Progress(str(node), title_of(prompt, node)))
-    if event["type"] == "progress" and on_progress:
-        on_progress(Progress(str(node), title_of(prompt, node), data.get("value", 0), data.get("max", 0)))
+    if data.get("prompt_id") != prompt_id or not node:
+        return None
+    title, text = title_of(prompt, node), newest.text if newest.node_id == str(node) else ""
+    if event["type"] == "executing":
+        return Progress(str(node), title)
+    if event["type"] == "progress":
+        return Progress(str(node), title, data.get("value", 0), data.get("max", 0), text)
+    return None
+
+
+def _line(data: bytes, newest: Progress) -> Progress | None:
+    """Read the line that a node shows on itself: kind and length of the node's id (4 bytes each), both texts."""
+    if len(data) < 8 or int.from_bytes(data[:4], "big") != _TEXT:
+        return None
+    end = 8 + int.from_bytes(data[4:8], "big")
+    node, text = data[8:end].decode("utf-8", "replace"), data[end:].decode("utf-8", "replace")
+    return replace(newest, text=text) if node == newest.node_id else None
+
+
+def _is_over(prompt_id: str, message) -> bool:
+    """Return whether the prompt may be over after a websocket message."""
+    event = json.loads(message.data) if message.type.name == "TEXT" else {}
+    data = event.get("data") or {}
     over = ("execution_success", "execution_error", "execution_interrupted")
-    return event["type"] in over or (event["type"] == "executing" and node is None)
+    ended = event.get("type") in over or (event.get("type") == "executing" and data.get("node") is None)
+    return ended and data.get("prompt_id") == prompt_id
 
 
 def _result(prompt: dict, prompt_id: str, entry: dict) -> Result:

@@ -16,7 +16,7 @@ from .client import HostClient
 from .errors import RunnerError
 from .host import Host
 from .paths import scratch_folder
-from .progress import Display
+from .progress import Display, Whole
 from .server import HostServer
 from .workflow import Workflow
 
@@ -76,18 +76,17 @@ class Job:
         self.server = server
         self.input_dir = server.input_dir
 
-    def run(self, workflow: Workflow, keep_savers: bool = False, bits: int = 8, said: str = "") -> Outcome:
+    def run(self, workflow: Workflow, keep_savers: bool = False, bits: int = 8, whole: Whole | None = None) -> Outcome:
         """Run a filled-in workflow and return what came out of its last frames socket, 8 or 16 bits a channel.
 
-        `said`: what the line of the progress begins with, where this is one run of many. The frames last until the
-        next run.
+        `whole`: the run over a film that this is a part of. The frames last until the next run.
         """
         bind_output(workflow, _NAME, keep_savers, bits)
         if not self.server.alive():
             where = "CPU" if self.server.cpu else "GPU"
             print(f"Starting ComfyUI {self.server.host.version} ({where}) ...", flush=True)
             self.server.start()
-        client, display = HostClient(self.server.url, self.server), Display(said=said)
+        client, display = HostClient(self.server.url, self.server), Display(whole=whole)
         try:
             result = client.run(workflow.prompt, display)
         finally:
@@ -101,8 +100,10 @@ class Job:
                 f"OUT: the pixels must be finite numbers; {found} hold NaN or infinity. Nothing was written. "
                 'Try --set "Load Video Restorer.precision=fp32".'
             )
+        if whole is not None:
+            whole.end(float(np.prod(facts["shape"][:3])))
         frames = np.memmap(path, np.uint8 if bits == 8 else np.uint16, "r", shape=tuple(facts["shape"]))
-        if not said:
+        if whole is None:
             print(f"Workflow {workflow.name}: {len(frames)} frames in {duration(result.seconds)}.", flush=True)
         saved = tuple(_saved(self.server.output_dir, result.outputs))
         return Outcome(

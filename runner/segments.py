@@ -24,11 +24,12 @@ from .host import Host
 from .job import Job, Outcome
 from .pack import load
 from .paths import cache_root
-from .progress import Display
+from .progress import Display, Whole
 from .stage import stage
 from .work import Work, follows, stage_models, stage_references
 from .workflow import Workflow
 
+_LISTED = 20  # scene cuts
 _WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt", ".bin", ".gguf")
 # of the options, what does not decide a single pixel
 _OF_THIS_RUN = {"command", "input", "output", "port", "cpu", "json", "fresh", "part", "workflow", "settings", "first"}
@@ -45,7 +46,7 @@ def begin(work: Work, host: Host | None) -> Journal | None:
             f"--segment and --context: must be frames, 0 or more; got {options.segment} and {options.context}."
         )
     length = options.segment or automatic_length(work.size or (4 * clip.height, 4 * clip.width))
-    display = Display()
+    display, found = Display(), []
 
     def tick(done: int, total: int) -> None:
         display(Progress("cuts", "Looking for scene cuts", done, total))
@@ -53,7 +54,9 @@ def begin(work: Work, host: Host | None) -> Journal | None:
     def look(pictures: Iterator[np.ndarray]) -> tuple[int, ...]:
         import torch
 
-        return load("models.motion.flow").scene_cuts(torch.from_numpy(picture) / 255 for picture in pictures)
+        cuts = load("models.motion.flow").scene_cuts(torch.from_numpy(picture) / 255 for picture in pictures)
+        found.extend(cuts)
+        return cuts
 
     def cut() -> tuple[Segment, ...]:
         try:
@@ -66,6 +69,9 @@ def begin(work: Work, host: Host | None) -> Journal | None:
     journal, line = Journal.begin(work.out, key_of(work, host), cut, about, options.fresh, bool(options.part))
     if line:
         print(f"  {line}", flush=True)
+    if found:
+        more = f" and {len(found) - _LISTED:,} more" if len(found) > _LISTED else ""
+        print(f"  scene cuts before frames {', '.join(map(str, found[:_LISTED]))}{more}", flush=True)
     alone = len(journal.segments) == 1 and not (options.part or options.ray) and options.command != "plan-film"
     if alone and not journal.is_finished(0):
         journal.discard()
@@ -159,6 +165,7 @@ class Maker:
     def __init__(self, work: Work, job: Job, pace: Pace) -> None:
         stage_models(work, job)
         self.work, self.job, self.pace, self.costs = work, job, pace, []
+        self.whole: Whole | None = None
         self.sound = uses_sound(work.workflow)
         videos = (clip for name, clip in work.references.items() if name.startswith("reference_video"))
         self.follow = any(follows(work, clip) for clip in videos)
@@ -170,7 +177,11 @@ class Maker:
         stage(part, wish, self.job.input_dir, "input", self.sound, pictures)
         if self.follow or not self.costs:
             stage_references(work, self.job.input_dir, segment)
-        outcome = self.job.run(begin_at(work.workflow, segment.first), bits=wish.depth, said=self.pace.line())
+        workflow = begin_at(work.workflow, segment.first)
+        if self.whole is None:
+            self.whole = Whole(self.pace, workflow.prompt, work.kind(self.job))
+        self.whole.begin(segment.frames)
+        outcome = self.job.run(workflow, bits=wish.depth, whole=self.whole)
         self._check(outcome, segment)
         self.costs.append({**outcome.costs(), "frames": segment.frames})
         return self._counted(outcome.frames[segment.kept])

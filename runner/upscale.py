@@ -18,8 +18,9 @@ import numpy as np
 
 from ..media.errors import MediaError
 from ..media.files import CONTAINERS, check_output, is_picture, same_place, try_name
+from ..media.pace import Pace, duration
 from ..media.plan import Plan, plan
-from ..media.reader import probe
+from ..media.reader import frames, probe
 from ..media.segments import Segment
 from ..media.timeline import Timeline
 from .binding import (
@@ -38,6 +39,7 @@ from .host import Host
 from .job import open_job
 from .pack import load
 from .paths import cache_root, require_space, write_atomic
+from .progress import Whole, counted
 from .segments import begin, by_segments
 from .stage import stage, staged_name
 from .work import Work, stage_models, stage_references, verify, write
@@ -72,6 +74,8 @@ def main(options: argparse.Namespace, host: Host) -> int:
 def with_image_model(options: argparse.Namespace, host: Host) -> int:
     """Run the workflow that upscales by an image upscaler's file, frame by frame, and makes the frames steady."""
     model = Path(options.image_model)
+    if not model.exists():
+        raise RunnerError(f"--image-model: not found: {model} does not exist. Check its name and folder.")
     if not model.is_file():
         raise RunnerError(f"--image-model: must be a file with an upscaler's weights; got {model}.")
     if options.workflow == "Upscale-a-Video":  # the default
@@ -164,9 +168,14 @@ def at_once(work: Work, opened: Callable) -> dict:
     """Make OUT by one run over the whole clip, and return what it cost."""
     with opened() as job:
         stage_models(work, job)
-        stage(work.clip, work.how.wish, job.input_dir, "input", uses_sound(work.workflow))
+        read = counted(frames(work.clip, work.how.wish), "Reading IN", work.clip.frames)
+        stage(work.clip, work.how.wish, job.input_dir, "input", uses_sound(work.workflow), read)
         stage_references(work, job.input_dir, Segment(0, work.clip.frames))
-        outcome = job.run(work.workflow, bits=work.how.wish.depth)
+        whole = Whole(Pace(work.clip.frames), work.workflow.prompt, work.kind(job))
+        whole.begin(work.clip.frames)
+        outcome = job.run(work.workflow, bits=work.how.wish.depth, whole=whole)
+        taken = f"{len(outcome.frames)} frames in {duration(outcome.seconds)}"
+        print(f"Workflow {work.workflow.name}: {taken}.", flush=True)
         verify(outcome, work.clip.frames, work.size, work.strict)
         write(work.out, outcome, work.how, work.clip, work.options.keep_tracks)
     return outcome.costs()
@@ -219,6 +228,8 @@ def reference_files(images: list[str], videos: list[str], of_videos: str = "--re
     for name, file in files.items():
         option = "--reference" if name.startswith("reference_image") else of_videos
         try:
+            if not file.exists():
+                raise RunnerError(f"not found: {file} does not exist. Check its name and folder.")
             if name.startswith("reference_image") and not (file.is_file() and is_picture(file)):
                 raise RunnerError(f"must be an image file; got {file}.")
             clips[name] = probe(file)

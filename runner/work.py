@@ -13,6 +13,7 @@ from ..media.timeline import Timeline
 from ..media.writer import write as write_media
 from .errors import RunnerError
 from .job import Job, Outcome
+from .progress import counted
 from .stage import place, stage
 from .workflow import Workflow
 
@@ -35,6 +36,10 @@ class Work:
     size: tuple[int, int] | None
     strict: bool = True
     models: dict[str, Path] = field(default_factory=dict)
+
+    def kind(self, job: Job) -> str:
+        """Name the graph and the device, for what its nodes are known to take."""
+        return f"{'CPU' if job.server.cpu else 'GPU'}, {self.workflow.name}"
 
 
 def stage_models(work: Work, job: Job) -> None:
@@ -81,4 +86,4 @@ def write(out: Path, outcome: Outcome, how: Plan, clip: Timeline, keep: str) -> 
         print("Note: another number of frames: even times, no sound, no transparency.", flush=True)
     elif how.wish.alpha:
         frames = with_transparency(frames, clip, how.wish)
-    write_media(out, frames, how, clip, keep, even)
+    write_media(out, counted(frames, "Writing OUT", len(outcome.frames)), how, clip, keep, even)

@@ -308,16 +308,15 @@ class Pieces:
         return {tile: tile_weight(tile, self.tiles) for tile in self.tiles}
 
     def walk(self, progress: Progress | None, check_cancelled: Callable[[], None] | None) -> Iterator[tuple[int, Tile]]:
-        """Yield (number of the span, tile) of every piece; a way out before each, a tick after."""
-        done, total = 0, len(self.spans) * len(self.tiles)
-        for number in range(len(self.spans)):
-            for tile in self.tiles:
+        """Yield (number of the span, tile) of every piece; a way out before each, a tick before all and after each."""
+        places = [(number, tile) for number in range(len(self.spans)) for tile in self.tiles]
+        for done, place in enumerate((*places, None)):
+            if progress is not None:
+                progress(done, len(places))
+            if place is not None:
                 if check_cancelled is not None:
                     check_cancelled()
-                yield number, tile
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+                yield place
 
     def starts(self, time: int) -> list[int]:
         """Give the frame of the clip that the first frame of every span's piece is."""

@@ -74,6 +74,12 @@ class RunPlan:
         return count_tokens((max(self.windows), tile.height, tile.width), self.patch)
 
     @property
+    def pass_cells(self) -> int:
+        """Latent cells that go through the network in the largest pass, with those of the references."""
+        tile = max(tile.height * tile.width for tile in self.tiles)
+        return max(self.windows) * tile + sum(math.prod(grid) for grid in self.references)
+
+    @property
     def passes(self) -> int:
         """Times that one branch goes through the network for one tile and window, the clips of a batch together."""
         return sum(self.branches) * len(self.tiles) * len(self.windows)
@@ -117,8 +123,8 @@ class RunPlan:
             dials.append("a smaller long_edge in Reference Set")
         return f"use {', or '.join(dials)}"
 
-    def text(self) -> str:
-        """Write the plan for people, one fact a line."""
+    def text(self, time: str = "") -> str:
+        """Write the plan for people, one fact a line; `time`: how long it will take."""
         memory, frames = self.memory, self.size.frames
         rows = [
             ("clip", f"{self.model}: {frames} frames of {self.size.width}x{self.size.height}"),
@@ -139,6 +145,8 @@ class RunPlan:
                 else f"{_gib(memory.free)} on the device, {_gib(memory.free_ram)} of RAM",
             ),
         ]
+        if time:
+            rows.append(("time", time))
         if not self.references:
             rows = [row for row in rows if row[0] != "references"]
         rows += [("warning", warning) for warning in self.warnings()] or [("fits", "nothing stands in the way")]

@@ -162,6 +162,8 @@ def estimate_pairs(
     forward = torch.zeros(count - 1, 2, height, width, dtype=torch.float16)
     backward = torch.zeros_like(forward)
     cuts = []
+    if progress is not None:
+        progress(0, count - 1)
     for pair in range(count - 1):
         if check_cancelled is not None:
             check_cancelled()

@@ -82,8 +82,9 @@ class Film(Input.Video):
         """Decode everything: frames at their mean rate, and the first sound track from the first frame on."""
         if self.parts is not None:
             return self.parts
-        images, alpha = read_images(self)
-        found = read_sound(self.timeline)
+        with said_by("Film"):
+            images, alpha = read_images(self)
+            found = read_sound(self.timeline)
         audio = found and {"waveform": torch.from_numpy(found[0]).unsqueeze(0), "sample_rate": found[1]}
         known = {field.name for field in fields(Types.VideoComponents)}  # older hosts know no transparency
         more = {"alpha": alpha} if alpha is not None and "alpha" in known else {}
@@ -105,7 +106,7 @@ class Film(Input.Video):
 
         Depth and colours stay the film's own, whatever a host asks for (`newer`: color_space, preset).
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with said_by("Film"), tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "film.mp4" if isinstance(path, io.BytesIO) else Path(path)
             quality = {} if crf is None else {"crf": crf}
             how = plan(out, self.timeline, tonemap=self.wish.tonemap, deinterlace=self.wish.deinterlace, **quality)

@@ -29,7 +29,7 @@ from ...models.layout.pieces import (
 )
 from ...models.layout.sizes import ClipSize, RegionReader, latent_size
 from . import services
-from .vae import watched_layers
+from .progress import Progress, watched_layers
 
 CHUNK = 16  # full-size frames that one piece and its copies cost at most
 _COPIES = 6  # of a piece that the host's VAEs hold at once: parts, their sum, scaled ones, the first layers'
@@ -83,8 +83,9 @@ def decode(
 
     pieces = _plan(vae, ClipSize(*latent.shape[2:]), space, time, tile, chunk, memory)
     output = services.output_tensor((size.frames, size.height, size.width, 3))
-    with watched_layers(vae.first_stage_model) as show:
-        return decode_pieces(piece, output, pieces, space, time, show, services.check_cancelled)
+    with watched_layers(*_watch(vae, "decoder", "Decoding", size.frames, pieces)) as show:
+        ready = show.shows(output, pieces, time)
+        return decode_pieces(piece, output, pieces, space, time, ready, services.check_cancelled)
 
 
 def encode_resized(
@@ -106,8 +107,15 @@ def encode_resized(
         return vae.encode(read(window.start, window.stop, *place.scaled(space).region[1:]))
 
     pieces = _plan(vae, grid, space, time, tile, chunk, memory)
-    with watched_layers(vae.first_stage_model) as show:
+    with watched_layers(*_watch(vae, "encoder", "Encoding", size.frames, pieces)) as show:
         return services.to_output(encode_pieces(piece, grid, pieces, time, show, services.check_cancelled))
+
+
+def _watch(vae: comfy.sd.VAE, part: str, what: str, frames: int, pieces: Pieces) -> tuple:
+    """Give what `watched_layers` takes. Wan's autoencoders run once for every latent frame, others for all at once."""
+    network = vae.first_stage_model
+    rounds = max(span.window.length for span in pieces.spans) if type(network).__name__.startswith("WanVAE") else 1
+    return network, what, frames, (), getattr(network, part, network), rounds
 
 
 def _plan(
@@ -142,17 +150,17 @@ def _plan(
 
 
 def _decode_pictures(vae: comfy.sd.VAE, latent: torch.Tensor) -> torch.Tensor:
-    space, show = vae.spacial_compression_decode(), services.Progress()
+    space, show = vae.spacial_compression_decode(), Progress("Decoding", len(latent))
     output = services.output_tensor((len(latent), latent.shape[2] * space, latent.shape[3] * space, 3))
     for start in range(0, len(latent), _PICTURES):
         pictures = vae.decode(latent[start : start + _PICTURES])
         output[start : start + _PICTURES] = pictures[..., :3]
-        show(min(start + _PICTURES, len(latent)), len(latent))
+        show(min(start + _PICTURES, len(latent)), len(latent), output[start][None].movedim(-1, 1))
     return output
 
 
 def _encode_pictures(vae: comfy.sd.VAE, read: RegionReader, size: ClipSize) -> torch.Tensor:
-    parts, show = [], services.Progress()
+    parts, show = [], Progress("Encoding", size.frames)
     for start in range(0, size.frames, _PICTURES):
         stop = min(start + _PICTURES, size.frames)
         parts.append(vae.encode(read(start, stop, slice(size.height), slice(size.width))))

@@ -11,7 +11,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+import time as clock
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +31,7 @@ from ...models.schedules import SAME
 from ...models.unimmvsr.references import References, StartRule
 from . import services
 from .keys import LR_KEY, PART_KEY, PROGRESS_KEY, REFERENCES_KEY, UNEDITED_KEY
+from .progress import Progress, speeds, where
 from .services import SAMPLER
 
 _GRAIN = 1000  # progress ticks per step
@@ -56,6 +60,9 @@ class RestorerNetwork(torch.nn.Module):
     ):
         """Predict through the wrappers of the host and of other nodes."""
         options = transformer_options or {}
+        run = options.get(PROGRESS_KEY)
+        if run is not None:
+            run.count(x, conditions.get("references", ()))
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timestep, context, options, **conditions)
@@ -255,8 +262,10 @@ def _outer_sample(
     if isinstance(sampling, comfy.model_sampling.CONST):
         check_flow_run(sampler, sigmas, latent_image)
     options = executor.class_obj.model_options.setdefault("transformer_options", {})
-    options[PROGRESS_KEY] = SamplingProgress(len(sigmas) - 1)
-    return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    run = options[PROGRESS_KEY] = SamplingProgress(len(sigmas) - 1)
+    result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    run.learn(executor.class_obj.model_patcher)
+    return result
 
 
 def check_sigmas(sigmas: torch.Tensor) -> None:
@@ -328,12 +337,31 @@ def clip_prediction(limit: float) -> Callable[[dict], torch.Tensor]:
 # Progress
 
 
+def pass_name(patcher: comfy.model_patcher.ModelPatcher, cells: int) -> str:
+    """Name a pass of a model for `speeds`: attention makes large ones dearer, so they go by powers of two."""
+    return f"{where()}: a pass of 2^{round(math.log2(max(1, cells)))} cells, {type(patcher.model).__name__}"
+
+
 class SamplingProgress:
     """Turn the network's block ticks into progress of the whole run; it never runs backwards."""
 
     def __init__(self, steps: int):
         self._steps, self._last = steps, -1
-        self._show = services.Progress()
+        self._show = Progress("Sampling", steps, "step")
+        self._work: Counter[int] = Counter()  # calls of the network by the cells that went through it
+        self._began: float | None = None
+
+    def count(self, x: torch.Tensor, references: Sequence[torch.Tensor]) -> None:
+        """Note that a batch goes through the network, beside references."""
+        self._began = self._began or clock.monotonic()  # weights are loaded before
+        self._work[sum(part[0, 0].numel() for part in (x, *references))] += len(x)
+
+    def learn(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
+        """Remember what a pass has cost; of passes of different sizes, the largest stands for all."""
+        if self._began is not None:
+            most = max(self._work)
+            passes = sum(count * cells / most for cells, count in self._work.items())
+            speeds().learn(pass_name(patcher, most), clock.monotonic() - self._began, passes * most)
 
     def blocks(self, options: Mapping) -> Callable[[int, int], None]:
         """Give the `progress(done, total)` callback of one network call."""

@@ -1,15 +1,14 @@
 """The door between the nodes and the host.
 
 On the way in, checks: bad input ends here, with the node, the rule, the value and the remedy. Inside, the host's
-services: folders, devices, layers, attention, progress and interruption. On the way out, tensors as the host keeps
-them.
+services: folders, devices, layers, attention, memory and interruption. On the way out, tensors as the host keeps them.
+What a running node shows is in progress.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -20,12 +19,11 @@ from typing import Any
 import comfy.ldm.modules.attention
 import comfy.model_management as management
 import comfy.model_patcher
-import comfy.utils
 import folder_paths
-import latent_preview
 import torch
 import torch.nn.functional as F
 
+from ...media.memory import free_memory
 from ...models.layout.sizes import ClipSize
 from .keys import SIZE_KEY, WORK_KEY
 
@@ -51,12 +49,18 @@ _finite: dict[int, weakref.ref] = {}  # tensors that were found finite, by id: n
 
 @contextlib.contextmanager
 def titled(title: str) -> Iterator[None]:
-    """Name the node in errors of the core, which knows none: "overlap must be" becomes "Title: overlap must be"."""
+    """Name the node in errors of the core, which knows none: "overlap must be" becomes "Title: overlap must be".
+
+    Kinds of ValueError that the core has become plain ones: the editor writes the module path of any other above the
+    message.
+    """
     try:
         yield
     except ValueError as error:
-        if not str(error).startswith(f"{title}: "):
-            error.args = (f"{title}: {error}",)
+        text = str(error) if str(error).startswith(f"{title}: ") else f"{title}: {error}"
+        if type(error) is not ValueError:
+            raise ValueError(text) from error
+        error.args = (text,)
         raise
 
 
@@ -262,39 +266,12 @@ def newest_change(path: Path) -> int | str:
     return max((file.stat().st_mtime_ns for file in files), default=path.stat().st_mtime_ns)
 
 
-# Progress and interruption
+# Interruption
 
 
 def check_cancelled() -> None:
     """Raise the host's interruption (not an Exception) when the user pressed stop."""
     management.throw_exception_if_processing_interrupted()
-
-
-class Progress:
-    """Show `done` of `total` on the running node; every tick is a place to interrupt."""
-
-    def __init__(self):
-        self._bar = comfy.utils.ProgressBar(1)
-
-    def __call__(self, done: int, total: int) -> None:
-        check_cancelled()
-        self._bar.update_absolute(done, max(1, total))
-
-
-def preview(frame: torch.Tensor) -> tuple:
-    """Make of a frame (1, 3, H, W) in 0..1 what the host's progress bar shows on the running node, as samplers do."""
-    most = latent_preview.MAX_PREVIEW_RESOLUTION
-    scale = min(1.0, most / max(frame.shape[-2:]))
-    small = F.interpolate(frame, [max(1, round(side * scale)) for side in frame.shape[-2:]], mode="area")
-    return "JPEG", latent_preview.preview_to_image(small[0].movedim(0, -1), do_scale=False), most
-
-
-def show_text(node: str | None, text: str) -> None:
-    """Write a line on a running node, in editors that show such lines."""
-    server = getattr(sys.modules.get("server"), "PromptServer", None)  # there is none where no editor listens
-    instance = getattr(server, "instance", None)
-    if node is not None and hasattr(instance, "send_progress_text"):
-        instance.send_progress_text(text, node)
 
 
 # Devices, layers, attention
@@ -354,8 +331,8 @@ def load_network(patcher: comfy.model_patcher.ModelPatcher, scratch: int = 0) ->
 
 
 def free_bytes(device: torch.device) -> int:
-    """Ask the host how much memory a device has left."""
-    return management.get_free_memory(device)
+    """Tell how much memory a device has left; of RAM, what a container leaves to this process."""
+    return free_memory() if device.type == "cpu" else management.get_free_memory(device)
 
 
 def out_of_memory(title: str, width: int, height: int) -> RuntimeError:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time as clock
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.sd
-import comfy.utils
 import torch
 
 from ...models.layout.pieces import (
@@ -41,10 +40,8 @@ from ...models.layout.sizes import ClipSize, latent_size
 from ...models.motion.flow import scene_cuts
 from . import services
 from .keys import PUBLISHED
-
-_GRAIN = 100  # parts of a piece that the progress bar tells apart
-_PAUSE = 0.2  # seconds between two ticks at least
-_LOOK = 0.5  # seconds between two pictures at least
+from .progress import PieceProgress, Progress, speeds, watched_layers, where
+from .room import check_room
 
 
 @dataclass(frozen=True)
@@ -122,6 +119,10 @@ class RestorerVAE(comfy.sd.VAE):
         """
         raise NotImplementedError
 
+    def frame_layers(self) -> Sequence[torch.nn.Module]:
+        """Give those parts of the network that decode frame by frame; none where frames are decoded together."""
+        return ()
+
     # The host's calls
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
@@ -160,7 +161,7 @@ class RestorerVAE(comfy.sd.VAE):
             clip = services.check_frames("VAE Encode", "pixels", clip)
             whole = size or ClipSize(*clip.shape[:3])
             grid = latent_size(whole, law.space, law.time)
-            tries = self._attempts(grid, law.encode_bytes, law.encode_spans, chunk, side, overlap)
+            tries = self._attempts("Encoding", whole, grid, law.encode_bytes, law.encode_spans, chunk, side, overlap)
             for pieces, running in tries:
                 with running as show:
                     encode = (piece_encoder or self.piece_encoder)(clip, whole, mode)
@@ -177,21 +178,22 @@ class RestorerVAE(comfy.sd.VAE):
         options, law = {"lr": None, "lr_weight": 1.0, "size": None, **(vae_options or {})}, self.law
         samples = services.check_latent("VAE Decode", "samples", {"samples": samples_in}, self.latent_channels)
         size = options["size"] or services.latent_target("VAE Decode", {"samples": samples}, law.space, law.time)[0]
+        check_room("VAE Decode", ClipSize(len(samples) * size.frames, size.height, size.width))
         output = services.output_tensor((len(samples), size.frames, size.height, size.width, 3))
         cuts = (options.get("chunk"), options.get("side") or None, options.get("overlap"))
         told = {}
         # here, before tiles and chunks: they must agree
         if law.streamed and options["lr"] is not None and options["lr_weight"] > 0:
-            told["cuts"] = scene_cuts(options["lr"], services.check_cancelled)
+            told["cuts"] = scene_cuts(Progress().over(options["lr"]))
             if told["cuts"]:
                 logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, told["cuts"])))
         for latent, clip in zip(samples.split(1), output, strict=True):
             grid = ClipSize(*latent.shape[2:])
-            for pieces, running in self._attempts(grid, law.decode_bytes, law.spans, *cuts):
+            for pieces, running in self._attempts("Decoding", size, grid, law.decode_bytes, law.spans, *cuts):
                 with running as show:
                     decode = self.piece_decoder(latent, options["lr"], size, options["lr_weight"], **told)
                     place = (clip.zero_(), pieces, law.space, law.time)
-                    decode_pieces(decode, *place, show, services.check_cancelled)
+                    decode_pieces(decode, *place, show.shows(clip, pieces, law.time), services.check_cancelled)
                     break
         return services.mark_finite(output)
 
@@ -212,6 +214,8 @@ class RestorerVAE(comfy.sd.VAE):
 
     def _attempts(
         self,
+        what: str,
+        size: ClipSize,
         grid: ClipSize,
         pixel_bytes: float,
         spans: Callable[[int, int], tuple[Span, ...]],
@@ -249,14 +253,25 @@ class RestorerVAE(comfy.sd.VAE):
                 grid.height, grid.width, cut.rows, cut.columns, min(shared, max(cut.rows, cut.columns) // 2)
             )
             pieces = Pieces(spans(grid.frames, cut.length), tiles, law.streamed)
-            yield pieces, self._running(cut, last=number == len(cuts))
+            text = "%s %d frames of %dx%d: tiles %d of %dx%d px, spans %d of %d frames"
+            px = (side * law.space for side in (cut.columns, cut.rows))
+            cut_to = (len(tiles), *px, len(pieces.spans), law.time * cut.length)
+            logging.getLogger(__name__).info(text, what, size.frames, size.width, size.height, *cut_to)
+            yield pieces, self._running(what, size, cut, last=number == len(cuts))
 
     @contextlib.contextmanager
-    def _running(self, cut: Cut, last: bool) -> Iterator[Callable[[int, int], None]]:
+    def _running(self, what: str, size: ClipSize, cut: Cut, last: bool) -> Iterator[PieceProgress]:
         """Run pieces on the device with ticking layers; out of memory is an error on the `last` cut only."""
+        network, decodes = self.first_stage_model, what == "Decoding"
+        part = getattr(network, "decoder" if decodes else "encoder", network)
+        each = self.frame_layers() if decodes else ()
         try:
-            with self._on_device(), watched_layers(self.first_stage_model) as show:
+            with self._on_device(), watched_layers(network, what, size.frames, each, part) as show:
+                began = clock.monotonic()
                 yield show
+                pixels = size.frames * size.height * size.width / 1e6
+                name = type(self).__name__ if self.system is None else self.system.name
+                speeds().learn(f"{where()}: {what}, {name}", clock.monotonic() - began, pixels)
         except NotFinite as error:
             raise ValueError(
                 f"VAE: {error} Set precision to fp32 in Load Video Restorer; if it is fp32, the latent is broken: use "
@@ -273,41 +288,6 @@ class RestorerVAE(comfy.sd.VAE):
 
     def _on_device(self) -> contextlib.AbstractContextManager:
         return getattr(management, "cuda_device_context", contextlib.nullcontext)(self.device)
-
-
-@contextlib.contextmanager
-def watched_layers(network: torch.nn.Module) -> Iterator[Callable[..., None]]:
-    """Let every layer of a network tick on the running node; yields the `progress(done, total)` of whole pieces.
-
-    Inside a piece the bar follows the number of layers that have run, of those that the piece before took. Where
-    `progress` is given a frame (1, 3, H, W) in 0..1 as well, the node shows it while it runs, twice a second at most.
-    """
-    bar = comfy.utils.ProgressBar(1)
-    state = {"done": 0, "total": 1, "calls": 0, "usual": 0, "seen": clock.monotonic(), "pictured": -_LOOK}
-    leaves = [module for module in network.modules() if not any(module.children())]
-
-    def show(done: int, total: int, frame: torch.Tensor | None = None) -> None:
-        state.update(done=done, total=total, usual=max(state["usual"], state["calls"]), calls=0)
-        services.check_cancelled()
-        picture = None
-        if frame is not None and clock.monotonic() - state["pictured"] >= _LOOK:
-            state["pictured"], picture = clock.monotonic(), services.preview(frame)
-        bar.update_absolute(_GRAIN * done, _GRAIN * total, picture)
-
-    def tick(*_) -> None:
-        state["calls"] += 1
-        if clock.monotonic() - state["seen"] >= _PAUSE:
-            state["seen"] = clock.monotonic()
-            share = state["calls"] / max(state["usual"], state["calls"] + len(leaves))
-            management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(int(_GRAIN * (state["done"] + share)), _GRAIN * state["total"])
-
-    hooks = [module.register_forward_hook(tick) for module in leaves]
-    try:
-        yield show
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def pick_vae_dtype(precision: str, preset: str, device: torch.device) -> torch.dtype:

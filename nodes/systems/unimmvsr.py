@@ -174,6 +174,11 @@ class UniMMVSRVAE(RestorerVAE):
         with services.titled(services.DECODE):
             return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place, cuts)
 
+    def frame_layers(self) -> Sequence[torch.nn.Module]:
+        """Give what runs once a frame."""
+        decoder = self.first_stage_model.decoder
+        return decoder.refine.conv_out, decoder.complete
+
 
 def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tuple[list[list[float]], list[float]]:
     """Fit latent -> RGB (-1..1), for the sampler's previews, on flat colours that go through the encoder."""

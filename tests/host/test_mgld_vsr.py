@@ -543,10 +543,10 @@ def test_decoder_out_of_memory_halves_the_tile_once(loaded, noise, monkeypatch):
 
 
 def test_progress_never_runs_back_and_ends_full(core, loaded, noise, monkeypatch):
-    from cascadevsr.nodes.host import services
+    from cascadevsr.nodes.host import progress
 
     ticks = []
-    monkeypatch.setattr(services.Progress, "__call__", lambda self, done, total: ticks.append((done, total)))
+    monkeypatch.setattr(progress.Progress, "__call__", lambda self, done, total: ticks.append((done, total)))
     _ddpm(core, _windows(loaded.model), _prepare(loaded, noise(9, 8, 8)), 2)
     assert len(ticks) > 20 and ticks[-1][0] == ticks[-1][1]
     sampling = [done for done, total in ticks if total == ticks[-1][1]]

@@ -416,15 +416,15 @@ def test_frames_in_memory_are_refused(upscaled, restoring, noise):
 
 
 def test_the_bar_runs_once_over_the_film_and_is_a_place_to_stop(upscaled, restoring, source, signs, monkeypatch):
-    from cascadevsr.nodes.host import services
+    from cascadevsr.nodes import film_parts
 
     lines = []
-    monkeypatch.setattr(services, "show_text", lambda node, text: lines.append(text))
+    monkeypatch.setattr(film_parts, "show_text", lambda node, text: lines.append(text))
     upscaled(source, **restoring)
     film_bar = [(done, total) for _, done, total in signs if total == 2600]
     assert film_bar == sorted(film_bar) and film_bar[-1] == (2600, 2600) and len({done for done, _ in film_bar}) > 12
-    assert any("frame 6 of 26, " in line and " fps, " in line and " left, " in line for line in lines)
-    assert lines[-1].startswith("frame 26 of 26") and lines[-1].endswith(" GB")
+    assert any("frame 6/26, " in line and " fps, " in line and " left, " in line for line in lines)
+    assert lines[-1].startswith("frame 26/26") and lines[-1].endswith(" GB")
 
 
 def test_a_film_that_is_gone_is_made_again(upscaled, restoring, source, monkeypatch):

@@ -311,7 +311,7 @@ def test_every_piece_ticks_and_is_a_place_to_stop():
         return torch.zeros(window.length, tile.height, tile.width, 3)
 
     decode_pieces(decode, torch.zeros(4, 4, 2, 3), pieces, 1, 1, progress=lambda *tick: seen.append(tick))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
 
     class Stopped(BaseException):
         pass

@@ -110,7 +110,7 @@ def test_a_clip_gives_motion_both_ways_with_progress():
     )
     assert motion.forward.shape == motion.backward.shape == (4, 2, 48, 64)
     assert (motion.frames, motion.height, motion.width, motion.cuts) == (5, 48, 64, ())
-    assert ticks == [(1, 4), (2, 4), (3, 4), (4, 4)] and len(asked) == 4
+    assert ticks == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)] and len(asked) == 4
     middle = motion.forward[:, :, 12:-12, 12:-12].float().mean((0, 2, 3))
     assert middle[0] == pytest.approx(-2, abs=0.1) and middle[1] == pytest.approx(1, abs=0.1)
     assert torch.allclose(motion.backward[:, :, 12:-12, 12:-12].float().mean((0, 2, 3)), -middle, atol=0.1)

@@ -103,7 +103,7 @@ def test_progress_and_cancellation(vae):
     seen = []
     source, size = frames(17), ClipSize(17, 16, 16)
     encode_clip(vae, source, size, chunk=8, progress=lambda *p: seen.append(p))
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(0, 2), (1, 2), (2, 2)]
 
     class Cancelled(BaseException):
         pass
