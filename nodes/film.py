@@ -25,15 +25,14 @@ from ..media.reader import Wish, probe, with_transparency
 from ..media.timeline import Timeline
 from ..media.writer import write
 from ..models.layout.sizes import ClipSize
+from .beginning import beginning, first_seconds_input
 from .host import services
 from .host.film import (
     ENDINGS,
     Film,
-    beginning,
     check_saving,
     even_timeline,
     film_of,
-    first_seconds_input,
     frames_of,
     graph_texts,
     in_graph,

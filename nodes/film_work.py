@@ -32,13 +32,13 @@ from ..models.motion.flow import scene_cuts
 from ..models.pixels.color import METHODS
 from ..models.steady import SOURCES, Controls, check_pair
 from ..models.unimmvsr.references import References
+from .beginning import beginning
 from .film_parts import JUDGED, NO_MATCH, TITLE, FilmProgress, Restored, Steadied, in_halves
 from .frames import FILTERS, asked_size, check_vae
 from .host import services
 from .host.film import (
     ENDINGS,
     Film,
-    beginning,
     frames_of,
     images_of,
 )

@@ -24,6 +24,7 @@ from ..media.segments import CONTEXT
 from ..models.layout.sizes import ClipSize
 from ..models.pixels.color import METHODS
 from ..models.steady import SOURCES
+from .beginning import first_seconds_input
 from .conditioning import ReferencesType
 from .film_parts import NO_MATCH, TITLE
 from .film_work import Chosen, Work, described
@@ -33,7 +34,6 @@ from .host.film import (
     Film,
     check_saving,
     film_of,
-    first_seconds_input,
     graph_texts,
     in_graph,
     place,

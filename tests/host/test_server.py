@@ -82,7 +82,7 @@ import asyncio, importlib.util, multiprocessing, sys, time
 sys.path[0], pack, sys.argv = sys.argv[1], sys.argv[2], ["main.py", "--cpu", "--base-directory", sys.argv[3]]
 import comfy.options
 comfy.options.enable_args_parsing()
-import nodes, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_upscale_model, comfy_extras.nodes_video
+import nodes, server, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_upscale_model, comfy_extras.nodes_video
 
 def load(answers):
     began = time.process_time()
