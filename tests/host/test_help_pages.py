@@ -10,7 +10,7 @@ NODES = (
     "VSRRefineSigmas VSRLoadFlowModel VSREstimateMotion VSRLatentPropagation VSRMotionGuidance VSRSpatialTiles "
     "VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo VSRCompareMeasure "
     "VSRReferenceGuider VSRReferenceCFG VSRLowFrequencyTie VSRPlan VSRLoadAdapter VSRReferenceTokens "
-    "VSRSDEditDegradation VSRLoadFilm VSRSaveFilm VSRSteadyUpscaledVideo VSRUpscaleFilm"
+    "VSRSDEditDegradation VSRLoadFilm VSRSaveFilm VSRSteadyUpscaledVideo VSRUpscaleFilm VSRCompareVideo"
 ).split()
 
 
