@@ -30,6 +30,8 @@ _AGAINST = {
     "detail ratio": metrics.detail_ratio,
 }
 _WARPING, _DRIFT = "warping error x1000", "colour drift"
+_ALONE = {"detail ratio": metrics.detail_ratio}  # of what is measured where the truth is not known
+_AS_LR, _FLICKER = "PSNR-Y as LR dB", "flicker"
 
 
 class CompareMeasure(io.ComfyNode):
@@ -44,13 +46,18 @@ class CompareMeasure(io.ComfyNode):
             category=services.CATEGORY,
             description=(
                 "Compares two clips of the same size: PSNR, SSIM, sharpness, warping error, flicker, colour drift, and "
-                "a picture of both. With the low-resolution frames a plain bicubic upscale is measured too."
+                "a picture of both. With the low-resolution frames a plain bicubic upscale is measured too; they alone "
+                "tell flicker, sharpness, drift and faithfulness where there is no truth."
             ),
             search_aliases=["psnr", "ssim", "compare", "metrics", "quality", "flicker", "warping error", "cascade vsr"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("result", tooltip="The clip to judge."),
-                io.Image.Input("other", tooltip="The truth, or a second result, of the same size and length."),
+                io.Image.Input(
+                    "other",
+                    optional=True,
+                    tooltip="The truth, or a second result, of the same size and length. Without it, link lr_frames.",
+                ),
                 io.Image.Input(
                     "lr_frames",
                     optional=True,
@@ -67,17 +74,21 @@ class CompareMeasure(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, result: torch.Tensor, other: torch.Tensor, lr_frames: torch.Tensor | None = None):
+    def execute(cls, result: torch.Tensor, other: torch.Tensor | None = None, lr_frames: torch.Tensor | None = None):
         """Check the clips, then measure and draw."""
-        clips = {
-            "result": services.check_frames(_TITLE, "result", result),
-            "other": services.check_frames(_TITLE, "other", other),
-        }
-        if clips["result"].shape != clips["other"].shape:
+        if other is None and lr_frames is None:
             raise ValueError(
-                f"{_TITLE}: both clips must have the same frames and size; got {tuple(result.shape)} and "
-                f"{tuple(other.shape)}. Cut or resize one of them first."
+                f"{_TITLE}: other or lr_frames must be linked; got neither. Link the truth or a second result, or the "
+                "low-resolution frames."
             )
+        clips = {"result": services.check_frames(_TITLE, "result", result)}
+        if other is not None:
+            clips["other"] = services.check_frames(_TITLE, "other", other)
+            if clips["result"].shape != clips["other"].shape:
+                raise ValueError(
+                    f"{_TITLE}: both clips must have the same frames and size; got {tuple(result.shape)} and "
+                    f"{tuple(other.shape)}. Cut or resize one of them first."
+                )
         count, height, width = result.shape[:3]
         middle, pictures = count // 2, {}
         if lr_frames is not None:
@@ -86,7 +97,15 @@ class CompareMeasure(io.ComfyNode):
             pictures["LR"] = _nearest(low[middle], height, width)
             clips["bicubic"] = _bicubic(low, height, width)
         pictures |= {name: clips[name][middle] for name in ("bicubic", "result", "other") if name in clips}
-        text = table(measure(clips, Progress(_TITLE, len(result))), result)
+        if other is not None:
+            rows = measure(clips, Progress(_TITLE, len(result)))
+        else:
+            rows = measure(clips, Progress(_TITLE, len(result)), "bicubic", _ALONE)
+            for name, frames in clips.items():
+                rows[name][_AS_LR] = metrics.psnr_y(_bicubic(frames, *low.shape[1:3]), low, border=0)
+                changes = metrics.flicker(frames)
+                rows[name][_FLICKER] = sum(changes) / len(changes) if changes else float("nan")
+        text = table(rows, result)
         return io.NodeOutput(text, flicker_plot(clips), side_by_side(pictures), ui=ui.PreviewText(text))
 
 
@@ -104,20 +123,27 @@ def _nearest(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
 # Numbers
 
 
-def measure(clips: dict[str, torch.Tensor], progress: Callable[[int, int], None]) -> dict[str, dict[str, float]]:
-    """Measure every clip (B, H, W, 3) against the one named "other"; rows by clip, columns by measure.
+def measure(
+    clips: dict[str, torch.Tensor],
+    progress: Callable[[int, int], None],
+    base: str = "other",
+    against: dict[str, Callable] = _AGAINST,
+) -> dict[str, dict[str, float]]:
+    """Measure every clip (B, H, W, 3) against the one named `base`; rows by clip, columns by measure.
+
+    `against`: measures of a clip and of the base, by title; the motion is that of the base.
 
     `progress(done, total)` is called before every piece of work: a frame compared, or a pair's motion estimated.
     """
-    other = clips["other"]
+    other = clips[base]
     count = min(_MOST_PAIRS, len(other) - 1)
     pairs = [i * (len(other) - 1) // count for i in range(count)]  # all, or evenly spread ones in long clips
     rows: dict[str, dict[str, float]] = {name: {} for name in clips}
     for index in range(len(other)):
         progress(index + 1, len(other) + len(pairs))
-        for name in clips.keys() - {"other"}:
+        for name in clips.keys() - {base}:
             pair = clips[name][index : index + 1], other[index : index + 1]
-            for title, function in _AGAINST.items():
+            for title, function in against.items():
                 rows[name][title] = rows[name].get(title, 0.0) + function(*pair) / len(other)
     for done, index in enumerate(pairs, len(other) + 1):
         progress(done, len(other) + len(pairs))
@@ -144,14 +170,21 @@ def _flows(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def table(rows: dict[str, dict[str, float]], frames: torch.Tensor) -> str:
     """Write the measures as a plain table, one clip a line."""
-    columns = [*_AGAINST, _WARPING, _DRIFT]
-    lines = [f"{frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]}, measured against 'other'", ""]
+    alone = "other" not in rows
+    columns = [*([*_ALONE, _AS_LR, _FLICKER] if alone else _AGAINST), _WARPING, _DRIFT]
+    how = "without a truth: beside a bicubic upscale" if alone else "measured against 'other'"
+    lines = [f"{frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]}, {how}", ""]
     lines.append("clip".ljust(10) + "".join(column.rjust(len(column) + 3) for column in columns))
     for name, row in rows.items():
         cells = [f"{row[c]:.4f}" if c in row else "-" for c in columns]
         line = "".join(cell.rjust(len(c) + 3) for cell, c in zip(cells, columns, strict=True))
         lines.append(name.ljust(10) + line)
-    lines += ["", "A warping error below that of the truth means blur, not better consistency."]
+    hint = "A warping error below that of the truth means blur, not better consistency."
+    if alone:
+        hint = (
+            "Detail costs warping error and flicker. PSNR-Y as LR: how near the result, reduced, is to the LR frames."
+        )
+    lines += ["", hint]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ const { chromium } = require("playwright-core");
 
 const BITS = 12;
 
-const ready = (page, seconds = 120) =>
+const ready = (page, seconds = 40) =>
   page.waitForFunction(() => {
     const viewer = window.app.graph?._nodes.find((node) => node.type === "VSRCompareVideo")?.compareVideo;
     return viewer?.ready && viewer.wanted === null && viewer.paints > 0;
@@ -74,7 +74,7 @@ async function work(page, job, shot) {
     await page.reload({ waitUntil: "domcontentloaded" });
     await page.waitForFunction(() => window.app?.graph?._nodes.some((node) => node.type === "VSRCompareVideo"));
   }
-  await ready(page, 900);
+  await ready(page, job.big ? 300 : 60);
   await closeDialogs(page);
   seen.facts = await inside(page, (viewer) => ({ ...viewer.facts, times: viewer.facts.times.length }));
   const key = seen.facts.key;

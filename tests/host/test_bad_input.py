@@ -123,6 +123,8 @@ def test_measure_and_colour_match_need_clips_that_fit(core, noise):
 
     with pytest.raises(ValueError, match="Compare & Measure: both clips must have the same frames and size"):
         CompareMeasure.execute(noise(2, 16, 16), noise(2, 16, 24))
+    with pytest.raises(ValueError, match="Compare & Measure: other or lr_frames must be linked; got neither"):
+        CompareMeasure.execute(noise(2, 16, 16))
     with pytest.raises(ValueError, match="lr_frames must have as many frames"):
         CompareMeasure.execute(noise(2, 16, 16), noise(2, 16, 16), noise(3, 4, 4))
     with pytest.raises(ValueError, match="Colour Match: the reference needs one frame, or one for each"):

@@ -48,3 +48,22 @@ def test_compare_and_measure_takes_a_single_frame(core, noise):
 
     output = CompareMeasure.execute(noise(1, 16, 16), noise(1, 16, 16))
     assert "nan" in output.args[0] and output.ui.as_dict()["text"]
+
+
+def test_compare_and_measure_tells_flicker_and_drift_without_a_truth(core, noise):
+    from cascadevsr.nodes.measure import CompareMeasure
+
+    low = noise(1, 16, 24).expand(6, -1, -1, -1).contiguous() * 0.5 + 0.2
+    still = low.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    flickering = (still + 0.1 * (torch.arange(6) % 2).view(-1, 1, 1, 1)).clamp(0, 1)
+    drifting = (still + 0.02 * torch.arange(6).view(-1, 1, 1, 1)).clamp(0, 1)
+    found = {}
+    for name, clip in (("still", still), ("flickering", flickering), ("drifting", drifting)):
+        table, plot, picture = CompareMeasure.execute(clip, lr_frames=low).args
+        (row,) = (line.split() for line in table.splitlines() if line.startswith("result"))
+        found[name] = dict(zip(("detail", "as LR", "flicker", "warping", "drift"), map(float, row[1:]), strict=True))
+        assert picture.shape == (1, 64 + 22, 3 * 96, 3) and plot.shape[0] == 1
+    assert found["still"]["flicker"] == 0 and found["flickering"]["flicker"] > 15
+    assert found["flickering"]["warping"] > 10 * max(found["still"]["warping"], 0.1)
+    assert found["still"]["drift"] < 0.1 and found["drifting"]["drift"] > 20
+    assert found["still"]["detail"] > 1.2 and found["still"]["as LR"] > found["flickering"]["as LR"]

@@ -10,7 +10,8 @@ NODES = (
     "VSRRefineSigmas VSRLoadFlowModel VSREstimateMotion VSRLatentPropagation VSRMotionGuidance VSRSpatialTiles "
     "VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo VSRCompareMeasure "
     "VSRReferenceGuider VSRReferenceCFG VSRLowFrequencyTie VSRPlan VSRLoadAdapter VSRReferenceTokens "
-    "VSRSDEditDegradation VSRLoadFilm VSRSaveFilm VSRSteadyUpscaledVideo VSRUpscaleFilm VSRSampleClip"
+    "VSRSDEditDegradation VSRLoadFilm VSRSaveFilm VSRSteadyUpscaledVideo VSRUpscaleFilm VSRSampleClip "
+    "VSRCompareVideo"
 ).split()
 
 
