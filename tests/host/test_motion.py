@@ -140,7 +140,7 @@ def test_spynet_is_loaded_from_the_published_form(core, flow_folder, estimate, m
 
 
 def test_a_wrong_file_says_what_it_is_and_what_was_expected(core, flow_folder, tiny_file):
-    from cascadevsr.models.checkpoints import CheckpointError, save_state
+    from cascadevsr.models.checkpoints import save_state
     from cascadevsr.models.motion.raft import build_raft
 
     state = build_raft().state_dict()
