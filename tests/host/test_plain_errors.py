@@ -19,17 +19,18 @@ def test_every_kind_is_tried(repository):
 
 
 @pytest.mark.parametrize("loader", ["restorer", "flow", "adapter"])
-def test_files_that_cannot_be_used(core, model, tmp_path, loader):
-    from cascadevsr.nodes.adapters import load_adapter_file
+def test_files_that_cannot_be_used(core, model, tmp_path, loader, monkeypatch):
+    from cascadevsr.nodes import adapters
     from cascadevsr.nodes.loaders import load_restorer
     from cascadevsr.nodes.motion import load_flow_model
 
     path = tmp_path / "broken.safetensors"
     path.write_bytes(b"no weights")
+    monkeypatch.setattr(adapters, "adapter_path", lambda name: path)
     load = {
         "restorer": lambda: load_restorer(path, "auto"),
         "flow": lambda: load_flow_model(path),
-        "adapter": lambda: load_adapter_file(path),
+        "adapter": lambda: adapters.LoadVSRAdapter.execute(model, path.name, 1.0),
     }[loader]
     with pytest.raises(ValueError) as caught:
         load()
