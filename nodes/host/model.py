@@ -31,7 +31,7 @@ from ...models.schedules import SAME
 from ...models.unimmvsr.references import References, StartRule
 from . import services
 from .keys import LR_KEY, PART_KEY, PROGRESS_KEY, REFERENCES_KEY, UNEDITED_KEY
-from .progress import Progress, speeds, where
+from .progress import Progress, running_node, show_text, speeds, where
 from .services import SAMPLER
 
 _GRAIN = 1000  # progress ticks per step
@@ -41,6 +41,7 @@ _UNTOUCHED = 0.01  # a start sigma below this leaves the start latent as it is
 # noise of unit variance). The stochastic ones add noise between steps, and there is no between.
 _ONE_STEP_BREAKS = ("unipc", "dpm_fast", "dpm_adaptive", "sde", "seeds", "sa_solver")
 _STOPS_EARLY = ("dpm_fast", "dpm_adaptive")  # end at the last sigma but one, and leave its noise in the picture
+_NOTHING = 0.01  # change of a prediction by a reference, of its deviation, that nobody sees
 _licences_logged: set[str] = set()
 
 
@@ -264,7 +265,7 @@ def _outer_sample(
     options = executor.class_obj.model_options.setdefault("transformer_options", {})
     run = options[PROGRESS_KEY] = SamplingProgress(len(sigmas) - 1)
     result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    run.learn(executor.class_obj.model_patcher)
+    run.end(executor.class_obj.model_patcher)
     return result
 
 
@@ -346,18 +347,32 @@ class SamplingProgress:
     """Turn the network's block ticks into progress of the whole run; it never runs backwards."""
 
     def __init__(self, steps: int):
-        self._steps, self._last = steps, -1
-        self._show = Progress("Sampling", steps, "step")
+        self._steps, self._last, self._show = steps, -1, Progress("Sampling", steps, "step")
         self._work: Counter[int] = Counter()  # calls of the network by the cells that went through it
         self._began: float | None = None
+        self.changes: list[float] | None = None  # by each reference, of the deviation of the prediction
 
     def count(self, x: torch.Tensor, references: Sequence[torch.Tensor]) -> None:
         """Note that a batch goes through the network, beside references."""
         self._began = self._began or clock.monotonic()  # weights are loaded before
         self._work[sum(part[0, 0].numel() for part in (x, *references))] += len(x)
 
-    def learn(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
-        """Remember what a pass has cost; of passes of different sizes, the largest stands for all."""
+    def tell_references(self) -> None:
+        """Say which references were used, and which changed nothing."""
+        if not self.changes:
+            return
+        numbered = list(enumerate(self.changes, 1))
+        unused = [str(number) for number, change in numbered if change < _NOTHING]
+        text = "changed by " + ", ".join(f"reference {number}: {change:.1%}" for number, change in numbered)
+        if unused:
+            which = f"reference {unused[0]} changes" if len(unused) == 1 else f"references {', '.join(unused)} change"
+            text = f"{which} nothing: the clip shows too little of it, or something else ({text})"
+        logging.getLogger(__name__).log(logging.WARNING if unused else logging.INFO, "Sampling: %s", text)
+        show_text(running_node(), text)
+
+    def end(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
+        """Tell of references; remember what a pass cost: of passes of different sizes the largest stands for all."""
+        self.tell_references()
         if self._began is not None:
             most = max(self._work)
             passes = sum(count * cells / most for cells, count in self._work.items())

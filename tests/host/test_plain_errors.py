@@ -1,6 +1,7 @@
 """Errors open with their message: the editor writes the module path of every kind of error that is not Python's own."""
 
 import ast
+from fractions import Fraction
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_a_film_that_the_hosts_nodes_read(core, tmp_path, monkeypatch):
 
     monkeypatch.setattr(film, "read_images", broken)
     monkeypatch.setattr(film, "plan", broken)
-    video = Film(even_timeline(torch.rand(2, 16, 16, 3), 24))
+    video = Film(even_timeline(torch.rand(2, 16, 16, 3), Fraction(24)))
     for work in (video.get_components, lambda: video.save_to(str(tmp_path / "a.mp4"))):
         with pytest.raises(ValueError, match="^Film: must be readable") as caught:
             work()

@@ -38,17 +38,16 @@ def run(clock, whole, seconds):
 
 
 def test_the_first_run_shows_the_nodes_own_lines_the_second_the_whole(clock):
-    now = lambda: clock.time  # noqa: E731
-    lines = run(clock, Whole(Pace(40, now=now), PROMPT, "CPU, graph"), (10.0, 30.0))
+    lines = run(clock, Whole(Pace(40, now=lambda: clock.time), PROMPT, "CPU, graph", lambda: clock.time), (10.0, 30.0))
     assert lines[4] == "[4 s]  Cascade Input  frame 16/40, 2.1 fps"
-    lines = run(clock, Whole(Pace(40, now=now), PROMPT, "CPU, graph"), (10.0, 30.0))
+    lines = run(clock, Whole(Pace(40, now=lambda: clock.time), PROMPT, "CPU, graph", lambda: clock.time), (10.0, 30.0))
     assert lines[4] == "[4 s]  frame 4/40, 1 fps, 0:36 left  Cascade Input  40 %"
     assert lines[-1].startswith("[40 s]  frame 40/40, 1 fps  Sample")
 
 
 def test_parts_add_up(clock):
     pace = Pace(80, now=lambda: clock.time)
-    whole = Whole(pace, PROMPT, "CPU, graph")
+    whole = Whole(pace, PROMPT, "CPU, graph", lambda: clock.time)
     run(clock, whole, (10.0, 30.0))
     pace.made += 40
     lines = run(clock, whole, (10.0, 30.0))
