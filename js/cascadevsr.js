@@ -42,7 +42,7 @@ app.registerExtension({
 });
 
 // Version 0.1.0 did not round sides. Graphs of it have no `multiple`: they get 1, while a new node begins with 2.
-const ROUNDED = ["VSRCascadeInput", "VSRSDEditDegradation"];
+const ROUNDED = ["VSRCascadeInput", "VSRSDEditDegradation", "VSRDegradeVideo"];
 
 function withMultiple(prompt) {
   const whole = (node) =>

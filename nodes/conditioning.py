@@ -60,18 +60,7 @@ class VSRConditioning(io.ComfyNode):
             ],
             inputs=[
                 io.Latent.Input("lr_latent", tooltip="The upscaled and encoded clip from Cascade Input."),
-                io.Float.Input(
-                    "noise_level",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip=(
-                        "Noise mixed into the low-resolution clip: 0 is the most faithful, 0.2 "
-                        "to 0.6 lets the model invent more detail. Upscale-A-Video: 0.12 as "
-                        "published, usually 0 to 0.2, at most 0.35. MGLD-VSR: 0."
-                    ),
-                ),
+                noise_level_input(),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -125,6 +114,21 @@ class VSRConditioning(io.ComfyNode):
             [[text, clip.joined(extra)] for text, extra in given or [[None, {}]]] for given in (positive, negative)
         )
         return io.NodeOutput(positive, negative, clip.start)
+
+
+def noise_level_input() -> io.Float.Input:
+    """Describe how much noise is mixed into the LR clip."""
+    return io.Float.Input(
+        "noise_level",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.001,
+        tooltip=(
+            "Noise mixed into the low-resolution clip: 0 is the most faithful, 0.2 to 0.6 lets the model invent more "
+            "detail. Upscale-A-Video: 0.12 as published, usually 0 to 0.2, at most 0.35. MGLD-VSR: 0."
+        ),
+    )
 
 
 @dataclass(frozen=True)

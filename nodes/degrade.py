@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..models.layout.sizes import target_size
 from ..models.pixels.degradation import PRESETS, degrade
+from .frames import multiple_input
 from .host import services
 from .host.progress import Progress
 
@@ -58,17 +59,20 @@ class DegradeVideo(io.ComfyNode):
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip=("Seed of blur, noise and quality; the same values are used for the whole clip."),
                 ),
+                multiple_input(),
             ],
             outputs=[io.Image.Output(tooltip="The degraded clip.")],
         )
 
     @classmethod
-    def execute(cls, images: torch.Tensor, preset: str, scale: int, seed: int):
-        """Draw the parameters once and degrade the clip in chunks."""
+    def execute(cls, images: torch.Tensor, preset: str, scale: int, seed: int, multiple: int = 1):
+        """Draw the parameters once and degrade the clip in chunks; graphs of 0.1.0 have no `multiple`."""
         images = services.check_frames(_TITLE, "images", images)
         if preset not in PRESETS:
             raise ValueError(f"{_TITLE}: preset must be one of {', '.join(PRESETS)}; got {preset!r}. Choose bicubic.")
-        count, (height, width) = images.shape[0], target_size(*images.shape[1:3], scale=1 / scale)
+        with services.titled(_TITLE):
+            height, width = target_size(*images.shape[1:3], scale=1 / scale, multiple=multiple)
+        count = len(images)
         rng = np.random.default_rng(seed)
         parameters = PRESETS[preset](rng)
         result, show = services.output_tensor((count, height, width, 3)), Progress(_TITLE, count)

@@ -211,7 +211,7 @@ class Steadied:
     @property
     def name(self) -> str:
         """Name the model."""
-        return type(self.upscale_model.model).__name__
+        return type(self.upscale_model.patcher.model).__name__
 
     def __call__(self, frames: torch.Tensor, first: int, progress: FilmProgress) -> torch.Tensor:
         """Upscale frames of which the first is number `first` of its film."""

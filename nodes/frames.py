@@ -8,6 +8,7 @@ Out: the VAE decodes in pieces, with the low-resolution frames where it takes th
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import comfy.sd
@@ -23,6 +24,7 @@ from .host.vae import RestorerVAE
 
 CASCADE, _DECODE = "Cascade Input", services.DECODE
 _MULTIPLE = "Sides of the result are rounded to multiples of this many px; H.264 needs 2."
+_SIZE_KINDS = ("scale", "short side", "largest edge", "exact size")
 FILTERS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -126,40 +128,46 @@ class CascadeInput(io.ComfyNode):
 
 
 def target_input(optional: bool = False, tooltip: str = "How the size of the result is given."):
-    """Describe how the size of the result is given."""
-    scale = io.Float.Input(
-        "scale", default=4.0, min=0.1, max=16.0, step=0.1, tooltip="Output size as a multiple of the input's."
-    )
-    short = io.Int.Input(
-        "short_side",
-        default=1080,
-        min=2,
-        max=16384,
-        tooltip="Shorter side of the output in px; the aspect ratio is kept.",
-    )
-    edge = io.Int.Input(
-        "largest_edge",
-        default=1920,
-        min=2,
-        max=16384,
-        tooltip="Longer side of the output in px; the aspect ratio is kept.",
-    )
-    exact = [
-        io.Int.Input("width", default=1920, min=2, max=16384, tooltip="Exact output width in px."),
-        io.Int.Input("height", default=1080, min=2, max=16384, tooltip="Exact output height in px."),
-    ]
-    option = io.DynamicCombo.Option
-    return io.DynamicCombo.Input(
-        "target",
-        options=[
-            option("scale", [scale]),
-            option("short side", [short]),
-            option("largest edge", [edge]),
-            option("exact size", exact),
+    """Describe how the size of a result is given."""
+    return size_input("target", _SIZE_KINDS, 4.0, (1920, 1080), 16384, tooltip, optional)
+
+
+def size_input(
+    name: str,
+    kinds: Sequence[str],
+    scale: float,
+    size: tuple[int, int],
+    most: int,
+    tooltip: str,
+    optional: bool = False,
+) -> io.DynamicCombo.Input:
+    """Describe how a size is given: `kinds` in their order; `scale` and `size` (width, height) at first; `most` px."""
+
+    def px(name: str, default: int, what: str) -> io.Int.Input:
+        return io.Int.Input(name, default=default, min=2, max=most, tooltip=what)
+
+    kept = "in px; the aspect ratio is kept."
+    low, high, step = (0.1, 16.0, 0.1) if scale >= 1 else (0.01, 4.0, 0.01)
+    inputs = {
+        "scale": [
+            io.Float.Input(
+                "scale",
+                default=scale,
+                min=low,
+                max=high,
+                step=step,
+                tooltip="Output size as a multiple of the input's.",
+            )
         ],
-        optional=optional,
-        tooltip=tooltip,
-    )
+        "short side": [px("short_side", min(size), f"Shorter side of the output {kept}")],
+        "largest edge": [px("largest_edge", max(size), f"Longer side of the output {kept}")],
+        "exact size": [
+            px("width", size[0], "Exact output width in px."),
+            px("height", size[1], "Exact output height in px."),
+        ],
+    }
+    options = [io.DynamicCombo.Option(kind, inputs[kind]) for kind in kinds]
+    return io.DynamicCombo.Input(name, options=options, optional=optional, tooltip=tooltip)
 
 
 def filter_input() -> io.Combo.Input:
@@ -194,7 +202,7 @@ def asked_size(title: str, name: str, asked: dict, height: int, width: int, mult
     """Work out the (height, width) that the size combo `name` asks for, of a clip of height x width px."""
     kind = asked[name]
     with services.titled(title):
-        services.check_choice(title, name, kind, ("scale", "short side", "largest edge", "exact size"))
+        services.check_choice(title, name, kind, _SIZE_KINDS)
         if kind == "exact size":
             rule = {"exact": (asked["height"], asked["width"])}
         elif kind == "largest edge":

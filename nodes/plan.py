@@ -30,8 +30,8 @@ from .frames import asked_size, multiple_input, target_input
 from .guidance import ReferenceGuider, ReferencePatch
 from .host import services
 from .host.keys import REFERENCES_KEY, TILES_KEY
-from .host.model import pass_name, system_of
-from .host.progress import speeds, where
+from .host.model import system_of
+from .host.progress import pass_name, speeds, where
 
 _WHO = "VSR Plan"
 

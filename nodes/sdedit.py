@@ -20,7 +20,7 @@ from comfy_api.latest import io
 from ..models.layout.noise import SDEDIT_LR_STREAM
 from ..models.layout.sizes import ClipSize, crop_clip, pad_clip, padded_size, resize_clip
 from ..models.unimmvsr.sdedit import SDEdit
-from .frames import asked_size, multiple_input
+from .frames import asked_size, multiple_input, size_input
 from .host import services
 from .host.keys import LEVEL_KEY, LR_KEY
 from .host.model import system_of
@@ -38,28 +38,6 @@ class SDEditDegradation(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         """Describe the node."""
-        scale = io.Float.Input(
-            "scale", default=0.25, min=0.01, max=4.0, step=0.01, tooltip="Base resolution as a multiple of the clip's."
-        )
-        short = io.Int.Input(
-            "short_side",
-            default=480,
-            min=2,
-            max=8192,
-            tooltip="Shorter side in px that the base model was trained on; the aspect ratio is kept.",
-        )
-        edge = io.Int.Input(
-            "largest_edge",
-            default=832,
-            min=2,
-            max=8192,
-            tooltip="Longer side in px that the base model was trained on; the aspect ratio is kept.",
-        )
-        exact = [
-            io.Int.Input("width", default=832, min=2, max=8192, tooltip="Exact width in px."),
-            io.Int.Input("height", default=480, min=2, max=8192, tooltip="Exact height in px."),
-        ]
-        option = io.DynamicCombo.Option
         return io.Schema(
             node_id="VSRSDEditDegradation",
             display_name=_TITLE,
@@ -82,15 +60,13 @@ class SDEditDegradation(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base video model, or the built-in one of Load Video Restorer."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
                 io.Image.Input("images", tooltip="The good clip."),
-                io.DynamicCombo.Input(
+                size_input(
                     "size",
-                    options=[
-                        option("short side", [short]),
-                        option("largest edge", [edge]),
-                        option("exact size", exact),
-                        option("scale", [scale]),
-                    ],
-                    tooltip=("How the base model's resolution is given; the result has this resolution."),
+                    ("short side", "largest edge", "exact size", "scale"),
+                    0.25,
+                    (832, 480),
+                    8192,
+                    "How the resolution that the base model was trained on is given; the result has it.",
                 ),
                 io.Float.Input(
                     "min_strength",

@@ -25,7 +25,7 @@ from ..models.layout.sizes import ClipSize
 from ..models.pixels.color import METHODS
 from ..models.steady import SOURCES
 from .beginning import first_seconds_input
-from .conditioning import ReferencesType
+from .conditioning import ReferencesType, noise_level_input
 from .film_parts import NO_MATCH, TITLE
 from .film_work import Chosen, Work, described
 from .frames import filter_input, multiple_input, target_input
@@ -110,14 +110,7 @@ class UpscaleFilm(io.ComfyNode):
                 io.Float.Input(
                     "cfg", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance by the prompts; 1 is none."
                 ),
-                io.Float.Input(
-                    "noise_level",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Noise mixed into the low-resolution frames, as in VSR Conditioning.",
-                ),
+                noise_level_input(),
                 io.Combo.Input(
                     "colour",
                     options=[NO_MATCH, *METHODS],

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from ..media.pace import Pace, Speeds, Stages, duration
+from ..media.pace import Clock, Pace, Speeds, Stages, duration
 from .client import Progress
 from .paths import cache_root
 
@@ -19,12 +19,12 @@ class Whole:
     `prompt`: the graph; `kind`: its name and the device, under which it is remembered what its nodes took.
     """
 
-    def __init__(self, pace: Pace, prompt: dict, kind: str) -> None:
+    def __init__(self, pace: Pace, prompt: dict, kind: str, now: Clock = time.monotonic) -> None:
         self.pace, self._kind, self._frames, self._last = pace, kind, 0, 0.0
         self._speeds = Speeds(cache_root() / "speeds.json")
         known = {node: self._speeds.known(f"{kind}: node {node}") for node in prompt}
         found = {node: seconds or 0.0 for node, seconds in known.items()} if any(known.values()) else {}
-        self._stages = Stages(["", *prompt], {"": 0.0, **found} if found else {})
+        self._stages = Stages(["", *prompt], {"": 0.0, **found} if found else {}, now)
 
     def begin(self, frames: int) -> None:
         """Begin with a part of so many frames."""

@@ -19,7 +19,7 @@ from .errors import RunnerError
 from .host import Host
 from .paths import PACK_NAME, ROOT, cache_root
 
-CAPTURE_NAME = "cascadevsr_runner_capture"
+CAPTURE_NAME, PARENT_NAME = "cascadevsr_runner_capture", "cascadevsr_runner_parent"
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
 _NOT_COPIED = shutil.ignore_patterns(
     ".git", "__pycache__", "output", "tests", "training", "research", ".*_cache", ".venv", "venv"
@@ -107,7 +107,7 @@ class HostServer:
     def command(self) -> list[str]:
         """Return the command line of the host."""
         names = [name for name, used in ((PACK_NAME, self.pack), (CAPTURE_NAME, self.capture)) if used]
-        whitelist = ["--whitelist-custom-nodes", *names] if names else []
+        whitelist = ["--whitelist-custom-nodes", PARENT_NAME, *names]
         return [
             self.python,
             "main.py",
@@ -134,6 +134,7 @@ class HostServer:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         if self.pack:
             _link(ROOT, self.base / "custom_nodes" / PACK_NAME)
+        _link(ROOT / "runner" / "parent", self.base / "custom_nodes" / PARENT_NAME)
         if self.capture:
             _link(ROOT / "runner" / "capture", self.base / "custom_nodes" / CAPTURE_NAME)
         own_group = {"start_new_session": True} if os.name == "posix" else {}  # Ctrl-C reaches us; we stop the host
@@ -141,8 +142,7 @@ class HostServer:
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.host.path,
-                # its end tells the host that we are gone, however we went: see capture/
-                stdin=subprocess.PIPE if self.capture else subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # its end tells the host that we are gone, however we went: see parent/
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
                 stdout=None if self.echo else log,
                 stderr=None if self.echo else subprocess.STDOUT,

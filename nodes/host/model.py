@@ -11,10 +11,7 @@
 from __future__ import annotations
 
 import logging
-import math
-import time as clock
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +28,9 @@ from ...models.schedules import SAME
 from ...models.unimmvsr.references import References, StartRule
 from . import services
 from .keys import LR_KEY, PART_KEY, PROGRESS_KEY, REFERENCES_KEY, UNEDITED_KEY
-from .progress import Progress, speeds, where
+from .progress import SamplingProgress
 from .services import SAMPLER
 
-_GRAIN = 1000  # progress ticks per step
 _FULL = 0.98  # a start sigma from here on counts as full noise (schedulers end within 0.2 % of 1)
 _UNTOUCHED = 0.01  # a start sigma below this leaves the start latent as it is
 # On ComfyUI 0.30 one step of uni_pc ends 3.4 away from the prediction, of dpm_fast and dpm_adaptive 4.4 (from
@@ -264,7 +260,7 @@ def _outer_sample(
     options = executor.class_obj.model_options.setdefault("transformer_options", {})
     run = options[PROGRESS_KEY] = SamplingProgress(len(sigmas) - 1)
     result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    run.learn(executor.class_obj.model_patcher)
+    run.end(executor.class_obj.model_patcher)
     return result
 
 
@@ -335,46 +331,6 @@ def clip_prediction(limit: float) -> Callable[[dict], torch.Tensor]:
 
 
 # Progress
-
-
-def pass_name(patcher: comfy.model_patcher.ModelPatcher, cells: int) -> str:
-    """Name a pass of a model for `speeds`: attention makes large ones dearer, so they go by powers of two."""
-    return f"{where()}: a pass of 2^{round(math.log2(max(1, cells)))} cells, {type(patcher.model).__name__}"
-
-
-class SamplingProgress:
-    """Turn the network's block ticks into progress of the whole run; it never runs backwards."""
-
-    def __init__(self, steps: int):
-        self._steps, self._last = steps, -1
-        self._show = Progress("Sampling", steps, "step")
-        self._work: Counter[int] = Counter()  # calls of the network by the cells that went through it
-        self._began: float | None = None
-
-    def count(self, x: torch.Tensor, references: Sequence[torch.Tensor]) -> None:
-        """Note that a batch goes through the network, beside references."""
-        self._began = self._began or clock.monotonic()  # weights are loaded before
-        self._work[sum(part[0, 0].numel() for part in (x, *references))] += len(x)
-
-    def learn(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
-        """Remember what a pass has cost; of passes of different sizes, the largest stands for all."""
-        if self._began is not None:
-            most = max(self._work)
-            passes = sum(count * cells / most for cells, count in self._work.items())
-            speeds().learn(pass_name(patcher, most), clock.monotonic() - self._began, passes * most)
-
-    def blocks(self, options: Mapping) -> Callable[[int, int], None]:
-        """Give the `progress(done, total)` callback of one network call."""
-        grid, now = options.get("sample_sigmas"), options.get("sigmas")
-        step = 0 if grid is None or now is None else int((grid > float(now.flatten()[0]) * SAME).sum())
-        start, length = options.get(PART_KEY, (0.0, 1.0))
-
-        def tick(done: int, total: int) -> None:
-            value = int(_GRAIN * (min(step, self._steps - 1) + start + length * done / total))
-            self._last = max(self._last, value)
-            self._show(self._last, _GRAIN * self._steps)
-
-        return tick
 
 
 def part_of_step(options: Mapping, index: int, count: int, together: int = 1) -> dict:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,14 @@ import torch.nn.functional as F
 from ...media.pace import Pace, Speeds, countdown
 from ...models.layout.pieces import Pieces
 from ...models.layout.sizes import first_frame
+from ...models.schedules import SAME
 from . import services
+from .keys import PART_KEY
 
 _GRAIN = 100  # parts of a piece that the bar tells apart
 _EVERY, _SAID, _LOOK = 0.1, 0.5, 0.5  # seconds between two moves of the bar, two lines, two pictures, at least
+_STEP = 1000  # ticks of a step
+_NOTHING = 0.01  # change of a prediction by a reference, of its deviation, that nobody sees
 _PAUSE = 0.2  # seconds between two ticks of layers, at least
 _PATIENCE = 2.0  # seconds; quicker work needs no words
 
@@ -160,6 +166,61 @@ class PieceProgress(Progress):
         """Show the share of the piece that is done."""
         place = max(self._last[0] if self._last[1] == _GRAIN * self.pieces else 0, _GRAIN * (self._done + share))
         super().__call__(int(place), _GRAIN * self.pieces, certain=certain or self._done > 0)
+
+
+def pass_name(patcher: Any, cells: int) -> str:
+    """Name a pass of a model for `speeds`: attention makes large ones dearer, so they go by powers of two."""
+    return f"{where()}: a pass of 2^{round(math.log2(max(1, cells)))} cells, {type(patcher.model).__name__}"
+
+
+class SamplingProgress:
+    """Turn the network's block ticks into progress of the whole run; it never runs backwards."""
+
+    def __init__(self, steps: int):
+        self._steps, self._last = steps, -1
+        self._work: Counter[int] = Counter()  # calls of the network by the cells that went through it
+        self._began: float | None = None
+        self.changes: list[float] | None = None  # by each reference, of the deviation of the prediction
+
+    def count(self, x: torch.Tensor, references: Sequence[torch.Tensor]) -> None:
+        """Note that a batch goes through the network, beside references."""
+        if self._began is None:  # weights are loaded before
+            self._began, self._show = time.monotonic(), Progress("Sampling", self._steps, "step")
+        self._work[sum(part[0, 0].numel() for part in (x, *references))] += len(x)
+
+    def tell_references(self) -> None:
+        """Say which references were used, and which changed nothing."""
+        if not self.changes:
+            return
+        numbered = list(enumerate(self.changes, 1))
+        unused = [str(number) for number, change in numbered if change < _NOTHING]
+        text = "changed by " + ", ".join(f"reference {number}: {change:.1%}" for number, change in numbered)
+        if unused:
+            which = f"reference {unused[0]} changes" if len(unused) == 1 else f"references {', '.join(unused)} change"
+            text = f"{which} nothing: the clip shows too little of it, or something else ({text})"
+        logging.getLogger(__name__).log(logging.WARNING if unused else logging.INFO, "Sampling: %s", text)
+        show_text(running_node(), text)
+
+    def end(self, patcher: Any) -> None:
+        """Tell of references; remember what a pass cost: of passes of different sizes the largest stands for all."""
+        self.tell_references()
+        if self._began is not None:
+            most = max(self._work)
+            passes = sum(count * cells / most for cells, count in self._work.items())
+            speeds().learn(pass_name(patcher, most), time.monotonic() - self._began, passes * most)
+
+    def blocks(self, options: Mapping) -> Callable[[int, int], None]:
+        """Give the `progress(done, total)` callback of one network call."""
+        grid, now = options.get("sample_sigmas"), options.get("sigmas")
+        step = 0 if grid is None or now is None else int((grid > float(now.flatten()[0]) * SAME).sum())
+        start, length = options.get(PART_KEY, (0.0, 1.0))
+
+        def tick(done: int, total: int) -> None:
+            value = int(_STEP * (min(step, self._steps - 1) + start + length * done / total))
+            self._last = max(self._last, value)
+            self._show(self._last, _STEP * self._steps)
+
+        return tick
 
 
 def preview(frame: torch.Tensor) -> tuple:

@@ -24,7 +24,7 @@ from ...models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
 from ...models.unimmvsr.references import BUILT_IN_RULE
 from ...models.unimmvsr.vae import SPACE, TIME, CausalVideoVAE, ResizedFrames, VAEConfig, piece_decoder, piece_encoder
 from ..host import services
-from ..host.keys import LEVEL_KEY, REFERENCES_KEY
+from ..host.keys import LEVEL_KEY, PROGRESS_KEY, REFERENCES_KEY
 from ..host.model import (
     RestorerModel,
     RestorerNetwork,
@@ -104,7 +104,36 @@ class HostDiT(RestorerNetwork, UniMMVSRDiT):
         noisy, lr = x.chunk(2, dim=1)
         level = torch.zeros_like(timestep) if noise_level is None else noise_level
         show = block_progress(transformer_options)
+        run = transformer_options.get(PROGRESS_KEY)
+        if references and run is not None and run.changes is None:
+            run.changes = self.changes(noisy, timestep, lr, level, references, context, reference_starts)
         return -UniMMVSRDiT.forward(self, noisy, timestep, lr, level, references, context, show, reference_starts)
+
+    def changes(
+        self,
+        noisy: torch.Tensor,
+        timestep: torch.Tensor,
+        lr: torch.Tensor,
+        level: torch.Tensor,
+        references: Sequence[torch.Tensor],
+        context: torch.Tensor | None,
+        starts: Sequence[int] | None,
+    ) -> list[float]:
+        """Measure on the middle latent frame how much each reference changes the prediction, of its deviation."""
+        middle = slice(noisy.shape[2] // 2, noisy.shape[2] // 2 + 1)
+
+        def predicted(left: int | None) -> torch.Tensor:
+            kept = [number for number in range(len(references)) if number != left]
+            given = [references[number] for number in kept]
+            begins = None if starts is None else [starts[number] for number in kept]
+            one = noisy[:, :, middle], timestep, lr[:, :, middle], level
+            return UniMMVSRDiT.forward(self, *one, given, context, None, begins).float()
+
+        whole = predicted(None)
+        deviation = whole.std().clamp_min(1e-6)
+        return [
+            float((whole - predicted(number)).square().mean().sqrt() / deviation) for number in range(len(references))
+        ]
 
 
 class UniMMVSRModel(RestorerModel):

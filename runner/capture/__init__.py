@@ -1,15 +1,11 @@
 """A private node of `run.py`: hand frames back exactly, and count network calls, from inside the host.
 
-It also ends the host when `run.py` has been killed: its standard input ends then.
-
 The host's own savers do not give back the pixels: video is lossy and PNG truncates instead of rounding. This
 folder is linked into `custom_nodes/` of the temporary base folder only; it is no part of the pack.
 """
 
 import json
 import os
-import sys
-import threading
 
 import comfy.model_base
 import comfy.model_management
@@ -19,12 +15,6 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 
 _CALLS = {"network": 0}
-
-
-def _end_with_run_py() -> None:
-    while os.read(sys.__stdin__.fileno(), 4096):
-        pass
-    os._exit(1)
 
 
 def _count_network_calls() -> None:
@@ -113,5 +103,4 @@ class RunnerExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> RunnerExtension:
     _count_network_calls()
-    threading.Thread(target=_end_with_run_py, daemon=True).start()
     return RunnerExtension()

@@ -545,9 +545,9 @@ def test_decoder_out_of_memory_halves_the_tile_once(loaded, noise, monkeypatch):
 def test_progress_never_runs_back_and_ends_full(core, loaded, noise, monkeypatch):
     from cascadevsr.nodes.host import progress
 
-    ticks = []
+    ticks, clip = [], _prepare(loaded, noise(9, 8, 8))
     monkeypatch.setattr(progress.Progress, "__call__", lambda self, done, total: ticks.append((done, total)))
-    _ddpm(core, _windows(loaded.model), _prepare(loaded, noise(9, 8, 8)), 2)
+    _ddpm(core, _windows(loaded.model), clip, 2)
     assert len(ticks) > 20 and ticks[-1][0] == ticks[-1][1]
     sampling = [done for done, total in ticks if total == ticks[-1][1]]
     assert sampling == sorted(sampling)

@@ -403,9 +403,9 @@ def test_a_broken_picture_is_an_error_and_not_black(loaded, noise, monkeypatch, 
 def test_progress_never_runs_back_and_ends_full(core, loaded, noise, monkeypatch):
     from cascadevsr.nodes.host import progress
 
-    ticks = []
+    ticks, clip = [], _prepare(loaded, noise(9, 8, 8))
     monkeypatch.setattr(progress.Progress, "__call__", lambda self, done, total: ticks.append((done, total)))
-    _ddim(core, _windows(loaded.model), _prepare(loaded, noise(9, 8, 8)), 2, 6.0)
+    _ddim(core, _windows(loaded.model), clip, 2, 6.0)
     assert len(ticks) > 20 and ticks == sorted(ticks) and ticks[-1][0] == ticks[-1][1]
 
 
