@@ -1,34 +1,20 @@
-// The editor's language for what the editor itself leaves in English: tooltips below a choice, and our own words.
+// Tooltips of what appears below a choice: the editor shows the schema's own, whatever its language.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-let texts; // of locales/: {nodeDefs, cascadevsr}
-
-function language() {
+/** The texts of the editor's language, or of the one without its country; none in English. */
+async function translations() {
   const chosen = app.extensionManager?.setting?.get("Comfy.Locale") || navigator.language;
-  return [chosen, chosen.split("-")[0]]; // as the editor: the language where there is none of the country
+  const base = chosen.split("-")[0];
+  if (base === "en") return {};
+  const all = await (await api.fetchApi("/i18n")).json();
+  return (all[chosen] || all[base])?.nodeDefs || {};
 }
 
-/** The texts of the editor's language; none in English. */
-export async function translations() {
-  if (!texts) {
-    const [whole, base] = language();
-    const all = base === "en" ? {} : await (await api.fetchApi("/i18n")).json();
-    texts = all[whole] || all[base] || {};
-  }
-  return texts;
-}
-
-/** One of our own words in the editor's language. */
-export function say(text) {
-  return texts?.cascadevsr?.[text] || text;
-}
-
-// What appears below a choice has the schema's own tooltip, whatever the editor's language.
 function translate(inputs, known, prefix = "") {
   for (const [name, [, facts]] of Object.values(inputs).flatMap((group) => Object.entries(group))) {
-    const found = known[`${prefix}${name}`.replaceAll(".", "_")];
-    if (prefix && found?.tooltip) facts.tooltip = found.tooltip;
+    const text = known[`${prefix}${name}`.replaceAll(".", "_")]?.tooltip;
+    if (prefix && facts && text) facts.tooltip = text;
     for (const { inputs: below } of facts?.options || []) if (below) translate(below, known, `${prefix}${name}.`);
   }
 }
@@ -36,8 +22,7 @@ function translate(inputs, known, prefix = "") {
 app.registerExtension({
   name: "cascadevsr.Languages",
   async addCustomNodeDefs(defs) {
-    const { nodeDefs = {} } = await translations();
-    for (const [name, { inputs }] of Object.entries(nodeDefs)) {
+    for (const [name, { inputs }] of Object.entries(await translations())) {
       if (inputs && name.startsWith("VSR") && defs[name]?.input) translate(defs[name].input, inputs);
     }
   },

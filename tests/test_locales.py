@@ -8,7 +8,8 @@ from cascadevsr.tools import locales
 
 INFO = locales.schemas()
 LANGUAGES = "de es fr ja ko pt-BR ru zh zh-TW".split()
-CODES = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)+|models/\w+|\b\d+(?:\.\d+)?\b")  # what reads the same in every language
+CODES = re.compile(r"models/\w+|\w+\.(?:pth|ckpt)|\d+(?:\.\d+)?")  # what reads the same in every language
+HOLE = re.compile(r"\{\w+\}")  # where our own code puts a number
 PUNCTUATION = {"zh": "。", "zh-TW": "。", "ja": "。"}
 
 
@@ -40,11 +41,14 @@ def test_files_are_what_the_sources_make():
 
 def test_the_editor_takes_nothing_for_syntax(language):
     source = locales.read_source(language)
-    assert [text for text in (*source, *source.values()) if locales.SYNTAX.search(text)] == []
+    own = {text for texts in locales.phrases().values() for text in texts.values()}
+    assert [said for text, said in source.items() if text not in own and locales.SYNTAX.search(said)] == []
+    holes = {text: (HOLE.findall(text), HOLE.findall(source[text])) for text in own}
+    assert [text for text, (english, said) in holes.items() if sorted(english) != sorted(said)] == []
 
 
 def test_names_and_numbers_of_the_english_text_are_there(language):
-    """A name of an input, a folder or a number that is said in English is said in the translation."""
+    """A folder, a file or a number that is said in English is said in the translation."""
     lost = {}
     for english, text in locales.read_source(language).items():
         if " " in english and (gone := {code for code in CODES.findall(english) if code not in text}):

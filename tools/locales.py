@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tools" / "languages"
 LOCALES = ROOT / "locales"
 SCHEMAS = ROOT / "tests" / "host" / "object_info.json"
-SYNTAX = re.compile(r"[{}@|]")  # what the editor's messages take for syntax
+SYNTAX = re.compile(r"[{}@|]")  # what the editor takes for syntax in texts of nodes
 _COUNTED = re.compile(r"(?<=^picture )\d+$|(?<=^video )\d+$")
 _PHRASE = re.compile(r'\bsay\(\s*"([^"]+)"')
+_WORD = re.compile(r'^\s*(\w+): "([^"]+)",$', re.M)
 
 Place = tuple[str, ...]  # the keys that lead to a text in nodeDefs.json; the first is the node
 
@@ -78,15 +79,18 @@ def _flat_inputs(inputs: Mapping[str, dict], prefix: str = "") -> Iterator[tuple
                     yield from _flat_inputs(option["inputs"], f"{prefix}{name}.")
 
 
-def phrases() -> list[str]:
-    """List the texts of our own code in the editor, and of the help pages: what is in say("...")."""
-    files = [*sorted((ROOT / "js").glob("*.js")), ROOT / "nodes" / "host" / "pages.py"]
-    return list(dict.fromkeys(found for file in files for found in _PHRASE.findall(file.read_text(encoding="utf-8"))))
+def phrases() -> dict[str, dict[str, str]]:
+    """Give the texts of our own code in the editor and of the help pages, by their place in main.json."""
+    pages, viewer = ROOT / "nodes" / "host" / "pages.py", ROOT / "js" / "compare_video.js"
+    said = dict.fromkeys(_PHRASE.findall(pages.read_text(encoding="utf-8")))
+    words = viewer.read_text(encoding="utf-8").split("const WORDS = {")[1].split("};")[0]
+    return {"cascadevsr": {text: text for text in said}, "compareVideo": dict(_WORD.findall(words))}
 
 
 def wanted(info: Mapping[str, dict]) -> list[str]:
     """List every English text once."""
-    return list(dict.fromkeys([*(_COUNTED.sub("#", text) for _, text in english_texts(info)), *phrases()]))
+    own = [text for texts in phrases().values() for text in texts.values()]
+    return list(dict.fromkeys([*(_COUNTED.sub("#", text) for _, text in english_texts(info)), *own]))
 
 
 def missing(source: Mapping[str, str], info: Mapping[str, dict]) -> list[str]:
@@ -111,7 +115,8 @@ def locale_files(language: str, info: Mapping[str, dict]) -> dict[str, dict]:
         counted = _COUNTED.search(text)
         said = source.get(f"{place[0]}: {text}") or source.get(_COUNTED.sub("#", text), text)
         inner[place[-1]] = said.replace("#", counted[0]) if counted else said
-    return {"nodeDefs.json": nodes, "main.json": {"cascadevsr": {text: source.get(text, text) for text in phrases()}}}
+    own = {place: {key: source.get(text, text) for key, text in texts.items()} for place, texts in phrases().items()}
+    return {"nodeDefs.json": nodes, "main.json": own}
 
 
 def file_text(content: dict) -> str:
