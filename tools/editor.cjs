@@ -1,6 +1,6 @@
 // Drives the real ComfyUI editor in a headless Chromium: `node editor.cjs < job.json > report.json`.
 //
-// A job is {url, steps: [{do: NAME, ...}], screenshots?: FOLDER for steps that fail}; the report is
+// A job is {url, steps: [{do: NAME, ...}], language?, screenshots?: FOLDER for steps that fail}; the report is
 // {results: [{value} or {error}, one per step], console: [{type, text, url}]}. Needs $CHROMIUM, and playwright-core on $NODE_PATH.
 "use strict";
 
@@ -12,7 +12,7 @@ const PATIENCE = 240000; // ms for any wait: the machine may be busy with other 
 const VIEW = { width: 1680, height: 1000 };
 
 /** Open the editor in a browser; nothing but this machine can be reached from the page. */
-async function openEditor(browser, url, log) {
+async function openEditor(browser, url, log, language = "en") {
   const page = await (await browser.newContext({ viewport: VIEW })).newPage();
   page.setDefaultTimeout(PATIENCE);
   await page.route("**/*", (route) =>
@@ -22,7 +22,8 @@ async function openEditor(browser, url, log) {
   page.on("pageerror", (error) =>
     log.push({ type: "error", text: String(error.stack || error), url: (error.stack || "") }));
   // Without this the editor greets a new user with the template browser, whenever it gets to it.
-  await page.request.post(`${url}/settings`, { data: { "Comfy.TutorialCompleted": true, "Comfy.Minimap.Visible": false } });
+  await page.request.post(`${url}/settings`, { data: { "Comfy.TutorialCompleted": true, "Comfy.Minimap.Visible": false,
+    "Comfy.Locale": language } });
   await page.goto(url, { waitUntil: "domcontentloaded" });
   await page.waitForFunction(() => window.app?.extensionManager && window.app.graph);
   await page.waitForFunction(
@@ -172,6 +173,21 @@ const STEPS = {
     return found;
   },
 
+  /** What the editor calls a new node of a type and its parts, and the tooltips of its dials, those below choices too. */
+  async texts(page, { type }) {
+    return page.evaluate((type) => {
+      const node = window.LiteGraph.createNode(type);
+      window.app.graph.add(node);
+      const shown = (each) => each.label || each.localized_name || each.name;
+      const found = {
+        title: node.title, inputs: node.inputs.map(shown), outputs: node.outputs.map(shown),
+        widgets: Object.fromEntries((node.widgets || []).map((each) => [each.name, [shown(each), each.tooltip]])),
+      };
+      window.app.graph.remove(node);
+      return found;
+    }, type);
+  },
+
   /** The templates listed for a pack, each with the width its thumbnail was drawn at (0: none came). */
   async templates(page, { names }) {
     await closeDialogs(page);
@@ -285,7 +301,7 @@ async function main() {
   const report = { results: [], console: [] };
   const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
   try {
-    const page = await openEditor(browser, job.url, report.console);
+    const page = await openEditor(browser, job.url, report.console, job.language);
     await closeDialogs(page);
     for (const [index, step] of job.steps.entries()) {
       try {

@@ -16,9 +16,13 @@ from ..runner.host import Host
 WORKFLOWS = Path(__file__).absolute().parent.parent / "workflows"
 
 
-def drive(tools: BrowserTools, url: str, steps: list[dict], screenshots: Path | None = None) -> dict:
+def drive(
+    tools: BrowserTools, url: str, steps: list[dict], screenshots: Path | None = None, language: str = "en"
+) -> dict:
     """Run the steps in one editor and return {"results": [{"value"} or {"error"}], "console": [...]}."""
-    job = {"url": url, "steps": steps} | ({"screenshots": str(screenshots)} if screenshots else {})
+    job = {"url": url, "steps": steps, "language": language} | (
+        {"screenshots": str(screenshots)} if screenshots else {}
+    )
     script = Path(__file__).with_name("editor.cjs")
     done = subprocess.run(
         [tools.node, str(script)],

@@ -1,6 +1,8 @@
 """Every node has a help page that the host serves, and the page is true to the node's schema."""
 
+import json
 import re
+import urllib.error
 import urllib.request
 
 import pytest
@@ -85,9 +87,33 @@ def test_page_says_nothing_of_inputs_that_are_not_there(info, repository, node):
 
 @pytest.mark.parametrize("node", NODES)
 def test_the_host_serves_the_page(host_server, repository, node):
-    address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/{node}/en.md"
+    address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/{node}.md"
     with urllib.request.urlopen(address, timeout=60) as answer:
         assert answer.read() == (repository / "js" / "docs" / f"{node}.md").read_bytes()
+
+
+@pytest.mark.parametrize("language", ["en", "fr", "ja", "pt-BR", "xx"])
+def test_the_page_is_found_in_every_language(host_server, repository, language):
+    """The editor asks for the language's page first: a lost one would be an error in the browser's console."""
+    english = (repository / "js" / "docs" / "VSRCascadeInput.md").read_text(encoding="utf-8")
+    address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/VSRCascadeInput/{language}.md"
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        assert answer.headers["Content-Type"].startswith("text/markdown")
+        text = answer.read().decode()
+    assert text.endswith(english)
+    file = repository / "locales" / language / "nodeDefs.json"
+    known = json.loads(file.read_text(encoding="utf-8"))["VSRCascadeInput"] if language in ("fr", "ja", "pt-BR") else {}
+    said = [
+        part["tooltip"] for key in ("inputs", "outputs") for part in known.get(key, {}).values() if "tooltip" in part
+    ]
+    assert bool(known) == (text != english) and all(each in text for each in said)
+    assert not known or text.startswith(f"# {known['display_name']}\n\n{known['description']}\n")
+
+
+@pytest.mark.parametrize("path", ["VSRNothing/fr.md", "..%2F..%2Fpyproject/fr.md"])
+def test_no_other_page_is_found(host_server, path):
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/{path}", timeout=60)
 
 
 def test_the_host_serves_pictures_where_the_editor_looks_for_them(host_server, repository):
