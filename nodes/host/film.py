@@ -38,6 +38,7 @@ from ...media.timeline import Timeline
 from ...media.tracks import KEEP
 from ...media.writer import write, write_video
 from . import services
+from .progress import Progress
 
 ENDINGS = {
     **{"as source": None, "mp4": ".mp4", "mov": ".mov", "mkv": ".mkv", "webm": ".webm"},
@@ -177,7 +178,8 @@ def film_of(video: Input.Video) -> Film:
 
 def read_times(source: Path, rate: Fraction | None = None) -> Timeline:
     """Read a source to its end, as `probe`; the user may interrupt it."""
-    return probe(source, rate, lambda _: services.check_cancelled())
+    progress = Progress()
+    return probe(source, rate, lambda _: progress.beat())
 
 
 def even_timeline(images: torch.Tensor, rate: Fraction, depth: int = 8) -> Timeline:
