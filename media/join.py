@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -104,8 +104,8 @@ def _beside(packet) -> list[str]:
 class _Stored:
     """The file of a segment, for reading."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, tick: Callable[[], None]) -> None:
+        self.file, self._tick = file, tick
         tail = len(_MARK) + 8
         with open(file, "rb") as source:
             source.seek(0, 2)
@@ -123,6 +123,7 @@ class _Stored:
         """Yield the bytes of every packet, and what is beside them."""
         with open(self.file, "rb") as source:
             for size, _, _, *beside in self.packets:
+                self._tick()
                 yield source.read(size), [source.read(length) for length in beside]
 
     def order(self) -> list[int]:
@@ -139,13 +140,14 @@ def join(
     source: Timeline,
     keep: str = "all",
     notes: dict[str, str] | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> int:
     """Make OUT of the files of all its segments, in order, and return the number of frames; whole or not at all.
 
-    `keep` and `notes` as of `write`. Raises MediaError where a file is none, segments do not follow each other or are
-    of several sizes, or were encoded by different encoders.
+    `keep` and `notes` as of `write`; `tick` is called for every frame, and may raise to end it. Raises MediaError where
+    a file is none, segments do not follow each other or are of several sizes, or were encoded by different encoders.
     """
-    parts = [_Stored(file) for file in files]
+    parts = [_Stored(file, tick) for file in files]
     count = 0
     for part in parts:
         if part.start != count or part.size != parts[0].size:

@@ -111,9 +111,15 @@ def store(file: Path, frames: Iterable[np.ndarray], out: Path, clip: Timeline, h
 
 
 def finish(
-    journal: Journal, out: Path, clip: Timeline, how: Plan, keep: str = "all", notes: dict[str, str] | None = None
+    journal: Journal,
+    out: Path,
+    clip: Timeline,
+    how: Plan,
+    keep: str = "all",
+    notes: dict[str, str] | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make OUT of the finished segments and remove them; `keep` and `notes` as of the writer.
+    """Make OUT of the finished segments and remove them; `keep`, `notes` and `tick` as of `join`.
 
     Raises MediaError where the source has changed, or segments are missing.
     """
@@ -122,5 +128,5 @@ def finish(
             f"IN: {clip.path} has changed since its segments were made. Bring the old one back, or make the film anew."
         )
     journal.require_all()
-    join(out, [journal.file(index) for index in range(len(journal.segments))], how, clip, keep, notes)
+    join(out, [journal.file(index) for index in range(len(journal.segments))], how, clip, keep, notes, tick)
     journal.finish(out)

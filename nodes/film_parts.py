@@ -146,6 +146,11 @@ class Restored:
         """Name the model."""
         return type(self.guider.model_patcher.model).__name__
 
+    @property
+    def takes_clips(self) -> bool:
+        """Tell whether the model samples clips, and not pictures."""
+        return self.guider.model_patcher.get_model_object("latent_format").latent_dimensions == 3
+
     def planned(self, size: ClipSize) -> RunPlan:
         """Plan the sampling of a clip."""
         return plan_clip(self.guider, size, len(self.sigmas) - 1)

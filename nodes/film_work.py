@@ -249,7 +249,7 @@ class Work:
         pixels = frames * self.size[0] * self.size[1] / 1e6
         found = {name: speeds().known(_stage(name, maker.name)) for name in names}
         expected = {name: seconds * pixels for name, seconds in found.items() if seconds}
-        if isinstance(maker, Restored):
+        if isinstance(maker, Restored) and maker.takes_clips:
             run = maker.planned(ClipSize(frames, *self.size))
             seconds = sampling_seconds(run, maker.guider.model_patcher)
             if seconds:

@@ -159,11 +159,12 @@ class SteadyUpscaledVideo(io.ComfyNode):
             controls = Controls(steadiness, fidelity, sharpness)
             pairs = 0 if motion is not None else len(lr) - 1
             if motion is None:
-                motion = estimated(lr, flow_model, lambda done, _: show(done, pairs + len(lr)))
+                motion = estimated(lr, flow_model, lambda done, _: show(done, pairs + len(lr), certain=False))
             clean = _clean(lr, motion, source)
             frames = _steady(lr, upscaler, motion, controls, clean)
             if original is not None:
                 frames = _with_original(frames, lr, original, matched, flow_model, clean)
+            show.anew()
             result, trust = None, services.output_tensor((*lr.shape[:3], 3))
             for number, (frame, share) in enumerate(frames):
                 if result is None:

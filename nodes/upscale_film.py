@@ -41,7 +41,7 @@ from .host.film import (
     said_by,
     saving_inputs,
 )
-from .host.progress import show_text
+from .host.progress import Progress, show_text
 from .host.room import clip_words
 from .motion import FlowModelType
 
@@ -185,7 +185,7 @@ class UpscaleFilm(io.ComfyNode):
                 logging.getLogger(__name__).warning("%s: %s", TITLE, note)
             count = work.make(journal, node)
             out, subfolder = place(chosen.filename_prefix, work.out.suffix, *work.size[::-1])
-            finish(journal, out, work.clip, work.how, chosen.keep_tracks, graph_texts(cls.hidden))
+            finish(journal, out, work.clip, work.how, chosen.keep_tracks, graph_texts(cls.hidden), Progress().beat)
         if node in _asked:
             _made[_asked[node]] = out
         result = InputImpl.VideoFromFile(str(out)) if work.how.kind == "film" else Film(probe(out))

@@ -39,6 +39,7 @@ from ...media.timeline import Timeline
 from ...media.tracks import KEEP
 from ...media.writer import write, write_video
 from . import services
+from .progress import Progress
 
 ENDINGS = {
     **{"as source": None, "mp4": ".mp4", "mov": ".mov", "mkv": ".mkv", "webm": ".webm"},
@@ -189,11 +190,10 @@ def film_of(video: Input.Video, tick: Callable[[], None] = services.check_cancel
     return Film(even_timeline(parts.images, Fraction(parts.frame_rate), depth), parts=parts)
 
 
-def read_times(
-    source: Path, rate: Fraction | None = None, tick: Callable[[], None] = services.check_cancelled
-) -> Timeline:
+def read_times(source: Path, rate: Fraction | None = None, tick: Callable[[], None] | None = None) -> Timeline:
     """Read a source to its end, as `probe`; the user may interrupt it, or whoever else `tick` asks."""
-    return probe(source, rate, lambda _: tick())
+    beat = tick or Progress().beat
+    return probe(source, rate, lambda _: beat())
 
 
 def even_timeline(images: torch.Tensor, rate: Fraction, depth: int = 8) -> Timeline:
