@@ -11,9 +11,11 @@ class CascadeVSRExtension(ComfyExtension):
     async def on_load(self):
         """Make folders known and files found before the first node list is built."""
         from .samples import place_samples
+        from .templates import serve_old_names
 
         services.register_folders()
         place_samples()
+        serve_old_names()
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""

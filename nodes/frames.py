@@ -175,6 +175,7 @@ def multiple_input() -> io.Int.Input:
         min=1,
         max=64,
         optional=True,
+        advanced=True,
         tooltip="Sides of the result are rounded to multiples of this many px; H.264 needs 2.",
     )
 
