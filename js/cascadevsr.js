@@ -92,3 +92,17 @@ app.registerExtension({
     };
   },
 });
+
+// Load Film had no `first_seconds` at first: its saved values end with that of the upload button, by position.
+app.registerExtension({
+  name: "CascadeVSR.SavedFilms",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name !== "VSRLoadFilm") return;
+    const inherited = nodeType.prototype.onConfigure;
+    nodeType.prototype.onConfigure = function () {
+      inherited?.apply(this, arguments);
+      const seconds = this.widgets.find((each) => each.name === "first_seconds");
+      if (seconds && typeof seconds.value !== "number") seconds.value = 0;
+    };
+  },
+});

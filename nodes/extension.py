@@ -12,11 +12,13 @@ class CascadeVSRExtension(ComfyExtension):
         """Make folders known and files found before the first node list, routes before the server starts."""
         from .host.comparisons import add_routes
         from .samples import place_samples
+        from .templates import serve_old_names
 
         services.register_folders()
         pages.register_pages()
         add_routes()
         place_samples()
+        serve_old_names()
 
     async def get_node_list(self):
         """List the nodes in the order of a graph."""

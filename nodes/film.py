@@ -91,11 +91,13 @@ class LoadFilm(io.ComfyNode):
                 io.Boolean.Input(
                     "deinterlace",
                     default=False,
+                    advanced=True,
                     tooltip="Makes one whole frame of every two fields of an interlaced film (bwdif).",
                 ),
                 io.Boolean.Input(
                     "tonemap",
                     default=False,
+                    advanced=True,
                     tooltip=(
                         "Makes BT.709 of an HDR film, white at 203 nits. Off: HDR goes through as it is, looks pale in "
                         "previews, and Save Film keeps it."

@@ -194,6 +194,7 @@ def multiple_input(tooltip: str = _MULTIPLE) -> io.Int.Input:
         min=1,
         max=64,
         optional=True,
+        advanced=True,
         tooltip=tooltip,
     )
 

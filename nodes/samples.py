@@ -48,7 +48,6 @@ class SampleClip(io.ComfyNode):
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The clip as a film."),
                 io.Image.Output(display_name="images", tooltip="Its frames."),
-                io.Float.Output(display_name="fps", tooltip="Frames per second."),
             ],
         )
 
@@ -59,7 +58,7 @@ class SampleClip(io.ComfyNode):
         path = _FOLDER / CLIPS[clip]
         timeline = read_times(path, None)
         images, _ = read_images(Film(timeline), services.Progress())
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), services.mark_finite(images), float(timeline.rate))
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), services.mark_finite(images))
 
 
 def place_samples() -> None:

@@ -118,17 +118,32 @@ class UpscaleFilm(io.ComfyNode):
                     tooltip="Gives every frame the colours of its source, by a method of Colour Match.",
                 ),
                 number("first", 0, 10**7, "Tries the beginning only: so many frames; 0 is the whole film."),
-                number("segment", 0, 10**4, "Most frames of a segment; 0: what the memory takes, 32 to 480."),
+                number(
+                    "segment",
+                    0,
+                    10**4,
+                    "Most frames of a segment; 0: what the memory takes, 32 to 480.",
+                    advanced=True,
+                ),
                 number(
                     "context",
                     CONTEXT,
                     512,
                     "Frames made before a segment, half as many after it, and thrown away: no joint shows.",
+                    advanced=True,
                 ),
                 io.Boolean.Input(
-                    "deinterlace", default=False, tooltip="Makes one whole frame of every two fields (bwdif)."
+                    "deinterlace",
+                    default=False,
+                    advanced=True,
+                    tooltip="Makes one whole frame of every two fields (bwdif).",
                 ),
-                io.Boolean.Input("tonemap", default=False, tooltip="Makes BT.709 of an HDR film, white at 203 nits."),
+                io.Boolean.Input(
+                    "tonemap",
+                    default=False,
+                    advanced=True,
+                    tooltip="Makes BT.709 of an HDR film, white at 203 nits.",
+                ),
                 dial("lr_weight", "Influence of the low-resolution frames on the decoder, as in Temporal Decode."),
                 io.Int.Input(
                     "chunk", default=16, min=4, max=1024, step=4, advanced=True, tooltip="Frames decoded together."

@@ -1,7 +1,8 @@
 """Set a workflow's inputs from the command line, and capture its frames.
 
 The convention, for shipped and own workflows alike:
-  IN             Load Film or Load Video titled "Input", else the only one whose title does not start with "Reference"
+  IN             Load Film, Load Video or Sample Clip titled "Input", else the only one whose title does not start with
+                 "Reference"
   target size    Cascade Input (its `target` and the values below it)
   prompt         CLIP Text Encode titled "Prompt", else the only one not titled "Negative ..."
   references     Reference Set: `images.image_N` and `videos.video_N` get new loaders
@@ -22,6 +23,7 @@ PLACE_NODE = "CascadeVSRRunnerPlace"
 STEADY = "VSRSteadyUpscaledVideo"
 _SAVERS = ("VSRSaveFilm", "SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
 _FILMS = ("VSRLoadFilm", "LoadVideo")
+_SAMPLE = "VSRSampleClip"  # stands in for them
 _LOADERS = {**dict.fromkeys(_FILMS, "file"), "LoadImage": "image"}
 _FRAMES = {"VSRLoadFilm": 1, "GetVideoComponents": 0}  # the output with a clip's frames
 _WHOLE = {"start": 0, "frames": 0, "deinterlace": False, "tonemap": False, "rate": 25.0}  # Load Film of everything
@@ -60,9 +62,14 @@ def _titled(workflow: Workflow, ids: list[str], title: str, but_not: str) -> lis
 
 def bind_input(workflow: Workflow, file: str) -> str:
     """Connect IN and return the loader's id."""
-    ids = _titled(workflow, workflow.of_type(*_FILMS), "Input", "Reference")
+    ids = _titled(workflow, workflow.of_type(*_FILMS, _SAMPLE), "Input", "Reference")
     node_id = _only(workflow, ids, "IN (Load Film, Load Video)", "Input")
-    workflow.prompt[node_id]["inputs"]["file"] = file
+    node = workflow.prompt[node_id]
+    if node["class_type"] == _SAMPLE:  # Load Film gives the same, and Load Video decodes nothing before
+        linked = [value for each in workflow.prompt.values() for value in each["inputs"].values()]
+        kind = ("VSRLoadFilm", dict(_WHOLE)) if [node_id, 1] in linked else ("LoadVideo", {})
+        node["class_type"], node["inputs"] = kind
+    node["inputs"]["file"] = file
     return node_id
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -28,12 +29,12 @@ class Sample:
     backward: np.ndarray
 
 
-def make_sample(frames: int = 17, width: int = 416, height: int = 240) -> Sample:
-    """Render the clip; the same numbers give the same bytes."""
-    with Image.open(PHOTO) as file:
-        photo = file.convert("RGB")
-    cameras = [_camera(index / max(frames - 1, 1), photo.size, (width, height)) for index in range(frames)]
-    truth = np.stack([_render(photo, camera, width, height) for camera in cameras])
+def make_sample(frames: int = 17, width: int = 416, height: int = 240, photo: Path = PHOTO) -> Sample:
+    """Render the clip over a photograph; the same numbers give the same bytes."""
+    with Image.open(photo) as file:
+        picture = file.convert("RGB")
+    cameras = [_camera(index / max(frames - 1, 1), picture.size, (width, height)) for index in range(frames)]
+    truth = np.stack([_render(picture, camera, width, height) for camera in cameras])
     small = (width // SCALE, height // SCALE)
     low = np.stack([np.asarray(Image.fromarray(f).resize(small, Image.Resampling.BICUBIC)) for f in truth])
     pairs = list(zip(cameras[:-1], cameras[1:], strict=True))

@@ -20,7 +20,7 @@ def main(options: argparse.Namespace, host: Host) -> int:
     )
     with server:
         print(
-            f"\nThe editor: {server.url}\nTemplates: the folder icon, then ComfyUI-CascadeVSR."
+            f"\nThe editor: {server.url}\nTemplates: on the left; search there for Cascade VSR."
             f"\nYour files and weights: {base}\nCtrl-C ends it.",
             flush=True,
         )

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 from cascadevsr.tools.blueprints import BLUEPRINTS, blueprint_text
+from cascadevsr.tools.editor import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("js/docs/*.md"))]
-WORKFLOWS = sorted(ROOT.glob("workflows/*.json"))
-LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)")
+WORKFLOWS = shipped()
+LINK = re.compile(r"\[[^\]]*\]\((?:<([^>]+)>|([^)#\s<]+))")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_resolve(page):
-    links = LINK.findall(page.read_text(encoding="utf-8"))
+    links = [spaced or plain for spaced, plain in LINK.findall(page.read_text(encoding="utf-8"))]
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
@@ -57,13 +58,35 @@ def test_readme_examples_are_understood_by_run_py():
 
 def test_pictures_are_small():
     assert (ROOT / "assets" / "readme.jpg").stat().st_size <= 200_000
-    for workflow in WORKFLOWS:
+    for workflow in WORKFLOWS.values():
         assert workflow.with_suffix(".jpg").stat().st_size <= 80_000
 
 
-@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
-def test_template(file):
-    assert re.fullmatch(r"[A-Za-z0-9_.-]+", file.stem), "deep links take no other characters"
+def test_the_starter_is_the_first_of_the_names_for_people():
+    names = [file.stem for file in WORKFLOWS.values()]
+    assert names == sorted(names) and next(iter(WORKFLOWS)) == "Upscale-a-Video"
+    assert all(name.startswith("Upscale ") and name.endswith(" - Cascade VSR") for name in names)
+    assert not any(set(name) & set('<>:"/\\|?*#%&') for name in names), "files of Windows, and addresses"
+
+
+def test_every_picture_shows_something_else():
+    pictures = {file.with_suffix(".jpg").read_bytes() for file in WORKFLOWS.values()}
+    assert len(pictures) == len(WORKFLOWS) > 5
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_notes_speak_plainly(name):
+    graph = json.loads(WORKFLOWS[name].read_text(encoding="utf-8"))
+    notes = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+    assert notes and "Run" in notes[0]
+    jargon = ("`", "lr_", "s_ref", "s_txt", "_level", "plausible results", "network call", "all that would")
+    assert not [word for word in jargon for note in notes if word in note]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_template(name):
+    file = WORKFLOWS[name]
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", name), "deep links take no other characters"
     graph = json.loads(file.read_text(encoding="utf-8"))
     nodes = {node["id"]: node for node in graph["nodes"]}
     for _, source, output, target, slot, _ in graph["links"]:
@@ -75,26 +98,26 @@ def test_template(file):
         "Cascade-to-1080p": "VSRLowFrequencyTie",
         "Cascade-to-4K": "VSRPlan",
     }
-    own = published.get(file.stem, "VSRReferenceSet")
-    long = file.stem == "Upscale-a-Film"  # nothing of it is decoded before: the host's loader
-    loader, saver = ("LoadVideo", "VSRUpscaleFilm") if long else ("VSRLoadFilm", "VSRSaveFilm")
+    own = published.get(name, "VSRReferenceSet")
+    long = name == "Upscale-a-Film"  # nothing of it is decoded before
+    loader, saver = ("VSRSampleClip", "VSRUpscaleFilm") if long else ("VSRLoadFilm", "VSRSaveFilm")
     inputs = [n for n in nodes.values() if n["type"] == loader and n.get("title") == "Input"]
     others = [n for n in nodes.values() if n["type"] == loader and n not in inputs]
     assert len(inputs) == 1 and all(node["title"].startswith("Reference") for node in others)
     parts = (own, saver) if long else ("VSRCascadeInput", own, "VSRTemporalDecode", saver)
-    for only in ("VSRSteadyUpscaledVideo", saver) if "any-Model" in file.stem else parts:
+    for only in ("VSRSteadyUpscaledVideo", saver) if "any-Model" in name else parts:
         assert types.count(only) == 1, f"run.py looks for one {only}"
     titles = {node["type"]: node.get("title") for node in nodes.values()}
     assert titles[saver] == "Output"
     assert "MarkdownNote" in types
-    assert "any-Model" in file.stem or "fixed" in str(
+    assert "any-Model" in name or "fixed" in str(
         [n.get("widgets_values") for n in nodes.values() if n["type"] in ("VSRSeededNoise", "KSampler")]
     )
 
 
 @pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.workflow)
 def test_blueprint_is_what_its_workflow_makes(blueprint):
-    graph = json.loads((ROOT / "workflows" / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
+    graph = json.loads(WORKFLOWS[blueprint.workflow].read_text(encoding="utf-8"))
     stored = (ROOT / "subgraphs" / f"{blueprint.name}.json").read_text(encoding="utf-8")
     assert blueprint_text(blueprint, graph) == stored, "run python3 tools/derive_api.py"
     file = json.loads(stored)
@@ -117,10 +140,10 @@ def test_blueprint_is_what_its_workflow_makes(blueprint):
         assert widget in [i["name"] for i in nodes[int(node)]["inputs"] if i.get("widget")]
 
 
-@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
-def test_api_form_has_the_nodes_of_the_template(file):
-    graph = json.loads(file.read_text(encoding="utf-8"))
-    prompt = json.loads((file.parent / "api" / file.name).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_api_form_has_the_nodes_of_the_template(name):
+    graph = json.loads(WORKFLOWS[name].read_text(encoding="utf-8"))
+    prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     active = {str(n["id"]): n["type"] for n in graph["nodes"] if n["mode"] == 0 and n["type"] != "MarkdownNote"}
     assert {key: node["class_type"] for key, node in prompt.items()} == active
     for node in prompt.values():

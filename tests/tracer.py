@@ -174,6 +174,12 @@ def _graph(name: str, **changes: dict) -> dict:
     """Read a shipped graph and change inputs: class type -> inputs."""
     graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     for node in graph.values():
+        if node["class_type"] == "VSRSampleClip" and node["_meta"]["title"] == "Input":
+            node["class_type"], node["inputs"] = "LoadVideo", {}
+        if node["class_type"] in ("VSRLoadFilm", "LoadVideo"):
+            node["inputs"] |= {"file": "input.mp4"}
+        if node["class_type"] == "VSRLoadFilm":
+            node["inputs"] |= {"first_seconds": 0.0}
         node["inputs"] |= changes.get(node["class_type"], {})
     return graph
 

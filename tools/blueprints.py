@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).absolute().parent.parent / "subgraphs"
+NAMES = FOLDER.parent / "locales" / "en" / "nodeDefs.json"
 CATEGORY = "Video/Cascade VSR"
 _OUTSIDE = {
-    "VSRLoadFilm", "LoadVideo", "VSRSaveFilm", "VAELoader", "VAEEncode", "ImageFromBatch", "MarkdownNote", "VSRPlan",
+    "VSRLoadFilm", "VSRSampleClip", "VSRSaveFilm", "VAELoader", "VAEEncode", "ImageFromBatch", "MarkdownNote",
+    "VSRPlan",
 }  # fmt: skip
 _INPUT, _OUTPUT = -10, -20  # ids of a subgraph's two ends, as the editor writes them
 
@@ -38,6 +40,11 @@ _CASCADE = {
 }  # fmt: skip
 _REFERENCES = (("VSRCascadeInput", "target.scale"), ("VSRRefineSigmas", "steps"), ("VSRReferenceGuider", "s_ref"),
                ("VSRReferenceSet", "long_edge"), ("VSRSeededNoise", "seed"))  # fmt: skip
+_MODEL = frozenset({
+    "VSRLoadVideoRestorer", "VSRReferenceSet", "VSRSpatialTiles", "VSRTemporalWindows", "VSRSeededNoise",
+    "VSRRestorerSampler", "VSRRefineSigmas",
+})  # fmt: skip
+_OF_A_MODEL = ("model", "vae", "noise", "sampler", "sigmas", "references")
 BLUEPRINTS = (
     Blueprint(
         "Cascade-to-1080p", "Cascade to 1080p",
@@ -50,17 +57,29 @@ BLUEPRINTS = (
     Blueprint(
         "Upscale-with-Identity-Images", "Upscale with identity images",
         "A small clip, made large with detail from pictures of what it shows.", widgets=_REFERENCES,
+        inputs=(("VSRReferenceSet", "images.image_2"),),
     ),
     Blueprint(
         "Upscale-an-Edited-Video", "Upscale an edited video",
         "A small, edited clip, made large with detail from the unedited video.", widgets=_REFERENCES,
     ),
     Blueprint(
-        "Upscale-a-Film", "Upscale a film",
-        "A film of any length, made large segment by segment; what was interrupted goes on.",
+        "Upscale-a-Film", "Upscale a video (Cascade VSR)",
+        "A video of any length in, the large one out, by the built-in model, in bounded memory; what was interrupted "
+        "goes on. Steps: 1 is faithful, 4 to 8 are sharper and invent texture.",
         outside=frozenset({"VSRReferenceSet"}), outputs=(("VSRUpscaleFilm", 0),),
-        widgets=(("VSRUpscaleFilm", "target.scale"), ("VSRUpscaleFilm", "first"), ("VSRUpscaleFilm", "segment"),
-                 ("VSRUpscaleFilm", "filename_prefix"), ("VSRSeededNoise", "seed")),
+        widgets=(("VSRUpscaleFilm", "target.scale"), ("VSRUpscaleFilm", "first_seconds"), ("VSRRefineSigmas", "steps"),
+                 ("VSRUpscaleFilm", "filename_prefix")),
+    ),
+    Blueprint(
+        "Upscale-a-Film", "Upscale a video with any model (Cascade VSR)",
+        "A video of any length in, the large one out, by the upscale model that you link (ESRGAN, SPAN ...), made "
+        "steady; what was interrupted goes on.",
+        outside=_MODEL, dropped=frozenset(("VSRUpscaleFilm", name) for name in _OF_A_MODEL),
+        inputs=(("VSRUpscaleFilm", "upscale_model"),), outputs=(("VSRUpscaleFilm", 0),),
+        widgets=(("VSRUpscaleFilm", "target.scale"), ("VSRUpscaleFilm", "first_seconds"),
+                 ("VSRUpscaleFilm", "steadiness"), ("VSRUpscaleFilm", "fidelity"), ("VSRUpscaleFilm", "sharpness"),
+                 ("VSRUpscaleFilm", "filename_prefix")),
     ),
 )  # fmt: skip
 
@@ -77,7 +96,8 @@ def derive(blueprint: Blueprint, graph: dict) -> dict:
         slot = next(i for i, each in enumerate(nodes[target]["inputs"]) if each["name"] == name)
         number = max(link["id"] for link in links) + 1
         links.append(_link(number, _INPUT, len(sockets), target, slot, nodes[target]["inputs"][slot]["type"]))
-        sockets[kind, name] = {"name": name, "type": links[-1]["type"], "linkIds": [number]}
+        socket = {"name": name.rpartition(".")[2], **_shown(kind, name)}
+        sockets[kind, name] = {**socket, "type": links[-1]["type"], "linkIds": [number]}
         nodes[target]["inputs"][slot]["link"] = number
     for kind, slot in blueprint.outputs:
         origin, number = by_type[kind]["id"], max(link["id"] for link in links) + 1
@@ -109,7 +129,8 @@ def _links(blueprint: Blueprint, graph: dict, nodes: dict, ids: set[int]):
             else:
                 name = socket["name"].rpartition(".")[2]
                 name = name if name not in names else f"{name}_{len(names)}"
-                known = sockets.setdefault((origin, output), {"name": name, "type": kind, "linkIds": []})
+                label = _shown(nodes[target]["type"], socket["name"])
+                known = sockets.setdefault((origin, output), {"name": name, **label, "type": kind, "linkIds": []})
                 names.add(known["name"])
                 known["linkIds"].append(number)
                 place = list(sockets).index((origin, output))
@@ -119,6 +140,13 @@ def _links(blueprint: Blueprint, graph: dict, nodes: dict, ids: set[int]):
             if known["linkIds"] == [number]:
                 links.append(_link(number, origin, output, _OUTPUT, list(results).index((origin, output)), kind))
     return links, sockets, results
+
+
+def _shown(kind: str, name: str) -> dict:
+    """Return the label of an input's socket where the node shows another name than the input's own."""
+    names = json.loads(NAMES.read_text(encoding="utf-8")).get(kind, {}).get("inputs", {})
+    entry = names.get(name.replace(".", "_"))
+    return {"label": entry["name"]} if entry else {}
 
 
 def _wanted(graph: dict, target: int) -> bool:
@@ -141,7 +169,7 @@ def _tidy(nodes, links: list[dict]) -> None:
 
 
 def _file(blueprint: Blueprint, nodes, links, sockets, results, widgets) -> dict:
-    key = {part: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{blueprint.workflow}/{part}")) for part in ("graph", "outer")}
+    key = {part: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{blueprint.name}/{part}")) for part in ("graph", "outer")}
     left, right = (
         min(n["pos"][0] for n in nodes) - 250,
         max(n["pos"][0] + n["size"][0] for n in nodes) + 100,
@@ -186,7 +214,9 @@ def _file(blueprint: Blueprint, nodes, links, sockets, results, widgets) -> dict
         "flags": {},
         "order": 0,
         "mode": 0,
-        "inputs": [{"name": slot["name"], "type": slot["type"], "link": None} for slot in sockets],
+        "inputs": [
+            {**{key: value for key, value in slot.items() if key != "linkIds"}, "link": None} for slot in sockets
+        ],
         "outputs": [{"name": slot["name"], "type": slot["type"], "links": None} for slot in results],
         "title": blueprint.name,
         "properties": {"proxyWidgets": widgets},

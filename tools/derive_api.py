@@ -18,21 +18,21 @@ from cascadevsr.runner.browser import ensure_browser  # noqa: E402
 from cascadevsr.runner.paths import scratch_folder, write_atomic  # noqa: E402
 from cascadevsr.runner.server import HostServer  # noqa: E402
 from cascadevsr.tools.blueprints import BLUEPRINTS, FOLDER, blueprint_text  # noqa: E402
-from cascadevsr.tools.editor import api_text, drive, host_here, shipped  # noqa: E402
+from cascadevsr.tools.editor import WORKFLOWS, api_text, drive, host_here, shipped  # noqa: E402
 
 
 def main() -> int:
     """Start a ComfyUI, let its editor convert every shipped workflow, store the results, derive blueprints."""
-    host, files = host_here(), shipped()
-    steps = [{"do": "derive", "graph": json.loads(file.read_text(encoding="utf-8"))} for file in files]
+    host = host_here()
+    graphs = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in shipped().items()}
+    steps = [{"do": "derive", "graph": graph} for graph in graphs.values()]
     with scratch_folder("derive-") as base, HostServer(host, base, cpu=True) as server:
         results = drive(ensure_browser(), server.url, steps)["results"]
-    for file, result in zip(files, results, strict=True):
+    for name, result in zip(graphs, results, strict=True):
         if "error" in result:
-            sys.exit(f"{file.name}: {result['error']}")
-        write_atomic(file.parent / "api" / file.name, api_text(result["value"]))
-        sys.stdout.write(f"workflows/api/{file.name}\n")
-    graphs = {file.stem: step["graph"] for file, step in zip(files, steps, strict=True)}
+            sys.exit(f"{name}: {result['error']}")
+        write_atomic(WORKFLOWS / "api" / f"{name}.json", api_text(result["value"]))
+        sys.stdout.write(f"workflows/api/{name}.json\n")
     for blueprint in BLUEPRINTS:
         write_atomic(FOLDER / f"{blueprint.name}.json", blueprint_text(blueprint, graphs[blueprint.workflow]))
         sys.stdout.write(f"subgraphs/{blueprint.name}.json\n")

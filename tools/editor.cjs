@@ -8,7 +8,7 @@ const path = require("path");
 const { chromium } = require("playwright-core");
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"];
-const PATIENCE = 240000; // ms for any wait: the machine may be busy with other work
+const PATIENCE = Number(process.env.EDITOR_PATIENCE || 240000); // ms for any wait: the machine may be busy with other work
 const VIEW = { width: 1680, height: 1000 };
 
 /** Open the editor in a browser; nothing but this machine can be reached from the page. */
@@ -63,7 +63,10 @@ function placesNow() {
       [x, y] = [(box.x - area.x) / ds.scale - ds.offset[0], (box.y - area.y) / ds.scale - ds.offset[1]];
       [width, height] = [box.width / ds.scale, box.height / ds.scale];
     }
-    return { id: node.id, title: node.title, type: node.type, drawn: element ? "element" : "canvas",
+    const text = [...(element || node.widgets?.[0]?.element || document.body).querySelectorAll?.("*") || []];
+    const hidden = node.type === "MarkdownNote"
+      ? Math.max(0, ...[element || node.widgets[0].element, ...text].map((each) => each.scrollHeight - each.clientHeight)) : 0;
+    return { id: node.id, title: node.title, type: node.type, drawn: element ? "element" : "canvas", hidden, size: [...node.size],
       box: [x, y, x + width, y + height].map(Math.round) };
   });
 }
@@ -197,7 +200,7 @@ const STEPS = {
     for (const name of names) {
       const card = page.locator(`[data-testid="template-workflow-${name}"]`).first();
       const search = page.locator('[role="dialog"] input').first();
-      await search.fill(name.replaceAll("-", " "));
+      await search.fill(name.split(" - ")[0].replaceAll(/[()]/g, "")); // what a user would type
       await card.waitFor();
       const image = card.locator("img").first();
       await image.waitFor();
@@ -215,6 +218,14 @@ const STEPS = {
     await closeDialogs(page);
     await page.waitForTimeout(500);
     return { ...(await page.evaluate(describeGraph)), prompt: await page.evaluate(promptOf) };
+  },
+
+  /** Open a template by a link, as a page or a mail gives it, and list its nodes. */
+  async link(page, { name, pack }) {
+    await page.goto(`${page.url().split("?")[0].split("#")[0]}?template=${name}&source=${pack}`, { waitUntil: "domcontentloaded" });
+    await page.waitForFunction(() => window.app?.graph?._nodes.some((node) => node.type.startsWith("VSR")));
+    await page.waitForTimeout(500);
+    return (await page.evaluate(describeGraph)).nodes;
   },
 
   /** Click a node and its info button, and return the text of the help panel. */

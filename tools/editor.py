@@ -42,9 +42,13 @@ def api_text(prompt: dict) -> str:
     return json.dumps(prompt, indent=1, ensure_ascii=False) + "\n"
 
 
-def shipped() -> list[Path]:
-    """Return the editor files of the shipped workflows."""
-    return sorted(WORKFLOWS.glob("*.json"))
+def shipped() -> dict[str, Path]:
+    """Return the editor files of the shipped workflows by their names for programs, the starter first.
+
+    A file is named for people; the name for programs is in the file, and is that of its API form.
+    """
+    files = sorted(WORKFLOWS.glob("*.json"))
+    return {json.loads(file.read_text(encoding="utf-8"))["extra"]["cascadevsr"]["name"]: file for file in files}
 
 
 def host_here() -> Host:

@@ -36,24 +36,36 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 SIDE = 512  # px of a thumbnail; the template browser shows squares
 THUMBNAIL_BYTES, README_BYTES = 80_000, 200_000
+PHOTOS = ROOT / "assets" / "photos"  # held out of training; assets/README.md names their authors
+SUBJECTS = {  # the starter shows the sample of `run.py demo`
+    "Upscale-a-Film": "tiger",
+    "Upscale-with-any-Model": "temple",
+    "Upscale-with-Identity-Images": "cat",
+    "Upscale-an-Edited-Video": "cars",
+    "Restore-with-MGLD-VSR": "mountain",
+    "Restore-with-Upscale-A-Video": "street",
+    "Cascade-from-a-Base-Model": "spices",
+    "Cascade-to-1080p": "sunset",
+    "Cascade-to-4K": "cathedral",
+}
 
 
 def main() -> int:
     """Run every shipped workflow on the sample clip and store the pictures."""
-    sample = make_sample()
-    for file in shipped():
-        if sys.argv[1:] and file.stem not in sys.argv[1:]:
+    for name, file in shipped().items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
             continue
-        if file.stem.startswith("Restore-with"):  # these weights are not ours to ship: show what needs none
-            picture = split(sample, motion(sample, "MGLD" in file.stem), "its motion")
+        sample = make_sample(photo=PHOTOS / f"{SUBJECTS[name]}.jpg") if name in SUBJECTS else make_sample()
+        if name.startswith("Restore-with"):  # these weights are not ours to ship: show what needs none
+            picture = split(sample, motion(sample, "MGLD" in name), "its motion")
             save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
             continue
-        frames = run(file.stem, sample)
-        cascade = file.stem.startswith(("Cascade", "Upscale-an-Edited"))
-        what = "bicubic, made steady" if "any-Model" in file.stem else "result"
-        picture = inset(sample, frames, file.stem) if cascade else split(sample, frames, what)
+        frames = run(name, sample)
+        cascade = name.startswith(("Cascade", "Upscale-an-Edited"))
+        what = "bicubic, made steady" if "any-Model" in name else "result"
+        picture = inset(sample, frames, name) if cascade else split(sample, frames, what)
         save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
-        if file.stem == "Upscale-a-Video":
+        if name == "Upscale-a-Video":
             save_jpeg(ROOT / "assets" / "readme.jpg", comparison(sample, frames), README_BYTES)
     return 0
 
@@ -83,10 +95,11 @@ def run(name: str, sample: Sample) -> np.ndarray:
 
 
 def motion(sample: Sample, backward: bool) -> np.ndarray:
-    """Return the flow pictures (n, h, w, 3) that Estimate Motion makes of the sample."""
+    """Return the frames (n, h, w, 3) under the flow pictures that Estimate Motion makes of the sample."""
     motion = estimate_pairs(torch.from_numpy(np.array(sample.low)).float() / 255, BlockFlow())
-    flow = motion.backward if backward else motion.forward
-    return (flow_picture(flow).clamp(0, 1) * 255).round().byte().numpy()
+    flow = flow_picture(motion.backward if backward else motion.forward).clamp(0, 1) * 255
+    seen = torch.from_numpy(np.array(sample.low[: len(flow)]))
+    return (flow * 0.5 + seen * 0.5).round().byte().numpy()  # over the picture: of a calm pan it is one colour
 
 
 def square(frame: np.ndarray) -> Image.Image:

@@ -164,7 +164,7 @@ def texts(metadata: dict) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
 
 
-def film_of(video: Input.Video, tick: Callable[[], None] = services.check_cancelled) -> Film:
+def film_of(video: Input.Video, tick: Callable[[], None] | None = None) -> Film:
     """Give the Film behind a VIDEO of any node; one without a file keeps what it has in memory.
 
     `tick` is called at every frame that is read, and may raise to end it.
@@ -286,16 +286,20 @@ def saving_inputs(prefix: str) -> list[nodes_io.Input]:
             "codec",
             options=list(CODECS),
             default="auto",
+            advanced=True,
             tooltip="Auto: H.264; HEVC with 10 bits where the source is deep or HDR; what holds transparency.",
         ),
         nodes_io.Float.Input(
             "crf", default=12.0, min=0.0, max=51.0, step=0.5, tooltip="Quality: 0 is best, 51 is worst."
         ),
-        nodes_io.Boolean.Input("lossless", default=False, tooltip="Keeps every bit of every pixel; large files."),
+        nodes_io.Boolean.Input(
+            "lossless", default=False, advanced=True, tooltip="Keeps every bit of every pixel; large files."
+        ),
         nodes_io.Combo.Input(
             "keep_tracks",
             options=list(KEEP),
             default="all",
+            advanced=True,
             tooltip="Which of the source's sound tracks and subtitles go on.",
         ),
     ]

@@ -12,7 +12,8 @@ from cascadevsr.tools.blueprints import BLUEPRINTS
 from cascadevsr.tools.editor import api_text, drive, shipped
 
 FILES = shipped()
-NAMES = [file.stem for file in FILES]
+TITLES = {name: file.stem for name, file in FILES.items()}
+NAMES = list(FILES)
 RUN = "Upscale-a-Video"
 OLD = Path(__file__).parents[1] / "graphs_0_1_0"
 OLD_NAMES = sorted(file.stem for file in (OLD / "editor").glob("*.json"))
@@ -43,13 +44,14 @@ def alone(kind, values):
 
 NODES = [page.stem for page in (Path(__file__).parents[2] / "js" / "docs").glob("*.md")]
 SDEDIT = [0.2, 0.5, 50, 1, 7, "fixed"]
-ALONE = {  # what 0.1.0 saved -> inputs that must come back
+ALONE = {  # what 0.1.0 saved, or an early Load Film -> inputs that must come back
     ("VSRCascadeInput", "scale"): ([1.5, "bicubic"], {"target.scale": 1.5, "filter": "bicubic"}),
     ("VSRCascadeInput", "short side"): ([481, "bicubic"], {"target.short_side": 481, "filter": "bicubic"}),
     ("VSRCascadeInput", "exact size"): (
         [853, 481, "lanczos"],
         {"target.width": 853, "target.height": 481, "filter": "lanczos"},
     ),
+    ("VSRLoadFilm", "input.mp4"): ([0, 24, False, False, 25, "image"], {"frames": 24, "rate": 25, "first_seconds": 0}),
     ("VSRSDEditDegradation", "short side"): ([241, *SDEDIT], {"size.short_side": 241, "steps": 50, "seed": 7}),
     ("VSRSDEditDegradation", "exact size"): (
         [427, 241, *SDEDIT],
@@ -65,11 +67,12 @@ def report(host_server, browser_tools, tmp_path_factory):
     write_video(host_server.input_dir / "input.mp4", clip, Fraction(24))
     steps = {
         "blueprints": {"do": "blueprints", "pack": PACK_NAME},
-        "templates": {"do": "templates", "names": NAMES},
+        "templates": {"do": "templates", "names": list(TITLES.values())},
+        "link": {"do": "link", "name": RUN, "pack": PACK_NAME},
     }
-    for file in FILES:
-        steps[f"open {file.stem}"] = {"do": "open", "name": file.stem}
-        if file.stem == RUN:
+    for name, title in TITLES.items():
+        steps[f"open {name}"] = {"do": "open", "name": title}
+        if name == RUN:
             steps["help"] = {"do": "help", "title": "Cascade Input", "expect": "Typical mistakes"}
             steps["run"] = {"do": "run", "seconds": 240}
     for name in OLD_NAMES:
@@ -101,7 +104,11 @@ def value(report):
 
 
 def test_templates_are_listed_with_their_thumbnails(value):
-    assert {name: entry["width"] for name, entry in value("templates").items()} == dict.fromkeys(NAMES, 512)
+    assert {name: entry["width"] for name, entry in value("templates").items()} == dict.fromkeys(TITLES.values(), 512)
+
+
+def test_a_link_with_the_old_name_opens_the_template(value):
+    assert value("link") == value(f"open {RUN}")["nodes"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,9 +153,10 @@ def test_a_graph_of_0_1_0_comes_back_as_it_was(value, form, name):
 
 
 @pytest.mark.parametrize("case", ALONE, ids=" ".join)
-def test_sizes_that_0_1_0_saved_are_not_rounded(value, case):
+def test_values_that_were_saved_by_position_keep_their_places(value, case):
     (node,) = value(f"alone {' '.join(case)}").values()
-    assert node["inputs"].items() >= {**ALONE[case][1], "multiple": 1}.items()
+    rounded = {"multiple": 1} if case[0] != "VSRLoadFilm" else {}
+    assert node["inputs"].items() >= {**ALONE[case][1], **rounded}.items()
     assert case[1] in node["inputs"].values()
 
 

@@ -245,6 +245,8 @@ def _with_small_files(host_server, path):
         if "any-Model" in path.stem:
             write_upscaler(host_server.models_dir / "upscale_models" / "4x-model.safetensors")
     for node in prompt.values():
+        if node["class_type"] == "VSRSampleClip" and node["_meta"]["title"] == "Input":
+            node["class_type"], node["inputs"] = "LoadVideo", {}
         if node["class_type"] in ("VSRLoadFilm", "LoadVideo"):
             original = "Reference" in node.get("_meta", {}).get("title", "")
             node["inputs"]["file"] = "original.mp4" if original else "clip.mp4"

@@ -24,6 +24,8 @@ def prompt(**inputs):
     changes = {"VSRLoadVideoRestorer": {"restorer": "tiny.safetensors"}, "LoadVideo": {"file": "film.mkv"}}
     changes[NODE] = {"target.scale": 2, "segment": 8, "format": "mkv", **inputs}
     for node in graph.values():
+        if node["class_type"] == "VSRSampleClip":
+            node["class_type"], node["inputs"] = "LoadVideo", {}
         node["inputs"] |= changes.get(node["class_type"], {})
     return graph
 

@@ -1,0 +1,60 @@
+"""How templates look in the real editor: text is drawn at usual window sizes, and nothing lies over anything else."""
+
+import itertools
+
+import pytest
+from cascadevsr.tools.editor import drive, shipped
+
+TITLES = {name: file.stem for name, file in shipped().items()}
+SIZES = ((1440, 900), (1600, 1000))
+RENDERERS = {"classic": False, "nodes 2.0": True}
+RUN = "Upscale-a-Video"  # with the sample clip, previews on
+SHORT = {"VSRLoadFilm.first_seconds": 0.1, "VSRCascadeInput.target.scale": 2}
+
+
+@pytest.fixture(scope="module")
+def looks(host_server, browser_tools, tmp_path_factory):
+    """What every template looks like: (name, renderer, size) -> step, and the console."""
+    steps = {}
+    for (name, title), (renderer, vue), size in itertools.product(TITLES.items(), RENDERERS.items(), SIZES):
+        look = {"do": "look", "name": title, "vue": vue, "size": size, "values": SHORT}
+        steps[name, renderer, size] = {**look, "seconds": 240 if name == RUN and size == SIZES[0] else 0}
+    folder = tmp_path_factory.mktemp("screenshots")
+    found = drive(browser_tools, host_server.url, list(steps.values()), screenshots=folder)
+    return dict(zip(steps, found["results"], strict=True)), found["console"]
+
+
+def seen(looks, *key):
+    result = looks[0][key]
+    assert "error" not in result, result.get("error")
+    return result["value"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("name", TITLES)
+def test_text_is_drawn_and_nothing_overlaps(looks, name, renderer, size):
+    found = seen(looks, name, renderer, size)
+    assert found["drawn"], f"the whole fits at a scale of {found['scale']:.3f}, where the editor draws no text"
+    assert found["overlaps"] == []
+    kinds = {place["drawn"] for place in found["before"]}
+    assert kinds == {"element" if RENDERERS[renderer] else "canvas"}
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("name", TITLES)
+def test_notes_show_all_their_text(looks, name, renderer):
+    notes = [place for place in seen(looks, name, renderer, SIZES[0])["before"] if place["type"] == "MarkdownNote"]
+    assert notes and not [(note["title"], note["hidden"]) for note in notes if note["hidden"] > 12]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_first_run_needs_no_file_and_moves_nothing_over_anything(looks, renderer):
+    found = seen(looks, RUN, renderer, SIZES[0])
+    assert found["status"]["status_str"] == "success", found["status"]
+    assert found["overlaps"] == []
+
+
+def test_no_console_error_from_what_we_serve(looks):
+    ours = ("CascadeVSR", "bunny", "/view")
+    assert [m for m in looks[1] if m["type"] == "error" and any(word in m["url"] + m["text"] for word in ours)] == []
