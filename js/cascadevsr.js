@@ -29,7 +29,7 @@ function textElement(node, { space, least, size }) {
 }
 
 app.registerExtension({
-  name: "CascadeVSR.MeasureTable",
+  name: "cascadevsr.MeasureTable",
   beforeRegisterNodeDef(nodeType, nodeData) {
     const look = TEXTS[nodeData.name];
     if (!look) return;
@@ -51,7 +51,7 @@ function withMultiple(prompt) {
 }
 
 app.registerExtension({
-  name: "CascadeVSR.SavedSizes",
+  name: "cascadevsr.SavedSizes",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!ROUNDED.includes(nodeData.name)) return;
     const inherited = nodeType.prototype.onConfigure;
@@ -75,7 +75,7 @@ app.registerExtension({
 
 // The editor labels the sockets that grow with every link by their ids, which hides their names in every language.
 app.registerExtension({
-  name: "CascadeVSR.GrowingSockets",
+  name: "cascadevsr.GrowingSockets",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name !== "VSRReferenceSet") return;
     const inherited = nodeType.prototype.onInputAdded;
@@ -95,7 +95,7 @@ app.registerExtension({
 
 // Load Film had no `first_seconds` at first: its saved values end with that of the upload button, by position.
 app.registerExtension({
-  name: "CascadeVSR.SavedFilms",
+  name: "cascadevsr.SavedFilms",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name !== "VSRLoadFilm") return;
     const inherited = nodeType.prototype.onConfigure;

@@ -637,7 +637,7 @@ function pathOf(node) {
 }
 
 app.registerExtension({
-  name: "CascadeVSR.CompareVideo",
+  name: "cascadevsr.CompareVideo",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name !== TYPE) return;
     const after = (name, act) => {
