@@ -36,6 +36,7 @@ from .host.film import (
     film_of,
     graph_texts,
     in_graph,
+    joints,
     place,
     preview,
     said_by,
@@ -201,6 +202,7 @@ class UpscaleFilm(io.ComfyNode):
             count = work.make(journal, node)
             out, subfolder = place(chosen.filename_prefix, work.out.suffix, *work.size[::-1])
             finish(journal, out, work.clip, work.how, chosen.keep_tracks, graph_texts(cls.hidden), Progress().beat)
+        joints[out] = tuple(segment.start for segment in journal.segments[1:])
         if node in _asked:
             _made[_asked[node]] = out
         result = InputImpl.VideoFromFile(str(out)) if work.how.kind == "film" else Film(probe(out))

@@ -32,7 +32,7 @@ from PIL import Image
 from ...media.errors import MediaError
 from ...media.proxy import Pairs, Sheet, pair, write_pairs
 from ...models.motion.flow import scene_cuts
-from .film import Film, even_timeline, film_of, in_graph
+from .film import Film, even_timeline, film_of, in_graph, joints
 
 TITLE = "Compare Video"
 FOLDER = "cascadevsr_compare"  # in the host's temporary folder, which it empties when it starts
@@ -146,10 +146,19 @@ class Comparison:
             sides[name] |= {"rate": float(clip.rate), "first": int(numbers[0])}
             if not np.array_equal(numbers, np.arange(len(numbers)) + numbers[0]):
                 sides[name]["numbers"] = numbers.tolist()
+        facts["joints"] = self._joints()
         facts |= {"sides": sides, "cuts": self.cuts, "times": [*np.round(times, 5).tolist()]}
         facts["end"] = round(float(times[-1]) + self.pairs.last, 5)
         facts["file"] = {"filename": self.file.name, "subfolder": FOLDER, "type": "temp"}
         return facts
+
+    def _joints(self) -> list[int]:
+        """Return where segments of the result meet within a scene, as far as this process has made it."""
+        clip = self.films[1].timeline
+        found = {start - clip.first for start in joints.get(clip.path, ())}
+        numbers, before = self.pairs.after, np.append(-1, self.pairs.after[:-1])
+        starts = [index for index in range(1, len(numbers)) if numbers[index] != before[index]]
+        return [index for index in starts if int(numbers[index]) in found and index not in self.cuts]
 
     def part(self, side: str, number: int, box: tuple[float, ...], size: tuple[int, int]) -> bytes | None:
         """Return a part of frame `number` of a clip as PNG, None where the clip is gone.

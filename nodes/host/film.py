@@ -45,6 +45,7 @@ ENDINGS = {
     **{"as source": None, "mp4": ".mp4", "mov": ".mov", "mkv": ".mkv", "webm": ".webm"},
     **{"webp": ".webp", "png": ".png", "png frames": ""},
 }
+joints: dict[Path, tuple[int, ...]] = {}  # of films made by segments in this process: frames that begin one
 _PREVIEW = 120, 480  # frames, and px of the longer side, of the small film that is shown for what no browser plays
 _OPTION = re.compile(r"--([a-z][a-z-]*)")
 

@@ -90,6 +90,17 @@ def test_cuts_are_marked(door):
     assert door.run(both, both, start=2, frames=5).described()["cuts"] == [2]
 
 
+def test_joints_of_segments_are_marked_where_no_cut_is(door, tmp_path, monkeypatch):
+    from cascadevsr.nodes.host.film import joints
+
+    before, after = video(tmp_path / "a.mp4", pictures=clip(6)), video(tmp_path / "b.mp4", pictures=clip(6))
+    assert door.run(before, after).described()["joints"] == []
+    monkeypatch.setitem(joints, tmp_path / "b.mp4", (2, 5))
+    assert door.run(before, after).described()["joints"] == [2, 5]
+    assert door.run(before, after, start=3).described()["joints"] == [2]
+    assert door.run(after, before).described()["joints"] == []
+
+
 def test_what_is_wrong_is_said(door, tmp_path, noise):
     with pytest.raises(ValueError, match="Compare Video: before must be frames .IMAGE. or a VIDEO; got str"):
         door.run("text", noise(2, 8, 8))
