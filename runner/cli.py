@@ -208,6 +208,13 @@ def _add_steady(steady: argparse.ArgumentParser) -> None:
         metavar="VIDEO",
         help="where IN is an edit: the film before the edit; what the edit left alone gets its detail back",
     )
+    steady.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="PICTURE",
+        help="a sharp photograph of who or what IN shows, of any size; its detail comes in where it fits (may be repeated)",
+    )
     for name in ("steadiness", "fidelity", "sharpness"):
         steady.add_argument(f"--{name}", type=float, default=1.0, metavar="0..1", help="as in the node (default: 1)")
     steady.add_argument(
