@@ -43,6 +43,8 @@ _STEPS = (1.5, 1.5, 1.5, 0.7, 0.7, 0.0, 0.0)  # LR px of blur, of each step of r
 _ROBUST = 0.08  # difference, frames in 0..1, where a pixel counts 1/e in registration
 MARGIN = 2.5  # LR px at the rim of a picture that are not used
 _GAIN = 2.0  # contrast of a picture may differ by this factor
+_FITTED, _STRAY = 4, 0.5  # rounds in which a motion is fitted to a flow; LR px by which others may differ from it
+_NEARBY = 2.0  # LR px, sigma, around pixels that are alike, in which a place is followed
 _LONGEST = 0.2  # change of size or turn in one step beyond which registration has failed
 _FITS = 0.2  # mean likeness around its matches, below which a place is dropped
 _SIZES, _COPIES = 8, 8  # sizes to an octave that a picture is reduced to; copies that are held
@@ -89,7 +91,7 @@ class Picture:
 class Place:
     """Where picture number `picture` lies in a frame: px of it = turn * LR px + shift; colours = gain * its + offset.
 
-    `around` (1, 1, h, w) in 0..1 tells where matches speak for it, `fit` how many px of the frame look alike.
+    `around` (1, 1, h, w) in 0..1 tells where matches or pixels speak for it, `fit` how many px of the frame look alike.
     """
 
     picture: int
@@ -102,9 +104,7 @@ class Place:
 
     def points(self, frame: torch.Tensor) -> torch.Tensor:
         """Give what points (2, h, w) of the LR frame are in the picture."""
-        x, y = frame
-        turn, shift = self.turn, self.shift
-        return torch.stack((turn.real * x - turn.imag * y + shift.real, turn.imag * x + turn.real * y + shift.imag))
+        return _moved(self.turn, self.shift, frame)
 
 
 def _features(grey: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -125,6 +125,11 @@ def points_of(frame: torch.Tensor) -> torch.Tensor:
     height, width = frame.shape[-2:]
     rows, columns = (torch.arange(side, device=frame.device, dtype=torch.float32) for side in (height, width))
     return torch.stack((columns.expand(height, -1), rows[:, None].expand(-1, width)))
+
+
+def _moved(turn: complex, shift: complex, points: torch.Tensor) -> torch.Tensor:
+    x, y = points
+    return torch.stack((turn.real * x - turn.imag * y + shift.real, turn.imag * x + turn.real * y + shift.imag))
 
 
 # Step 2: where is a picture?
@@ -259,15 +264,18 @@ def find_places(
 
 def _carried(place: Place, flow: torch.Tensor) -> Place:
     """Bring a place to the frame that `flow` (1, 2, h, w) leads from."""
-    weight = warp(place.around, flow)[0, 0]
-    points = points_of(flow)
-    goal, total = points + flow[0], weight.sum() + 1e-6
-    middle, other = ((weight * each).sum((1, 2)) / total for each in (points, goal))
-    (x, y), (u, v) = ((each - mean.view(2, 1, 1)) for each, mean in ((points, middle), (goal, other)))
-    size = (weight * (x**2 + y**2)).sum() + 1e-6
-    turn = complex((weight * (x * u + y * v)).sum() / size, (weight * (x * v - y * u)).sum() / size)
-    shift = complex(*other.tolist()) - turn * complex(*middle.tolist())
-    return replace(place, turn=place.turn * turn, shift=place.turn * shift + place.shift, around=weight[None, None])
+    around, points = warp(place.around, flow), points_of(flow)
+    goal, weight, turn, shift = points + flow[0], around[0, 0], 1 + 0j, 0j
+    for _ in range(_FITTED):
+        total = weight.sum() + 1e-6
+        middle, other = ((weight * each).sum((1, 2)) / total for each in (points, goal))
+        (x, y), (u, v) = (each - mean.view(2, 1, 1) for each, mean in ((points, middle), (goal, other)))
+        size = (weight * (x**2 + y**2)).sum() + 1e-6
+        turn = complex((weight * (x * u + y * v)).sum() / size, (weight * (x * v - y * u)).sum() / size)
+        shift = complex(*other.tolist()) - turn * complex(*middle.tolist())
+        miss = goal - _moved(turn, shift, points)
+        weight = around[0, 0] / (1 + miss.square().sum(0) / _STRAY**2)  # what moves otherwise counts little
+    return replace(place, turn=place.turn * turn, shift=place.turn * shift + place.shift, around=around)
 
 
 def _registered(place: Place, lr: torch.Tensor, picture: Picture) -> Place:
@@ -275,6 +283,7 @@ def _registered(place: Place, lr: torch.Tensor, picture: Picture) -> Place:
     points = points_of(lr)
     middle = (place.around[0] * points).sum((1, 2)) / place.around.sum().clamp_min(1e-6)
     x, y = points - middle.view(2, 1, 1)
+    sure = torch.ones_like(place.around)
     for sigma in (*_STEPS, None):
         laid = place.points(points)
         moved = picture.look(laid, abs(place.turn))
@@ -282,14 +291,15 @@ def _registered(place: Place, lr: torch.Tensor, picture: Picture) -> Place:
         weight = place.around * inside
         if float(weight.sum()) < 9:
             return replace(place, fit=0.0)
-        place = replace(place, **_colours(lr, moved, weight))
+        place = replace(place, **_colours(lr, moved, weight * sure))
         moved = place.gain * moved + place.offset
         if sigma is None:
             break
         moved, frame = gauss(moved, sigma), gauss(lr, sigma)
         rest = frame - moved
         across, down = _slopes(moved)
-        weight = weight * torch.exp(-((rest.abs().mean(1, keepdim=True) / _ROBUST) ** 2))
+        sure = torch.exp(-((rest.abs().mean(1, keepdim=True) / _ROBUST) ** 2))
+        weight = weight * sure
         columns = torch.stack((across * x + down * y, down * x - across * y, across, down)).flatten(1)
         every = weight.expand_as(rest).flatten()
         normal = (columns * every) @ columns.T
@@ -303,13 +313,15 @@ def _registered(place: Place, lr: torch.Tensor, picture: Picture) -> Place:
     still = torch.zeros_like(lr[:, :2])
     alike = trust_in(lr, moved, still, still) * inside
     fits = float((alike * place.around).sum() / place.around.sum())
-    return replace(place, fit=float(alike.sum()) if fits > _FITS else 0.0)
+    if fits < _FITS:
+        return replace(place, fit=0.0)
+    return replace(place, fit=float(alike.sum()), around=gauss(alike, _NEARBY))
 
 
 def _colours(lr: torch.Tensor, moved: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """Match mean and contrast of coarse structure, per colour."""
     first, second = gauss(lr, 2.0), gauss(moved, 2.0)
-    total = weight.sum()
+    total = weight.sum() + 1e-6
     means = [(weight * each).sum((2, 3), keepdim=True) / total for each in (first, second)]
     spread = [
         ((weight * (each - mean).square()).sum((2, 3), keepdim=True) / total + 1e-4).sqrt()
