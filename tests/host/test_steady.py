@@ -1,4 +1,4 @@
-"""Steady Upscaled Video in the host: frames or a model, dials, motion, an original, pictures, transparency, and what is refused."""
+"""Steady Upscaled Video in the host: frames or a model, dials, motion, originals, pictures, what is refused."""
 
 import pytest
 import torch

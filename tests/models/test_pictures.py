@@ -69,11 +69,11 @@ def test_place_size_and_turn_are_found(scene, finer, degrees):
 
 
 def test_pictures_of_other_sizes_and_turns_give_what_a_fitting_one_gives(scene):
-    fitting = gain(*given(scene, photograph(scene))[:1], *given(scene, photograph(scene))[2:4])
-    assert fitting > 6
-    for finer, degrees in ((1.4, 15.0), (1.2, -15.0)):
+    gains = []
+    for finer, degrees in ((1.0, 0.0), (1.4, 15.0), (0.9, -15.0)):
         result, _, start, truth, _ = given(scene, photograph(scene, finer, degrees))
-        assert gain(result, start, truth) > 0.7 * fitting
+        gains.append(gain(result, start, truth))
+    assert gains[0] > 6 and min(gains) > 0.7 * gains[0]
 
 
 def test_only_what_the_picture_shows_changes(scene):
@@ -88,9 +88,9 @@ def test_a_picture_of_something_else_changes_nothing(scene, clean):
     assert places == [] and trust.max() == 0 and torch.equal(result, start)
 
 
-def test_a_brighter_picture_with_more_contrast_gives_as_much(scene):
+def test_a_brighter_picture_with_less_contrast_gives_as_much(scene):
     plain = photograph(scene)
-    other = Picture((1.25 * plain.pixels - 0.06).clamp(0, 1))
+    other = Picture(0.8 * plain.pixels + 0.15)
     gains = [gain(result, start, truth) for result, _, start, truth, _ in (given(scene, p) for p in (plain, other))]
     assert gains[1] > 0.8 * gains[0]
 
