@@ -52,7 +52,7 @@ _DENSE = 1.5  # px of the copy that is sampled to one of the picture: bicubic sa
 
 
 class Picture:
-    """A photograph (1, 3, R, C) in 0..1, its features, and copies of it at the sizes that are asked for."""
+    """A photograph (1, 3, R, C) in 0..1, its features, and copies at the sizes and on the device that are asked for."""
 
     def __init__(self, pixels: torch.Tensor):
         self.pixels = pixels
@@ -77,7 +77,7 @@ class Picture:
             if share < 1:
                 copy = resize_clip(copy, *(max(1, round(side * share)) for side in (height, width)))
             size = (max(1, round(side * share * _DENSE)) for side in (height, width))
-            self._copies[level] = resize_clip(copy, *size, "lanczos")[:, :, 0]
+            self._copies[level] = resize_clip(copy, *size, "lanczos")[:, :, 0].to(points.device)
         grid = torch.stack(((2 * points[0] + 1) / width - 1, (2 * points[1] + 1) / height - 1), -1)[None]
         return F.grid_sample(self._copies[level], grid, mode="bicubic", padding_mode="border", align_corners=False)
 

@@ -255,11 +255,11 @@ def _with_original(
 
 
 def _photographs(pictures: dict | None) -> list[torch.Tensor]:
-    """Give every picture of the growing input, (1, 3, R, C) each, of whatever size."""
+    """Give every picture of the growing input, (1, 3, R, C) each, of whatever size, where it lies."""
     linked = [(name, value) for name, value in (pictures or {}).items() if value is not None]
     linked.sort(key=lambda item: int(item[0].rsplit("_", 1)[-1]))
     batches = [services.check_frames(_TITLE, name, value) for name, value in linked]
-    return [_on_device(batch, number) for batch in batches for number in range(len(batch))]
+    return [picture.movedim(-1, 1).float() for batch in batches for picture in batch.split(1)]
 
 
 def _with_pictures(
