@@ -25,7 +25,7 @@ from .places import MARGIN, Picture, Place, points_of
 from .steady import gauss
 
 _BEST = 4  # power of trust by which pictures are weighed against each other
-_FADE = 2.0  # LR px, sigma, over which a picture fades towards its rim
+_FADE = 1.0  # LR px, sigma, over which a picture fades towards its rim
 _RIM = 8  # LR px around a picture that its motion is estimated with
 
 
