@@ -1,5 +1,5 @@
-// Shows the text of Compare & Measure, VSR Plan, Load Film, Save Film and Upscale Film on the node itself; keeps the
-// sizes of graphs saved by 0.1.0.
+// Shows the text of Compare & Measure, VSR Plan, Load Film, Save Film, Upscale Film and Steady Upscaled Video
+// on the node itself; keeps the sizes of graphs saved by 0.1.0.
 import { app } from "../../scripts/app.js";
 
 const STYLE =
@@ -13,6 +13,7 @@ const TEXTS = {
   VSRLoadFilm: LINES,
   VSRSaveFilm: LINES,
   VSRUpscaleFilm: LINES,
+  VSRSteadyUpscaledVideo: LINES,
 };
 
 function textElement(node, { space, least, size }) {

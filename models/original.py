@@ -101,14 +101,14 @@ def resolution(picture: torch.Tensor) -> float:
 
     Less than 1 for a picture that was enlarged before.
     """
-    fine = (picture - _softened(picture, 0.25)).square().mean()
+    fine = (picture - softened(picture, 0.25)).square().mean()
     for share in _SHARES:
-        if (picture - _softened(picture, share)).square().mean() < _LOST * fine:
+        if (picture - softened(picture, share)).square().mean() < _LOST * fine:
             return share
     return 1.0
 
 
-def _softened(x: torch.Tensor, share: float) -> torch.Tensor:
+def softened(x: torch.Tensor, share: float) -> torch.Tensor:
     """Reduce a picture and enlarge it again."""
     height, width = x.shape[-2:]
     if share >= 1:
@@ -135,10 +135,10 @@ def add_original(
     grid = BandedResize(lr, x)
     small = grid.down(picture)
     there, back = estimator(torch.cat((lr, small)), torch.cat((small, lr))).chunk(2)
-    trust = _trust(lr, warp(small, there, "bicubic"), there, back)
-    own = _softened(x, share)
+    trust = trust_in(lr, warp(small, there, "bicubic"), there, back)
+    own = softened(x, share)
     if clean:
-        picture, own = _fine_band(picture, small, grid), _fine_band(own, grid.down(own), grid)
+        picture, own = fine_band(picture, small, grid), fine_band(own, grid.down(own), grid)
     result = torch.empty_like(x)
     for band in grid.bands:
         moved = warp_band(picture, grid.up_flow(there, band), band.start)
@@ -147,7 +147,7 @@ def add_original(
     return result.clamp_(0, 1), trust
 
 
-def _trust(lr: torch.Tensor, moved: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+def trust_in(lr: torch.Tensor, moved: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
     returns = torch.exp(-round_trip(there, back) / _RETURN**2) * in_frame(there)
     unlike = box((lr - moved).abs().mean(1, keepdim=True))
     first, second = ((each - gauss(each, _STRUCTURE)).mean(1, keepdim=True) for each in (lr, moved))
@@ -155,7 +155,7 @@ def _trust(lr: torch.Tensor, moved: torch.Tensor, there: torch.Tensor, back: tor
     return returns * torch.exp(-((unlike / _ALIKE) ** 2)) * (common / (one * two).sqrt()).clamp(0, 1)
 
 
-def _fine_band(x: torch.Tensor, small: torch.Tensor, grid: BandedResize) -> torch.Tensor:
+def fine_band(x: torch.Tensor, small: torch.Tensor, grid: BandedResize) -> torch.Tensor:
     """Give what reducing takes away."""
     result = torch.empty_like(x)
     for band in grid.bands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 
 import comfy.utils
@@ -15,6 +16,8 @@ from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
 from ..models.original import add_original, match_frames, resolution
+from ..models.pictures import add_pictures
+from ..models.places import Picture, find_places
 from ..models.steady import SOURCES, Controls, check_pair, judge_sources, likeness, steady
 from .host import services
 from .host.progress import watched_layers
@@ -22,6 +25,7 @@ from .host.room import check_room
 from .motion import FlowModelType, MotionType, check_flow_model, check_motion, estimated, loaded_estimator
 
 _TITLE = "Steady Upscaled Video"
+_SEEN = 0.002  # share of a frame, below which a picture counts as not used in it
 _ALIKE = 0.5  # correlation; of frames with their own LR frames at least 0.9 was measured, of others at most 0.4
 
 
@@ -103,13 +107,22 @@ class SteadyUpscaledVideo(io.ComfyNode):
                     tooltip="Where the low-resolution clip is an edit: the video it was made from, at full size. What "
                     "the edit left alone gets its true detail back. Any size and frame rate; where it begins is found.",
                 ),
+                io.Autogrow.Input(
+                    "pictures",
+                    template=io.Autogrow.TemplatePrefix(
+                        io.Image.Input("picture", optional=True), prefix="picture_", min=0, max=16
+                    ),
+                    optional=True,
+                    tooltip="Sharp photographs of who or what the clip shows, of any size, also turned or in front of "
+                    "something else. Where one fits a frame its true detail comes in; where none fits nothing changes.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The steady frames."),
                 io.Image.Output(
                     display_name="from_original",
-                    tooltip="White: taken from the original; black: the upscaler's. One picture a frame, of the size "
-                    "of lr_frames; black without an original.",
+                    tooltip="White: taken from the original or from pictures; black: the upscaler's. One picture a "
+                    "frame, of the size of lr_frames; black without an original and pictures.",
                 ),
             ],
         )
@@ -127,6 +140,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
         motion: Motion | None = None,
         flow_model: ModelPatcher | None = None,
         original: torch.Tensor | None = None,
+        pictures: dict | None = None,
     ):
         """Check what belongs together, find the motion, then give one frame after the other."""
         lr = services.check_frames(_TITLE, "lr_frames", lr_frames)
@@ -149,6 +163,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
             upscaler = _given(images, lr) if upscale_model is None else _run(upscale_model)
             original = original if original is None else services.check_frames(_TITLE, "original", original)
             matched = None if original is None else match_frames(lr, original)
+            photographs = _photographs(pictures)
         same = upscale_model.scale == 1 if images is None else images.shape[1:3] == lr.shape[1:3]
         if same and source == "automatic":
             source = "compressed"  # who restores without enlarging does not hold the frames for right
@@ -158,12 +173,28 @@ class SteadyUpscaledVideo(io.ComfyNode):
         with services.titled(_TITLE), watched_layers(torch.nn.ModuleList(networks), _TITLE, len(lr)) as show:
             controls = Controls(steadiness, fidelity, sharpness)
             pairs = 0 if motion is not None else len(lr) - 1
+            searched = 2 * len(lr) if photographs else 0
+            every = pairs + searched + len(lr)
             if motion is None:
-                motion = estimated(lr, flow_model, lambda done, _: show(done, pairs + len(lr), certain=False))
+                motion = estimated(lr, flow_model, lambda done, _: show(done, every, certain=False))
             clean = _clean(lr, motion, source)
             frames = _steady(lr, upscaler, motion, controls, clean)
             if original is not None:
                 frames = _with_original(frames, lr, original, matched, flow_model, clean)
+            used = [[0.0] * len(lr) for _ in photographs]
+            if photographs:
+                scale = (images.shape[1] / lr.shape[1]) if upscale_model is None else upscale_model.scale
+                frames = _with_pictures(
+                    frames,
+                    lr,
+                    photographs,
+                    motion,
+                    scale,
+                    flow_model,
+                    clean,
+                    used,
+                    lambda done, _: show(pairs + done, every),
+                )
             show.anew()
             result, trust = None, services.output_tensor((*lr.shape[:3], 3))
             for number, (frame, share) in enumerate(frames):
@@ -173,8 +204,11 @@ class SteadyUpscaledVideo(io.ComfyNode):
                     result[..., 3:] = 0 if images is None else images[..., 3:]
                 result[number, ..., :3] = frame[0].movedim(0, -1)
                 trust[number] = share[0].movedim(0, -1)
-                show(pairs + number + 1, pairs + len(lr), frame)
-        return io.NodeOutput(result, trust)
+                show(pairs + searched + number + 1, every, frame)
+        lines = [_usage(number, shares) for number, shares in enumerate(used, 1)]
+        for line in lines:
+            logging.getLogger(__name__).info("%s: %s", _TITLE, line)
+        return io.NodeOutput(result, trust, ui={"text": lines} if lines else None)
 
 
 Upscaler = Callable[[int, torch.Tensor], torch.Tensor]
@@ -224,6 +258,47 @@ def _with_original(
     for number, (frame, _) in enumerate(results):
         picture = _on_device(original, matched[number])
         yield add_original(frame, _on_device(lr, number), picture, estimator, clean[number], resolved)
+
+
+def _photographs(pictures: dict | None) -> list[torch.Tensor]:
+    """Give every picture of the growing input, (1, 3, R, C) each, of whatever size, where it lies."""
+    linked = [(name, value) for name, value in (pictures or {}).items() if value is not None]
+    linked.sort(key=lambda item: int(item[0].rsplit("_", 1)[-1]))
+    batches = [services.check_frames(_TITLE, name, value) for name, value in linked]
+    return [picture.movedim(-1, 1).float() for batch in batches for picture in batch.split(1)]
+
+
+def _with_pictures(
+    results: Results,
+    lr: torch.Tensor,
+    photographs: list[torch.Tensor],
+    motion: Motion,
+    scale: float,
+    flow_model: ModelPatcher | None,
+    clean: list[bool],
+    used: list[list[float]],
+    progress: Callable[[int, int], None],
+) -> Results:
+    """Add the detail of photographs to every frame; `used` gets the share of every frame that each of them gave."""
+    pictures = [Picture(pixels) for pixels in photographs]
+    places = find_places(lambda i: _on_device(lr, i), _flows(motion), len(lr), pictures, scale, motion.cuts, progress)
+    estimator = BlockFlow() if flow_model is None else loaded_estimator(flow_model, *lr.shape[1:3])
+    for number, (frame, share) in enumerate(results):
+        room = 1 - share.to(frame)
+        frame, trust, shares = add_pictures(
+            frame, _on_device(lr, number), places[number], pictures, estimator, clean[number], room
+        )
+        for each, given in zip(used, shares, strict=True):
+            each[number] = given
+        yield frame, share + trust.to(share)
+
+
+def _usage(number: int, shares: list[float]) -> str:
+    """Say how much of the frames a picture gave."""
+    seen = [share for share in shares if share >= _SEEN]
+    if not seen:
+        return f"picture {number}: not used, nothing in the clip fits it"
+    return f"picture {number}: {100 * sum(seen) / len(seen):.0f} % of the frame in {len(seen)} of {len(shares)} frames"
 
 
 def _given(images: torch.Tensor, lr: torch.Tensor) -> Upscaler:

@@ -130,21 +130,29 @@ def load_film(workflow: Workflow, title: str, file: str) -> str:
 def bind_references(workflow: Workflow, images: list[str], videos: list[str]) -> None:
     """Connect reference files to Reference Set, replacing what the workflow has there.
 
-    The first video is also the original of a Steady Upscaled Video; with one, there need be no Reference Set.
+    The first video is also the original of a Steady Upscaled Video, and its pictures are the images; with one, there
+    need be no Reference Set.
     """
     loaders = [[load_film(workflow, f"Reference video {i + 1}", file), 1] for i, file in enumerate(videos)]
     steady = workflow.of_type(STEADY)
     if loaders and len(steady) == 1:
         workflow.prompt[steady[0]]["inputs"]["original"] = loaders[0]
+    pictures = [[workflow.add("LoadImage", f"Reference image {i + 1}", image=file), 0] for i, file in enumerate(images)]
+    if pictures and len(steady) == 1:
+        _replace(workflow.prompt[steady[0]]["inputs"], "pictures.picture_", pictures)
     sets = workflow.of_type("VSRReferenceSet")
-    if not images and (not videos or (len(videos) == len(steady) == 1 and not sets)):
+    if not (images or videos) or (len(videos) <= len(steady) == 1 and not sets):
         return
     inputs = workflow.prompt[_only(workflow, sets, "--reference (Reference Set)", "Reference Set")]["inputs"]
-    for name in [name for name in inputs if name.startswith(("images.", "videos."))]:
+    _replace(inputs, "images.image_", pictures)
+    _replace(inputs, "videos.video_", loaders)
+
+
+def _replace(inputs: dict, prefix: str, links: list) -> None:
+    """Link a growing input anew."""
+    for name in [name for name in inputs if name.startswith(prefix)]:
         del inputs[name]
-    for index, file in enumerate(images):
-        inputs[f"images.image_{index}"] = [workflow.add("LoadImage", f"Reference image {index + 1}", image=file), 0]
-    inputs |= {f"videos.video_{index}": loader for index, loader in enumerate(loaders)}
+    inputs |= {f"{prefix}{index}": link for index, link in enumerate(links)}
 
 
 def final_frames(workflow: Workflow) -> list:

@@ -35,7 +35,8 @@ how the inputs of a workflow are set (API-format json; for an editor file the fi
   IN             the Load Video node titled "Input", else the only one not titled "Reference ..."
   --scale/--size the Cascade Input node
   --prompt       the CLIP Text Encode node titled "Prompt"
-  --reference    images of the Reference Set node;  --reference-video: its videos
+  --reference    images of the Reference Set node, and pictures of Steady Upscaled Video
+  --reference-video  videos of the Reference Set node; the first is the original of Steady Upscaled Video
   OUT            the frames that enter Create Video (titled "Output" if there are several)"""
 
 _PARTS_EPILOG = """one film on several machines that share a folder (more: docs/film.md):
@@ -161,7 +162,7 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="IMAGE",
-        help="reference images for a workflow with a Reference Set",
+        help="reference images for a workflow with a Reference Set or Steady Upscaled Video",
     )
     upscale.add_argument(
         "--reference-video", action="append", default=[], metavar="VIDEO", help="reference video (may be repeated)"
@@ -207,6 +208,14 @@ def _add_steady(steady: argparse.ArgumentParser) -> None:
         "--reference-video",
         metavar="VIDEO",
         help="where IN is an edit: the film before the edit; what the edit left alone gets its detail back",
+    )
+    steady.add_argument(
+        "--reference",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="IMAGE",
+        help="sharp photographs of who or what IN shows, of any size: their detail comes in where they fit",
     )
     for name in ("steadiness", "fidelity", "sharpness"):
         steady.add_argument(f"--{name}", type=float, default=1.0, metavar="0..1", help="as in the node (default: 1)")

@@ -1,4 +1,4 @@
-"""Steady Upscaled Video in the host: frames or a model, dials, motion, transparency, and what is refused."""
+"""Steady Upscaled Video in the host: frames or a model, dials, motion, originals, pictures, what is refused."""
 
 import pytest
 import torch
@@ -144,6 +144,30 @@ def test_the_original_of_an_edit_gives_its_detail(steadied, small, large):
     assert shown.shape == lr.shape and shown[:, :, 24:].mean() < 0.1 < 0.3 < shown[:, :, 2:18].mean()
 
 
+def test_pictures_give_their_detail_and_the_node_says_how_much(core):
+    """Of two sizes, the second of something else; without any, nothing is said."""
+    from cascadevsr.nodes.steady import SteadyUpscaledVideo
+
+    truth = sharp(COUNT, 192, 256)
+    lr = F.interpolate(truth.movedim(-1, 1), (48, 64), mode="bicubic", antialias=True).clamp(0, 1).movedim(1, -1)
+    soft = F.interpolate(lr.movedim(-1, 1), (192, 256), mode="bicubic").movedim(1, -1).clamp(0, 1)
+    right, wrong = truth[2:3, 16:176, 24:232], sharp(1, 140, 150, seed=5)
+
+    def run(**rest):
+        return SteadyUpscaledVideo.execute(lr, 0.0, 1.0, 1.0, "clean", soft, **rest)
+
+    alone, both = run(), run(pictures={"picture_1": wrong, "picture_0": right})
+    part = (2, slice(40, -40), slice(48, -48))
+    before, after = (float((each.args[0] - truth)[part].square().mean()) for each in (alone, both))
+    assert after < 0.5 * before and both.args[1][part[0], 16:32, 16:48].mean() > 0.5
+    first, second = both.ui["text"]
+    assert first.startswith("picture 1: ") and first.endswith(f"of {COUNT} frames") and "% of the frame in" in first
+    assert second == "picture 2: not used, nothing in the clip fits it"
+    assert not alone.ui
+    neither = run(pictures={"picture_0": wrong})
+    assert torch.equal(neither.args[0], alone.args[0]) and neither.args[1].max() == 0
+
+
 def test_transparency_is_left_alone(steadied, small, large):
     alpha = torch.rand(*large.shape[:3], 1)
     result = steadied(small, torch.cat((large, alpha), -1))
@@ -172,6 +196,7 @@ def test_any_scale(steadied, small):
             lambda lr, x: {"images": x, "original": lr},
             "the original must have the shape of the LR frames and be larger",
         ),
+        (lambda lr, x: {"images": x, "pictures": {"picture_0": 3}}, "picture_0 must be an IMAGE"),
         (lambda lr, x: {"images": x, "motion": 3}, "motion must come from Estimate Motion"),
         (lambda lr, x: {"images": x, "flow_model": 3}, "flow_model must come from Load Flow Model"),
     ],

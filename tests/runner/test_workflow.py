@@ -130,7 +130,22 @@ def test_a_reference_video_is_the_original_too():
     (steady,) = alone.of_type("VSRSteadyUpscaledVideo")
     assert alone.prompt[alone.prompt[steady]["inputs"]["original"][0]]["inputs"]["file"] == "v.mp4"
     with pytest.raises(RunnerError, match="Reference Set"):
-        bind_references(alone, ["a.png"], ["v.mp4"])
+        bind_references(alone, [], ["v.mp4", "w.mp4"])  # a second one has no place
+
+
+def test_reference_images_are_the_pictures_too():
+    alone = Workflow.load("Upscale-with-any-Model")
+    (steady,) = alone.of_type("VSRSteadyUpscaledVideo")
+    alone.prompt[steady]["inputs"]["pictures.picture_7"] = ["1", 0]  # a stand-in
+    bind_references(alone, ["a.png", "b.png"], [])
+    links = {name: link for name, link in alone.prompt[steady]["inputs"].items() if name.startswith("pictures.")}
+    assert list(links) == ["pictures.picture_0", "pictures.picture_1"]
+    assert [alone.prompt[id]["inputs"]["image"] for id, _ in links.values()] == ["a.png", "b.png"]
+    both = Workflow.load("Upscale-an-Edited-Video")
+    bind_references(both, ["a.png"], ["v.mp4"])
+    (steady,), (references,) = (both.of_type(kind) for kind in ("VSRSteadyUpscaledVideo", "VSRReferenceSet"))
+    inputs = both.prompt[references]["inputs"]
+    assert both.prompt[steady]["inputs"]["pictures.picture_0"] == inputs["images.image_0"]
 
 
 def test_a_stand_in_that_nobody_has_replaced_is_an_error():
