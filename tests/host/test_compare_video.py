@@ -159,4 +159,5 @@ def test_frames_are_read_once_and_few_are_held(door, noise, monkeypatch):
 
 def test_a_rate_of_television_is_kept(door, noise):
     found = door.run(noise(3, 32, 32), noise(3, 32, 32), fps=23.976)
-    assert found.state == "ready" and float(probe(found.file).rate) == pytest.approx(23.976, abs=1e-3)
+    assert found.described()["times"] == pytest.approx([0, 1 / 23.976, 2 / 23.976], abs=1e-5)
+    assert probe(found.file).times == pytest.approx([0, 1 / 23.976, 2 / 23.976], abs=1 / 90000)  # what MP4 counts in
