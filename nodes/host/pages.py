@@ -12,7 +12,7 @@ from pathlib import Path
 from aiohttp import web
 from server import PromptServer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).absolute().parents[2]  # not resolved: the host calls a linked clone by the name of the link
 PAGES = ROOT / "js" / "docs"
 
 
