@@ -2,7 +2,7 @@
 //
 // The server makes one small film that holds both clips in every frame (nodes/host/comparisons.py): they cannot get out
 // of step. Every frame of it is a key frame, and is asked for in the middle of its time: a step lands on it exactly.
-// A frame goes from the <video> to `sheet` once; wiping, zooming and panning draw from there.
+// A frame that stands still goes from the <video> to `sheet` once; wiping, zooming and panning draw from there.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -376,7 +376,8 @@ class Viewer {
   pause() {
     if (!this.playing) return;
     this.video.pause();
-    this.wanted = this.index; // the film stands a little after what was drawn
+    this.sheet.getContext("2d", { alpha: false }).drawImage(this.video, 0, 0);
+    this.wanted = this.index; // the film may stand a little after what was drawn
     this.seek();
     this.update();
   }
@@ -392,10 +393,10 @@ class Viewer {
     else requestAnimationFrame(() => next());
   }
 
-  /** Keep the frame that the film shows now. */
+  /** Keep the frame that the film shows now; one that is followed by another at once is drawn as it is. */
   take(index) {
     this.index = index;
-    this.sheet.getContext("2d", { alpha: false }).drawImage(this.video, 0, 0);
+    if (!this.playing) this.sheet.getContext("2d", { alpha: false }).drawImage(this.video, 0, 0);
     this.update();
     this.invalidate();
   }
@@ -499,7 +500,7 @@ class Viewer {
     context.beginPath();
     context.rect(...clip);
     context.clip();
-    context.drawImage(this.sheet, ...this.facts.sides[side].box, left, top, width, height);
+    context.drawImage(this.playing ? this.video : this.sheet, ...this.facts.sides[side].box, left, top, width, height);
     const detail = this.details[side];
     if (detail && detail.index === this.index && !this.playing) {
       const [x0, y0, x1, y1] = detail.box;

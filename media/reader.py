@@ -232,7 +232,7 @@ class _Graph:
         flags = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
         if self.wish.size:
             height, width = self.wish.size[:: -1 if self.timeline.turn % 2 else 1]
-            flags = f"{width}:{height}:flags=bicubic"
+            flags = f"{width}:{height}:flags=bicubic+accurate_rnd+full_chroma_int"  # without, it darkens by a level
         if not frame.format.is_rgb:
             colour = self.timeline.colour
             side = "full" if colour.full else "limited"

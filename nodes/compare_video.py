@@ -91,7 +91,8 @@ class CompareVideo(io.ComfyNode):
 
 def _checked(name: str, clip: object) -> torch.Tensor | Input.Video:
     if isinstance(clip, torch.Tensor):
-        return services.check_frames(TITLE, name, clip)
+        services.check_frames(TITLE, name, clip)
+        return clip  # itself, which lives as long as the host keeps it
     if not isinstance(clip, Input.Video):
         raise ValueError(f"{TITLE}: {name} must be frames (IMAGE) or a VIDEO; got {type(clip).__name__}. Link one.")
     return clip

@@ -92,7 +92,7 @@ class Comparison:
         for count in write_pairs(self.file, self._sheets(), self.pairs, _EACH):
             self.done = count
             self._look()
-        self.films = tuple(map(_released, self.films))
+        self.films = tuple(_released(film, clip) for film, clip in zip(self.films, self.clips, strict=True))
         self.clips = ()
         self.state = "ready"
 
@@ -104,7 +104,7 @@ class Comparison:
         for index, clip in enumerate(self.clips):
             if films[index] is None:
                 timeline = even_timeline(clip, rate)
-                parts = Types.VideoComponents(images=clip, audio=None, frame_rate=timeline.rate)
+                parts = Types.VideoComponents(images=clip[..., :3], audio=None, frame_rate=timeline.rate)
                 films[index] = Film(timeline, parts=parts)
         return tuple(films)
 
@@ -172,6 +172,7 @@ class Comparison:
             images = film.parts()
             if images is None:
                 return None
+            images = images[..., :3]
             film = Film(film.timeline, parts=Types.VideoComponents(images=images, audio=None, frame_rate=Fraction(1)))
         wish = replace(film.wish, depth=8, alpha=False, tonemap=True)
         picture = Image.fromarray(next(film.pictures(wish, number, number + 1)))
@@ -195,9 +196,11 @@ def _walk(film: Film, numbers: np.ndarray, size: tuple[int, int]) -> Iterator[np
         yield frame
 
 
-def _released(film: Film) -> Film:
+def _released(film: Film, clip: torch.Tensor | Input.Video) -> Film:
     """Hold frames in memory no longer than anybody else does."""
-    return film if film.parts is None else Film(film.timeline, parts=weakref.ref(film.parts.images))
+    if film.parts is None:
+        return film
+    return Film(film.timeline, parts=weakref.ref(clip if isinstance(clip, torch.Tensor) else film.parts.images))
 
 
 def begin(comparison: Comparison, graph: str | None) -> str:

@@ -81,7 +81,7 @@ def test_every_frame_is_a_key_frame_at_its_time(tmp_path, times):
     assert [frame.key_frame for frame in found] == [True] * 6
     assert np.abs(np.array([frame.time for frame in found]) - pairs.times).max() < 1e-4
     for frame, wanted in zip(frames(probe(out)), sheets, strict=True):
-        assert np.abs(frame.astype(int) - wanted).mean() < 3
+        assert np.abs(frame.astype(int) - wanted).mean() < 6  # 4:2:0 of tiny, colourful frames
         for x, y, width, height in boxes:
             part = np.s_[y : y + height, x : x + width]
             assert np.abs(frame[part].astype(int).mean((0, 1)) - wanted[part].mean((0, 1))).max() < 2
@@ -91,10 +91,10 @@ def test_its_size_is_bounded(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (24, 128, 128, 3), np.uint8)
     clips = even(24, height=128, width=128), even(24, height=128, width=128)
     pairs, out = pair(*clips), tmp_path / "p.mp4"
-    list(write_pairs(out, noise, pairs, 100_000))
-    assert out.stat().st_size < 200_000
+    list(write_pairs(out, noise, pairs, 60_000))
+    assert out.stat().st_size < 120_000
     list(write_pairs(out, noise, pairs, 1 << 30))
-    assert out.stat().st_size > 400_000
+    assert out.stat().st_size > 200_000
 
 
 @pytest.mark.parametrize("size", [(24, 32), (30, 50)])
