@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+_SOON = 1.0  # s
 Clock = Callable[[], float]  # seconds since some moment
 
 
@@ -45,9 +46,9 @@ class Pace:
         return self._now() - self._began
 
     def left(self, partly: float = 0.0) -> float | None:
-        """Return the seconds that the rest will take at the mean speed of this run; None before anything is made."""
+        """Return the seconds that the rest will take at the mean speed of this run; None in its first moments."""
         made = self.made + partly
-        return self.seconds * (self.total - self.done - partly) / made if made > 0 and self.seconds > 0 else None
+        return self.seconds * (self.total - self.done - partly) / made if made > 0 and self.seconds > _SOON else None
 
     def line(self, partly: float = 0.0, certain: bool = True) -> str:
         """Say how far the work is and, once this run has made something, how fast and how long it will take.

@@ -54,7 +54,7 @@ def test_a_film_that_the_hosts_nodes_read(core, tmp_path, monkeypatch):
     from cascadevsr.nodes.host import film
     from cascadevsr.nodes.host.film import Film, even_timeline
 
-    def broken(*_):
+    def broken(*_, **__):
         raise MediaError("IN: must be readable.")
 
     monkeypatch.setattr(film, "read_images", broken)
