@@ -8,7 +8,7 @@ const path = require("path");
 const { chromium } = require("playwright-core");
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"];
-const PATIENCE = Number(process.env.EDITOR_PATIENCE || 240000); // ms for any wait: the machine may be busy with other work
+const PATIENCE = 240000; // ms for any wait: the machine may be busy with other work
 const VIEW = { width: 1680, height: 1000 };
 
 /** Open the editor in a browser; nothing but this machine can be reached from the page. */
