@@ -2,7 +2,7 @@
 //
 // The server makes one small film that holds both clips in every frame (nodes/host/comparisons.py): they cannot get out
 // of step. Every frame of it is a key frame, and is asked for in the middle of its time: a step lands on it exactly.
-// A frame that stands still goes from the <video> to `sheet` once; wiping, zooming and panning draw from there.
+// The <video> is drawn from as it is: a canvas between them keeps copies of its frames for seconds.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -92,7 +92,7 @@ class Viewer {
     this.node = node;
     this.words = WORDS;
     this.key = this.facts = null;
-    this.index = 0; // of the frame in `sheet`
+    this.index = 0; // of the frame that is shown
     this.wanted = null; // frame that is being gone to
     this.view = { zoom: 1, x: 0.5, y: 0.5 }; // the point in the middle, as shares of the picture
     this.wipe = 0.5;
@@ -127,7 +127,6 @@ class Viewer {
     this.video = made("video", this.stage, { muted: true, playsInline: true, loop: true, preload: "auto" });
     this.canvas = made("canvas", this.stage);
     this.note = made("div", this.stage, { className: "vsr-compare-note" });
-    this.sheet = document.createElement("canvas");
     this.time = made("div", this.root, { className: "vsr-compare-time" });
     this.range = made("input", this.time, { type: "range", min: 0, max: 0, value: 0 });
     this.range.oninput = () => { this.pause(); this.go(Number(this.range.value)); };
@@ -286,8 +285,6 @@ class Viewer {
     this.range.max = facts.times.length - 1;
     this.marks();
     this.video.onloadeddata = () => {
-      this.sheet.width = this.video.videoWidth;
-      this.sheet.height = this.video.videoHeight;
       this.ready = true;
       this.video.playbackRate = this.settings.speed;
       this.say("");
@@ -376,7 +373,6 @@ class Viewer {
   pause() {
     if (!this.playing) return;
     this.video.pause();
-    this.sheet.getContext("2d", { alpha: false }).drawImage(this.video, 0, 0);
     this.wanted = this.index; // the film may stand a little after what was drawn
     this.seek();
     this.update();
@@ -393,10 +389,9 @@ class Viewer {
     else requestAnimationFrame(() => next());
   }
 
-  /** Keep the frame that the film shows now; one that is followed by another at once is drawn as it is. */
+  /** Note which frame the film shows now. */
   take(index) {
     this.index = index;
-    if (!this.playing) this.sheet.getContext("2d", { alpha: false }).drawImage(this.video, 0, 0);
     this.update();
     this.invalidate();
   }
@@ -500,7 +495,7 @@ class Viewer {
     context.beginPath();
     context.rect(...clip);
     context.clip();
-    context.drawImage(this.playing ? this.video : this.sheet, ...this.facts.sides[side].box, left, top, width, height);
+    context.drawImage(this.video, ...this.facts.sides[side].box, left, top, width, height);
     const detail = this.details[side];
     if (detail && detail.index === this.index && !this.playing) {
       const [x0, y0, x1, y1] = detail.box;
@@ -616,7 +611,7 @@ class Viewer {
     this.forget();
     this.video.removeAttribute("src");
     this.video.load(); // gives its memory back
-    this.sheet.width = this.canvas.width = 0;
+    this.canvas.width = 0;
   }
 }
 

@@ -81,6 +81,7 @@ class Comparison:
 
     def make(self) -> None:
         """Make the small film; what is wrong with the sources is raised."""
+        self._look()
         self.state = "reading"
         self.films = self._films()
         timelines = [film.timeline for film in self.films]
