@@ -61,7 +61,7 @@ def _titled(workflow: Workflow, ids: list[str], title: str, but_not: str) -> lis
 
 
 def bind_input(workflow: Workflow, file: str) -> str:
-    """Connect IN and return the loader's id."""
+    """Connect IN, all of it, and return the loader's id: a template may stop after its first seconds."""
     ids = _titled(workflow, workflow.of_type(*_FILMS, _SAMPLE), "Input", "Reference")
     node_id = _only(workflow, ids, "IN (Load Film, Load Video)", "Input")
     node = workflow.prompt[node_id]
@@ -70,6 +70,8 @@ def bind_input(workflow: Workflow, file: str) -> str:
         kind = ("VSRLoadFilm", dict(_WHOLE)) if [node_id, 1] in linked else ("LoadVideo", {})
         node["class_type"], node["inputs"] = kind
     node["inputs"]["file"] = file
+    if isinstance(node["inputs"].get("first_seconds"), float | int):
+        node["inputs"]["first_seconds"] = 0
     return node_id
 
 

@@ -19,6 +19,7 @@ from cascadevsr.runner.binding import (
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.upscale import expected_size
 from cascadevsr.runner.workflow import Workflow
+from cascadevsr.tools.editor import shipped
 
 
 def node(class_type, title, **inputs):
@@ -92,6 +93,13 @@ def test_sockets_are_bound_by_convention():
         360,
     )
     assert "target.scale" not in inputs
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_the_command_takes_all_of_in_whatever_a_template_tries_first(name):
+    workflow = Workflow.load(name)
+    node_id = bind_input(workflow, "clip.mp4")
+    assert not workflow.prompt[node_id]["inputs"].get("first_seconds")
 
 
 def test_an_exact_size_is_meant_exactly_and_a_scale_is_rounded_as_the_graph_says():
