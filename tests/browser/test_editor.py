@@ -119,6 +119,12 @@ def test_workflow_opens_whole(value, name):
     assert len(titles) == len(set(titles)), "titles must be unique: run.py addresses nodes by them"
 
 
+OUTPUTS = {
+    "Upscale a video (Cascade VSR)": ["VAE", "VIDEO"],
+    "Upscale a video with any model (Cascade VSR)": ["VIDEO"],
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_api_form_is_what_the_editor_makes_of_it(value, repository, name):
     stored = (repository / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")
@@ -130,7 +136,7 @@ def test_blueprints_are_listed_without_a_message(value):
     names = {blueprint.name for blueprint in BLUEPRINTS}
     assert found["messages"] == [] and set(found["served"]) == set(found["nodes"]) == names
     for name, node in found["nodes"].items():
-        outputs = ["VAE", "VIDEO"] if name == "Upscale a film" else ["IMAGE"]
+        outputs = OUTPUTS.get(name, ["IMAGE"])
         assert node["missing"] == 0 and node["outputs"] == outputs and "Cascade VSR" in node["category"]
     cascade, pictures = (found["nodes"][name] for name in ("Cascade to 4K", "Upscale with identity images"))
     sockets = ["target_vae", "samples", "base_vae", "model", "positive", "negative"]
