@@ -59,6 +59,8 @@ def english_texts(info: Mapping[str, dict]) -> Iterator[tuple[Place, str]]:
             yield (*place, "name"), names["inputs"].pop(place[2], {}).get("name") or name.rpartition(".")[2]
             if facts.get("tooltip"):
                 yield (*place, "tooltip"), facts["tooltip"]
+            if any(key.endswith("upload") and facts[key] is True for key in facts):
+                yield (node, "inputs", "upload", "name"), "choose file to upload"  # a button that the editor adds
         for key, grown in names["inputs"].items():  # sockets that grow
             yield (node, "inputs", key, "name"), grown["name"]
         outputs = zip(*(schema[key] for key in ("output", "output_name", "output_tooltips")), strict=True)
