@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-import kornia.feature
 import torch
 import torch.nn.functional as F
 
@@ -112,7 +111,9 @@ def _features(grey: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Ten
 
     On the CPU, so that every device finds the same.
     """
-    frames, response, words = kornia.feature.SIFTFeatureScaleSpace(_FEATURES)(grey.cpu())
+    from kornia.feature import SIFTFeatureScaleSpace  # here: its import takes as long as the pack's
+
+    frames, response, words = SIFTFeatureScaleSpace(_FEATURES)(grey.cpu())
     good = response[0] > 0
     frames, words = frames[0, good].double(), words[0, good]
     middle, first = frames[..., 2], frames[..., 0]
@@ -162,12 +163,14 @@ def search(lr: torch.Tensor, pictures: Sequence[Picture], scale: float) -> list[
 
 def _matched(features: tuple, picture: Picture) -> tuple[torch.Tensor, ...]:
     """Match features: (m,) points of the frame, of the picture, turns, all complex, and numbers of the features."""
+    from kornia.feature import match_smnn
+
     at, own, words = features
     parts = []
     for other_at, other_own, other_words in picture.features:
         if min(len(words), len(other_words)) < 2:
             continue
-        distance, pair = kornia.feature.match_smnn(words, other_words, _RATIO)
+        distance, pair = match_smnn(words, other_words, _RATIO)
         pair = pair[distance.flatten().argsort()[:_MATCHES]]
         first, second = pair.unbind(1)
         parts.append((at[first], other_at[second], other_own[second] / own[first], first))

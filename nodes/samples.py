@@ -15,6 +15,7 @@ from comfy_api.latest import InputImpl, io
 
 from .host import services
 from .host.film import Film, read_images, read_times
+from .host.progress import Progress
 
 _TITLE = "Sample Clip"
 _FOLDER = Path(__file__).parent.parent / "assets" / "samples"
@@ -57,7 +58,7 @@ class SampleClip(io.ComfyNode):
         services.check_choice(_TITLE, "clip", clip, CLIPS)
         path = _FOLDER / CLIPS[clip]
         timeline = read_times(path, None)
-        images, _ = read_images(Film(timeline), services.Progress())
+        images, _ = read_images(Film(timeline), Progress())
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), services.mark_finite(images))
 
 

@@ -17,8 +17,8 @@ BUDGETS = {
     "release": (24, 12),
     "reference": (14, None),
     "steady": (11, 11),
-    "film": (11, 8),
-    "long film": (33, 17),
+    "film": (14, 8),
+    "long film": (35, 17),
 }
 
 

@@ -24,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("models", "nodes", "media")
+# What watches a run (how far, how fast, is there room) and hands nothing of a clip on: no stations of its way
+WATCHES = ("nodes/host/progress.py", "nodes/host/room.py", "media/pace.py", "media/memory.py")
 
 
 class Trace:
@@ -32,7 +34,7 @@ class Trace:
     A function counts by file and qualified name. A stack level is one running own function; frames of the host and of
     torch between two of them do not count. Lambdas and generator expressions count as functions and levels, list,
     set and dict comprehensions do not: this is what Python 3.12 and later show, where comprehensions are no frames.
-    Class bodies, module bodies and whatever an import runs do not count.
+    Class bodies, module bodies and whatever an import runs do not count, nor do WATCHES.
     """
 
     def __init__(self, root: Path = ROOT):
@@ -78,6 +80,8 @@ class Trace:
         if not code.co_filename.startswith(self._folders):
             return ()
         file = Path(code.co_filename).relative_to(self._root).as_posix()
+        if file in WATCHES:
+            return ()
         if not code.co_flags & inspect.CO_OPTIMIZED:
             return file, ""
         if code.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>"):
@@ -212,6 +216,7 @@ def reference(session: Session, trace: Trace) -> None:
     Without tiles and windows, which cut the clip and hand references on as they are.
     """
     graph = _graph("Upscale-with-Identity-Images", VSRReferenceSet={"long_edge": 24})
+    del graph[graph[_find(graph, "VSRReferenceSet")]["inputs"].pop("images.image_1")[0]]
     for kind in ("VSRSpatialTiles", "VSRTemporalWindows"):
         key = _find(graph, kind)
         model = graph.pop(key)["inputs"]["model"]
