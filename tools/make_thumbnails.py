@@ -36,17 +36,17 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 SIDE = 512  # px of a thumbnail; the template browser shows squares
 THUMBNAIL_BYTES, README_BYTES = 80_000, 200_000
-PHOTOS = ROOT / "assets" / "photos"  # held out of training; assets/README.md names their authors
+PHOTOS = ROOT / "assets" / "photos"  # assets/README.md names their authors
 SUBJECTS = {  # the starter shows the sample of `run.py demo`
-    "Upscale-a-Film": "tiger",
-    "Upscale-with-any-Model": "temple",
-    "Upscale-with-Identity-Images": "cat",
-    "Upscale-an-Edited-Video": "cars",
-    "Restore-with-MGLD-VSR": "mountain",
-    "Restore-with-Upscale-A-Video": "street",
-    "Cascade-from-a-Base-Model": "spices",
-    "Cascade-to-1080p": "sunset",
-    "Cascade-to-4K": "cathedral",
+    "Upscale-a-Film": "rocket",
+    "Upscale-with-any-Model": "coffee",
+    "Upscale-with-Identity-Images": "astronaut",
+    "Upscale-an-Edited-Video": "coins",
+    "Restore-with-MGLD-VSR": "gravel",
+    "Restore-with-Upscale-A-Video": "moon",
+    "Cascade-from-a-Base-Model": "retina",
+    "Cascade-to-1080p": "hubble_deep_field",
+    "Cascade-to-4K": "brick",
 }
 
 
