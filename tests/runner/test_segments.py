@@ -13,6 +13,7 @@ from cascadevsr.media.render import automatic_length
 from cascadevsr.runner import cli, join, upscale
 from cascadevsr.runner.binding import PLACE_NODE, begin_at
 from cascadevsr.runner.errors import RunnerError
+from cascadevsr.runner.progress import Whole
 from cascadevsr.runner.workflow import Workflow
 from cascadevsr.tests.media.films import clip, film, seen
 from PIL import Image
@@ -24,21 +25,22 @@ class Enlarging:
     def __init__(self, folder: Path) -> None:
         self.input_dir, self.staged, self.begins, self.said, self.ends = folder, [], [], [], None
         self.references = []
+        self.server = Namespace(cpu=True)
 
-    def run(self, workflow: Workflow, bits: int, said: str = ""):
+    def run(self, workflow: Workflow, bits: int, whole: Whole):
         small = probe(self.input_dir / "input.mov")
         self.staged.append(small.frames)
         places = workflow.of_type(PLACE_NODE)
         references = [probe(file) for file in sorted(self.input_dir.glob("reference_video_*"))]
         self.references.append([(reference.frames, next(frames(reference)).mean()) for reference in references])
         self.begins.append(workflow.prompt[places[0]]["inputs"]["frame"] if places else 0)
-        self.said.append(said)
+        self.said.append(whole.pace.line())
         if len(self.staged) == self.ends:
             raise KeyboardInterrupt
         large = np.stack([frame.repeat(2, 0).repeat(2, 1) for frame in frames(small, Wish(bits))])
         costs = {"frames": len(large), "width": large.shape[2], "height": large.shape[1], "seconds": 1.0}
         costs |= {"seconds_per_frame": 0.0, "peak_memory_mb": 5, "network_calls": len(self.staged)}
-        return Namespace(frames=large, costs=lambda: costs)
+        return Namespace(frames=large, seconds=1.0, costs=lambda: costs)
 
 
 @pytest.fixture
@@ -76,11 +78,12 @@ def source(tmp_path):
 SCALE = ("--scale", 2, "--segment", 10, "--context", 3)
 
 
-def test_segments_are_staged_one_at_a_time_with_their_context(tmp_path, run, source, capsys):
+def test_segments_are_staged_one_at_a_time_with_their_context(tmp_path, run, source, capsys, monkeypatch):
+    monkeypatch.setattr("cascadevsr.media.pace._SOON", 0.0)  # no time is told in the first second
     job = run("upscale", source, tmp_path / "out.mp4", *SCALE)
     assert job.staged == [12, 3 + 7 + 10 + 2, 3 + 1 + 10 + 2, 3 + 3 + 10]  # context grows to a multiple of 8
     assert [begin % 8 for begin in job.begins] == [0] * 4
-    assert "frame 30 of 40" in job.said[-1] and "fps" in job.said[-1] and "left" in job.said[-1]
+    assert "frame 30/40" in job.said[-1] and "fps" in job.said[-1] and "left" in job.said[-1]
     out = capsys.readouterr().out
     assert "1 scene, 4 segments of 10 to 10 frames" in out and "40 frames 128x96" in out
     whole = run("upscale", source, tmp_path / "whole.mp4", "--scale", 2, "--segment", 0)

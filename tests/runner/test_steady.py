@@ -83,7 +83,7 @@ def test_what_does_not_belong_together_is_said_before_the_work(tmp_path, image_m
     with pytest.raises(MediaError, match="must not be a file that is read"):
         run(tmp_path / "o.mp4" if film(tmp_path / "o.mp4", clip(4)) else None)
     words = ("upscale", tmp_path / "small.mp4", tmp_path / "p.mp4", "--image-model")
-    with pytest.raises(RunnerError, match="--image-model: must be a file"):
+    with pytest.raises(RunnerError, match="--image-model: not found: .*none.pth does not exist"):
         upscale.main(options(*words, tmp_path / "none.pth"), None)
     with pytest.raises(RunnerError, match="--scale/--size: .*1 to 8 times"):
         upscale.main(options(*words, image_model, "--scale", 9), None)

@@ -13,6 +13,7 @@ from cascadevsr.media.errors import MediaError
 from cascadevsr.media.reader import Wish, frames, probe, with_transparency
 from cascadevsr.runner import cli, paths, upscale
 from cascadevsr.runner.errors import RunnerError
+from cascadevsr.runner.progress import Whole
 from cascadevsr.runner.stage import stage
 from cascadevsr.runner.workflow import Workflow
 from cascadevsr.tests.media.films import assert_times, clip, film, seen
@@ -100,9 +101,9 @@ class Enlarging:
     """Stands for the host: every pixel of the staged clip twice."""
 
     def __init__(self, folder: Path) -> None:
-        self.input_dir, self.runs = folder, []
+        self.input_dir, self.runs, self.server = folder, [], Namespace(cpu=True)
 
-    def run(self, workflow: Workflow, bits: int, said: str = ""):
+    def run(self, workflow: Workflow, bits: int, whole: Whole):
         small = probe(self.input_dir / "input.mov")
         large = np.stack([frame.repeat(2, 0).repeat(2, 1) for frame in frames(small, Wish(bits))])
         assert large.dtype == (np.uint8 if bits == 8 else np.uint16)
@@ -110,7 +111,7 @@ class Enlarging:
         self.runs.append(small.frames)
         costs = dict.fromkeys(("peak_memory_mb", "seconds"), 0) | {"seconds_per_frame": 0.0, "network_calls": 0}
         costs |= {"frames": len(large), "height": large.shape[1], "width": large.shape[2]}
-        return Namespace(frames=large, costs=lambda: costs)
+        return Namespace(frames=large, seconds=0.0, costs=lambda: costs)
 
 
 @pytest.fixture
