@@ -36,7 +36,7 @@ def test_help_pages_give_the_names_that_nodes_show():
         for key, entry in parts.get("inputs", {}).items():
             ends = [key[place:] for place in range(len(key)) if place == 0 or key[place - 1] == "_"]
             row = next((line for end in ends for line in inputs.splitlines() if line.startswith(f"| `{end}` |")), "")
-            grows = re.search(r"_(image|video)_\d+$", key)
+            grows = re.search(r"_(image|video|picture)_\d+$", key)
             plain = row.startswith(f"| `{entry['name']}` |")
             if not (grows or plain or f"| **{entry['name']}**, " in row):
                 lost.append((node, key))
