@@ -78,7 +78,7 @@ app.registerExtension({
 app.registerExtension({
   name: "cascadevsr.GrowingSockets",
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (nodeData.name !== "VSRReferenceSet") return;
+    if (!["VSRReferenceSet", "VSRSteadyUpscaledVideo"].includes(nodeData.name)) return;
     const inherited = nodeType.prototype.onInputAdded;
     nodeType.prototype.onInputAdded = function (input) {
       inherited?.apply(this, arguments);
