@@ -64,9 +64,9 @@ function placesNow() {
       [width, height] = [box.width / ds.scale, box.height / ds.scale];
     }
     const text = [...(element || node.widgets?.[0]?.element || document.body).querySelectorAll?.("*") || []];
-    // only what clips its text hides any: lines and words by themselves report nonsense
-    const clips = [element || node.widgets?.[0]?.element, ...text].filter((each) =>
-      each && each.clientHeight && getComputedStyle(each).overflowY !== "visible");
+    // only what clips its text hides any; the raw text waits in a field below the drawn one
+    const clips = [element || node.widgets?.[0]?.element, ...text].filter((each) => each && each.clientHeight
+      && each.tagName !== "TEXTAREA" && getComputedStyle(each).overflowY !== "visible");
     const hidden = node.type === "MarkdownNote"
       ? Math.max(0, ...clips.map((each) => each.scrollHeight - each.clientHeight)) : 0;
     return { id: node.id, title: node.title, type: node.type, drawn: element ? "element" : "canvas", hidden, size: [...node.size],
