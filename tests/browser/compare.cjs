@@ -142,12 +142,17 @@ async function work(page, job, shot) {
   };
   const graph = await page.evaluate(() => window.app.canvas.ds.scale);
   seen.pointed = [await inside(page, share)];
+  const until = async (holds, seconds) => { // a busy machine answers late
+    for (let tries = 10 * seconds; tries > 0 && !(await inside(page, holds)); tries--) await page.waitForTimeout(100);
+  };
   for (let turn = 0; turn < 8; turn++) await page.mouse.wheel(0, -100);
-  await page.waitForTimeout(100);
+  await until((viewer) => viewer.view.zoom > 3, 5);
+  await page.waitForTimeout(300);
   seen.pointed.push(await inside(page, share));
   seen.zoom = await inside(page, (viewer) => viewer.view.zoom);
   seen.graphStays = graph === (await page.evaluate(() => window.app.canvas.ds.scale));
   await page.waitForTimeout(job.big ? 6000 : 1500);
+  await until((viewer) => viewer.details.after?.index === viewer.index, 10);
   seen.details = await inside(page, (viewer) => Object.fromEntries(Object.entries(viewer.details).map(
     ([side, { index, bitmap }]) => [side, [index === viewer.index, bitmap.width, bitmap.height]])));
   await shot("zoomed");
