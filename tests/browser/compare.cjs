@@ -136,6 +136,7 @@ async function work(page, job, shot) {
   }
   await page.keyboard.press("1");
   await page.mouse.move(box.x + box.width * 0.25, box.y + box.height * 0.4);
+  await page.waitForTimeout(300);
   const share = (viewer) => {
     const [left, top, width, height] = viewer.picture(viewer.field());
     return [(viewer.canvas.width * 0.25 - left) / width, (viewer.canvas.height * 0.4 - top) / height];
@@ -159,6 +160,7 @@ async function work(page, job, shot) {
   await page.mouse.down();
   await page.mouse.move(box.x + box.width * 0.5, box.y + box.height * 0.6, { steps: 4 });
   await page.mouse.up();
+  await page.waitForTimeout(500);
   seen.pointed.push(await inside(page, (viewer) => {
     const [left, top, width, height] = viewer.picture(viewer.field());
     return [(viewer.canvas.width * 0.5 - left) / width, (viewer.canvas.height * 0.6 - top) / height];
