@@ -29,7 +29,15 @@ class CompareVideo(io.ComfyNode):
                 "frame, side by side, difference, blink. They may differ in size and frame rate; nothing is written "
                 "to the output folder."
             ),
-            search_aliases=["before after", "compare videos", "video comparer", "wipe", "slider", "side by side"],
+            search_aliases=[
+                "before after",
+                "compare videos",
+                "video comparer",
+                "wipe",
+                "slider",
+                "side by side",
+                "cascade vsr",
+            ],
             is_output_node=True,
             inputs=[
                 io.MultiType.Input("before", types=kinds, tooltip="The clip on the left: frames or a film."),
