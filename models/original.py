@@ -20,7 +20,7 @@ from .layout.bands import BandedResize, warp_band
 from .layout.sizes import resize_clip
 from .motion.estimation import FlowEstimator
 from .motion.flow import in_frame, warp
-from .steady import box, gauss, round_trip
+from .source import box, gauss, round_trip
 
 _RETURN = 0.3  # LR px; the round trip misses its start by this where trust falls to 1/e
 _ALIKE = 0.05  # difference of the frames, in 0..1, where trust falls to 1/e

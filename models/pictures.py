@@ -22,7 +22,7 @@ from .motion.estimation import FlowEstimator
 from .motion.flow import warp
 from .original import fine_band, softened, trust_in
 from .places import MARGIN, Picture, Place, points_of
-from .steady import gauss
+from .source import gauss
 
 _BEST = 4  # power of trust by which pictures are weighed against each other
 _FADE = 1.0  # LR px, sigma, over which a picture fades towards its rim

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from .layout.sizes import resize_clip
 from .motion.flow import warp
 from .original import resolution, trust_in
-from .steady import gauss
+from .source import gauss
 
 EVERY = 8  # frames between two that are searched
 _LEAST_SEARCHED, _MOST_SEARCHED = 256 * 144, 512 * 288  # px of an LR frame in which features are looked for

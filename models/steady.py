@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 
 from .layout.bands import BandedResize, warp_band
-from .motion.flow import compose, in_frame, warp
+from .motion.flow import chain_flows, in_frame, warp
+from .source import Flows, box, edge_width, gauss, noise_of, round_trip
 
 REACH = 2  # frames to each side that take part
 SMALLEST, LARGEST = 1.0, 8.0  # size of an upscaled frame over that of its LR frame, along each side
@@ -38,19 +39,12 @@ _TOLERANCE = 6.0  # likeness asked for, in deviations of noise and of the upscal
 _STEPS = {True: 1, False: 2}  # of the residual, by whether the LR is clean: clean frames were corrected before
 _BLURS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2)  # LR px; what the LR's own blur is looked for among
 _SMOOTH = 1.2  # LR px; smooths the residual of a compressed LR: with 0.6 smooth faces and walls turned blotchy
-_DARK, _LIGHT = 0.05, 0.95  # beyond these a pixel may be clipped and hides noise
-_FLAT = 0.3  # share of pixels, the flattest, that noise is measured in
-_DIRTY = 0.17 / 255**2  # px^3; noise and blur, see _dirt(), from which an LR counts as compressed
-_EDGES = 0.05  # share of pixels, the steepest, in which a picture's edges are looked for
 _SHARP = 0.53  # LR px; the width of edges of sharp pictures that were made smaller, as a Gaussian
 _SOFT = 0.15  # LR px^2; the most that is taken for blur of the LR: a soft subject looks alike
 _INVERSE = 2.0  # per LR px^2: detail finer than 1 px, so much stronger, inverts that blur at waves of 4 px
-_SEEN = 1 << 20  # pixels that a median is taken of
-_SAMPLES = 12  # pairs of frames that a scene is judged by
 _CONTRAST = 1e-7  # of variance; less is none
 
 Frames = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
-Flows = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ def steady(
 
     `frames(i)` gives LR frame i (1, 3, h, w) and the upscaled one (1, 3, H, W), in 0..1; `flows(i)` the motion from
     LR frame i to i + 1 and back, (1, 2, h, w) px each. Both are asked once for every i, in rising order, no more than
-    REACH ahead, and all on one device. `clean` says it of every LR frame, see judge_sources(); `cuts` are the frames
+    REACH ahead, and all on one device. `clean` says it of every LR frame, see source.cleanness(); `cuts` are the frames
     that start a scene. Raises ValueError where the sizes of a pair do not belong together.
     """
     held: dict[int, _Frame] = {}
@@ -104,7 +98,7 @@ def steady(
         if controls.steadiness == controls.fidelity == 0:
             yield held[number].upscaled
             continue
-        others = [_Other(held[each], *_way(motion, number, each)) for each in near if each != number]
+        others = [_Other(held[each], *chain_flows(motion, number, each)) for each in near if each != number]
         yield _steadied(held[number], others, clean[number], controls, check_cancelled)
 
 
@@ -130,82 +124,6 @@ def likeness(lr: torch.Tensor, upscaled: torch.Tensor) -> float:
     noise = (2 / 255) ** 2  # plain frames are alike
     scale = (first.square().mean() + noise) * (second.square().mean() + noise)
     return float(((first * second).mean() + noise) / scale.sqrt())
-
-
-# Is the LR clean?
-
-
-def judge_sources(
-    frames: Callable[[int], torch.Tensor], flows: Flows, count: int, cuts: Collection[int] = ()
-) -> list[bool]:
-    """Tell of every frame whether its scene is clean: one answer a scene, from up to 12 of its pairs of frames.
-
-    `frames(i)` gives LR frame i (1, 3, h, w), `flows(i)` the motion to the next and back, as steady() takes them; any
-    order. A scene of one frame counts as compressed, which can do less harm.
-    """
-    edges = [0, *sorted(cuts), count]
-    answers = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        pairs = stop - start - 1
-        chosen = sorted({start + i * pairs // _SAMPLES for i in range(_SAMPLES)}) if pairs else []
-        scores = torch.tensor([_dirt(frames(i), frames(i + 1), *flows(i)) for i in chosen])
-        answers += [bool(chosen) and float(scores.median()) < _DIRTY] * (stop - start)
-    return answers
-
-
-def _dirt(first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> float:
-    """Give the noise of a pair, where it is coarse, over its share of fine texture, times the cubed width of edges.
-
-    Noise alone does not tell: rounding and motion leave more in a sharp, lively clip than heavy compression leaves in
-    a dull one. But what compresses, or was blurred before, takes the finest octave of the picture first; and what it
-    leaves in flat places is coarse, while what motion leaves is as fine as the texture. Edges that are sharp to the
-    pixel speak for the frames: a small file keeps them, and with them most of what it shows is right.
-    """
-    moved, miss = warp(second, there, "bicubic"), round_trip(there, back)
-    grey, change = first.mean(1, keepdim=True), (first - moved).mean(1, keepdim=True)
-    soft, slow = gauss(grey, 0.6), gauss(change, 1.2) - gauss(change, 2.4)
-    fine, coarse = (grey - soft).square().mean(), (soft - gauss(grey, 1.2)).square().mean()
-    noise = _noise(first, moved, miss) * _noise(first, moved, miss, slow)
-    return float(noise.sqrt() * coarse / (fine + 1e-9)) * edge_width(first) ** 3
-
-
-def edge_width(frame: torch.Tensor) -> float:
-    """Give the median width of the steepest edges of a frame (1, 3, h, w), in px, as the sigma of a Gaussian.
-
-    A blur of 1 px leaves s / sqrt(s^2 + 1) of the slope of an edge of width s (Zhuo and Sim 2011). Thin lines and
-    texture count as narrow edges.
-    """
-    grey = frame.mean(1, keepdim=True)
-    slope, softer = _slope(grey), _slope(gauss(grey, 1.0))
-    steep = slope.flatten()[:: -(-slope.numel() // _SEEN)].quantile(1 - _EDGES)
-    crest = (slope >= steep) & (slope >= F.max_pool2d(slope, 3, 1, 1))
-    ratio = ((slope + 1e-6) / (softer + 1e-6))[crest].clamp_min(1.001)
-    return float((ratio.square() - 1).rsqrt().median())
-
-
-def _slope(x: torch.Tensor) -> torch.Tensor:
-    wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    across, down = wide[..., 1:-1, 2:] - wide[..., 1:-1, :-2], wide[..., 2:, 1:-1] - wide[..., :-2, 1:-1]
-    return (across.square() + down.square()).sqrt() / 2
-
-
-def _noise(
-    frame: torch.Tensor, moved: torch.Tensor, miss: torch.Tensor, band: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Give the variance of what changes along motion that returns, where the frame is flat and not clipped.
-
-    `band` (1, 1, h, w) is a part of the change to be measured in its place.
-    """
-    texture = box((frame - box(frame)).square().mean(1, keepdim=True))
-    change = (frame - moved).square().mean(1, keepdim=True)
-    good = (miss < _RETURN**2) & ((frame > _DARK) & (frame < _LIGHT)).all(1, keepdim=True)
-    good &= box(change) < _ALIKE**2
-    if not good.any():
-        return change.new_zeros(())
-    texture, change = texture[good], (change if band is None else band.square())[good]
-    step = -(-len(texture) // _SEEN)
-    texture, change = texture[::step], change[::step]
-    return change[texture <= texture.quantile(_FLAT)].median()
 
 
 # One frame
@@ -239,7 +157,7 @@ class _Other:
         unlike = box((now.lr - self.lr).abs().mean(1, keepdim=True)).square()
         sure = returns * torch.exp(-unlike / _ALIKE**2)
         disagreement = (sure * (now.error - self.error).square().mean(1, keepdim=True)).sum() / (sure.sum() + 1e-6)
-        allowed = disagreement + _noise(now.lr, self.lr, self.miss)
+        allowed = disagreement + noise_of(now.lr, self.lr, self.miss)
         tolerance = (_TOLERANCE**2 * allowed).clamp(1e-8, (2 * _ALIKE) ** 2)
         return returns * torch.exp(-unlike / tolerance)
 
@@ -252,19 +170,6 @@ def _prepared(lr: torch.Tensor, upscaled: torch.Tensor, clean: bool, fidelity: f
     if clean and fidelity:
         frame.upscaled = _added(upscaled, -fidelity * error, grid)
     return frame
-
-
-def _way(
-    motion: dict[int, tuple[torch.Tensor, torch.Tensor]], start: int, stop: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chain the motion from one frame to another, and back."""
-    ahead = stop > start
-    pairs = [motion[i] if ahead else motion[i][::-1] for i in range(min(start, stop), max(start, stop))]
-    pairs = pairs if ahead else pairs[::-1]
-    there, back = pairs[0]
-    for onward, homeward in pairs[1:]:
-        there, back = compose(there, onward), compose(homeward, back)
-    return there, back
 
 
 def _steadied(
@@ -362,25 +267,3 @@ def _fine(x: torch.Tensor, band: slice) -> torch.Tensor:
 
 
 # Small parts
-
-
-def round_trip(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    """Give by how much, squared, going there and back misses the start, (1, 1, h, w) in px^2."""
-    return (there + warp(back, there)).square().sum(1, keepdim=True)
-
-
-def box(x: torch.Tensor) -> torch.Tensor:
-    """Blur by 3x3 px, fewer at the border."""
-    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-
-
-def gauss(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Blur by a Gaussian of `sigma` px; the border repeats."""
-    if not sigma:
-        return x
-    reach = max(1, round(3 * sigma))
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device).square() / (2 * sigma**2)))
-    kernel = (kernel / kernel.sum()).to(x)
-    planes = F.pad(x.flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")
-    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
-    return planes.view_as(x)

@@ -36,6 +36,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .motion import EstimateMotion, LatentPropagation, LoadFlowModel
         from .motion_guidance import MotionGuidance
         from .plan import VSRPlan
+        from .restore import RestoreFrames
         from .samples import SampleClip
         from .sampling import RefineSigmas, RestorerSampler, SeededNoise
         from .sdedit import SDEditDegradation
@@ -72,6 +73,7 @@ class CascadeVSRExtension(ComfyExtension):
             SDEditDegradation,
             SaveFilm,
             UpscaleFilm,
+            RestoreFrames,
             SampleClip,
             CompareVideo,
         ]

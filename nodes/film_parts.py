@@ -33,7 +33,7 @@ from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
 from ..models.pixels.color import match_colour
-from ..models.steady import judge_sources
+from ..models.source import cleanness
 from ..models.unimmvsr.references import References
 from .conditioning import ClipConditions
 from .frames import CASCADE, CascadeInput, decode_exact
@@ -44,6 +44,7 @@ from .host.vae import RestorerVAE
 from .motion import estimated
 from .plan import plan_clip
 from .prediction import RunClip
+from .restore import RESTORE, RestoreFrames
 from .sampling import AddressedNoise
 from .steady import SteadyUpscaledVideo
 
@@ -171,11 +172,7 @@ class Restored:
         progress.stage("Decoding")
         seen = frames if isinstance(self.vae, RestorerVAE) else None
         images = decode_exact(TITLE, sampled, self.vae, self.chunk, self.tile, seen, self.lr_weight)
-        if self.colour == NO_MATCH:
-            return images
-        progress.stage("Colours")
-        with services.titled(TITLE):
-            return match_colour(images, frames, self.colour, 1.0, Progress())
+        return _coloured(images, frames, self.colour, progress)
 
     def _guider(self, clip: ClipConditions, latent: Mapping, frames: torch.Tensor) -> comfy.samplers.CFGGuider:
         """Copy the guider for one run: its conditionings with the clip, its model's patches with where to find it."""
@@ -193,6 +190,42 @@ class Restored:
         guider.model_options = create_model_options_clone(self.guider.model_options)
         guider.model_options.setdefault("transformer_options", {})[CLIP_KEY] = RunClip(latent, motion)
         return guider
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Frames restored by the built-in VAE's restorer without a model. `target` and `multiple` as of Restore Frames."""
+
+    vae: comfy.sd.VAE
+    target: dict
+    multiple: int
+    colour: str
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Name the stages of a segment, in order."""
+        return ("Restoring", *(["Colours"] if self.colour != NO_MATCH else []))
+
+    @property
+    def name(self) -> str:
+        """Name the model."""
+        return type(self.vae.first_stage_model).__name__
+
+    def __call__(self, frames: torch.Tensor, first: int, progress: FilmProgress) -> torch.Tensor:
+        """Upscale frames of a film."""
+        progress.stage("Restoring")
+        with _retitled(RESTORE):
+            images = RestoreFrames.execute(self.vae, frames, self.target, None, self.multiple).args[0]
+        return _coloured(images, frames, self.colour, progress)
+
+
+def _coloured(images: torch.Tensor, frames: torch.Tensor, method: str, progress: FilmProgress) -> torch.Tensor:
+    """Give `images` the colours of the film's `frames`, by a method of Colour Match."""
+    if method == NO_MATCH:
+        return images
+    progress.stage("Colours")
+    with services.titled(TITLE):
+        return match_colour(images, frames, method, 1.0, Progress())
 
 
 @dataclass(frozen=True)
@@ -247,11 +280,9 @@ class Steadied:
                 frames = beginning()
                 network = self.flow_model or services.wrap_network(FlowNetwork(BlockFlow()))
                 motion = estimated(frames, network, Progress())
-                clean = judge_sources(
-                    lambda i: frames[i : i + 1].movedim(-1, 1).float(),
-                    lambda i: (motion.forward[i : i + 1].float(), motion.backward[i : i + 1].float()),
-                    len(frames),
-                )[0]
+                pictures = frames.movedim(-1, 1).float()
+                flows = motion.pairs(pictures.device)
+                clean = cleanness(lambda i: pictures[i : i + 1], flows, len(frames))[0] > 0.5
             self.judged[scene] = "clean" if clean else "compressed"
         return self.judged[scene]
 

@@ -33,8 +33,8 @@ from ..models.pixels.color import METHODS
 from ..models.steady import SOURCES, Controls, check_pair
 from ..models.unimmvsr.references import References
 from .beginning import beginning
-from .film_parts import JUDGED, NO_MATCH, TITLE, FilmProgress, Restored, Steadied, in_halves
-from .frames import FILTERS, asked_size, check_vae
+from .film_parts import JUDGED, NO_MATCH, TITLE, Alone, FilmProgress, Restored, Steadied, in_halves
+from .frames import check_vae
 from .host import services
 from .host.film import (
     ENDINGS,
@@ -46,6 +46,8 @@ from .host.progress import Progress, speeds, where
 from .host.room import check_room
 from .motion import check_flow_model
 from .plan import sampling_seconds, usual_seconds
+from .restore import check_restorer
+from .sizes import FILTERS, asked_size
 
 # Seconds that stages take for a million pixels, where nothing is remembered: of the built-in model on one thread of a
 # CPU. Only their ratios count.
@@ -94,16 +96,24 @@ class Chosen:
     upscale_model: object | None = None
     flow_model: ModelPatcher | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Tell whether a VAE is all there is: its restorer works without a model."""
+        sampling = (self.model, self.guider, self.noise, self.sampler, self.sigmas)
+        return self.vae is not None and self.upscale_model is None and all(part is None for part in sampling)
+
     def check(self) -> None:
         """Raise where what is linked does not belong together."""
         ways = {name: getattr(self, name) is not None for name in ("model", "guider", "upscale_model")}
-        if sum(ways.values()) != 1:
+        if sum(ways.values()) != 1 and not self.alone:
             got = ", ".join(name for name, linked in ways.items() if linked) or "none of them"
             raise ValueError(
-                f"{TITLE}: link one of model, guider and upscale_model; got {got}. A model with a VAE restores; an "
-                "upscale_model needs nothing else."
+                f"{TITLE}: link one of model, guider and upscale_model, or vae alone; got {got}. A model with a VAE "
+                "restores; an upscale_model needs nothing else; the built-in VAE alone restores without sampling."
             )
-        if self.upscale_model is None:
+        if self.alone:
+            check_restorer(TITLE, self.vae)
+        elif self.upscale_model is None:
             missing = [name for name in ("noise", "sampler", "sigmas") if getattr(self, name) is None]
             if missing:
                 raise ValueError(
@@ -277,6 +287,8 @@ class Work:
             dials = chosen.steadiness, chosen.fidelity, chosen.sharpness, chosen.source
             models = chosen.upscale_model, chosen.flow_model
             return Steadied(*models, self.size, *dials, lambda first: self._beginning(journal, first))
+        if chosen.alone:
+            return Alone(chosen.vae, chosen.target, chosen.multiple, chosen.colour)
         return Restored(
             chosen.guiding(),
             chosen.vae,

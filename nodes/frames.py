@@ -8,24 +8,23 @@ Out: the VAE decodes in pieces, with the low-resolution frames where it takes th
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 import comfy.sd
 import torch
 from comfy_api.latest import io
 
-from ..models.layout.sizes import ClipSize, resize_clip, target_size
+from ..models.layout.sizes import ClipSize, resize_clip
+from ..models.motion.estimation import Motion
 from .host import host_vae, services
 from .host.keys import SIZE_KEY, SYSTEM_KEY
 from .host.progress import running_node, show_text
 from .host.room import check_room, clip_words
 from .host.vae import RestorerVAE
+from .motion import MotionType, check_motion
+from .sizes import FILTERS, asked_size, filter_input, multiple_input, target_input
 
 CASCADE, _DECODE = "Cascade Input", services.DECODE
-_MULTIPLE = "Sides of the result are rounded to multiples of this many px; H.264 needs 2."
-_SIZE_KINDS = ("scale", "short side", "largest edge", "exact size")
-FILTERS = ("bilinear", "bicubic", "lanczos")
 
 
 class CascadeInput(io.ComfyNode):
@@ -127,92 +126,6 @@ class CascadeInput(io.ComfyNode):
         return io.NodeOutput({**latent, SIZE_KEY: services.size_dict(size)}, low, size.width, size.height, size.frames)
 
 
-def target_input(optional: bool = False, tooltip: str = "How the size of the result is given."):
-    """Describe how the size of a result is given."""
-    return size_input("target", _SIZE_KINDS, 4.0, (1920, 1080), 16384, tooltip, optional)
-
-
-def size_input(
-    name: str,
-    kinds: Sequence[str],
-    scale: float,
-    size: tuple[int, int],
-    most: int,
-    tooltip: str,
-    optional: bool = False,
-) -> io.DynamicCombo.Input:
-    """Describe how a size is given: `kinds` in their order; `scale` and `size` (width, height) at first; `most` px."""
-
-    def px(name: str, default: int, what: str) -> io.Int.Input:
-        return io.Int.Input(name, default=default, min=2, max=most, tooltip=what)
-
-    kept = "in px; the aspect ratio is kept."
-    low, high, step = (0.1, 16.0, 0.1) if scale >= 1 else (0.01, 4.0, 0.01)
-    inputs = {
-        "scale": [
-            io.Float.Input(
-                "scale",
-                default=scale,
-                min=low,
-                max=high,
-                step=step,
-                tooltip="Output size as a multiple of the input's.",
-            )
-        ],
-        "short side": [px("short_side", min(size), f"Shorter side of the output {kept}")],
-        "largest edge": [px("largest_edge", max(size), f"Longer side of the output {kept}")],
-        "exact size": [
-            px("width", size[0], "Exact output width in px."),
-            px("height", size[1], "Exact output height in px."),
-        ],
-    }
-    options = [io.DynamicCombo.Option(kind, inputs[kind]) for kind in kinds]
-    return io.DynamicCombo.Input(name, options=options, optional=optional, tooltip=tooltip)
-
-
-def filter_input() -> io.Combo.Input:
-    """Describe the filter that brings the clip to its size."""
-    return io.Combo.Input(
-        "filter",
-        options=list(FILTERS),
-        default="bilinear",
-        tooltip=(
-            "Filter that resizes the clip before it is encoded. The built-in restorer was trained with bilinear, "
-            "MGLD-VSR with bicubic."
-        ),
-    )
-
-
-def multiple_input(tooltip: str = _MULTIPLE) -> io.Int.Input:
-    """Describe `multiple`, the last input: optional, because graphs of 0.1.0 lack it and keep sizes that are not even.
-
-    The editor gives it 1 there (js/cascadevsr.js), `execute` does for programs.
-    """
-    return io.Int.Input(
-        "multiple",
-        default=2,
-        min=1,
-        max=64,
-        optional=True,
-        advanced=True,
-        tooltip=tooltip,
-    )
-
-
-def asked_size(title: str, name: str, asked: dict, height: int, width: int, multiple: int) -> tuple[int, int]:
-    """Work out the (height, width) that the size combo `name` asks for, of a clip of height x width px."""
-    kind = asked[name]
-    with services.titled(title):
-        services.check_choice(title, name, kind, _SIZE_KINDS)
-        if kind == "exact size":
-            rule = {"exact": (asked["height"], asked["width"])}
-        elif kind == "largest edge":
-            rule = {"long_side": asked["largest_edge"]}
-        else:
-            rule = {"scale": asked["scale"]} if kind == "scale" else {"short_side": asked["short_side"]}
-        return target_size(height, width, multiple=multiple, **rule)
-
-
 def check_vae(title: str, name: str, vae: comfy.sd.VAE | None) -> None:
     if vae is None:
         raise ValueError(
@@ -309,6 +222,26 @@ class TemporalDecode(io.ComfyNode):
                     advanced=True,
                     tooltip=("Side of a tile in output px; 0 decodes whole frames if they fit into memory."),
                 ),
+                MotionType.Input(
+                    "motion",
+                    optional=True,
+                    tooltip=(
+                        "The motion of lr_frames, from Estimate Motion. The built-in decoder restores every frame from "
+                        "its neighbours along it; empty, it estimates the same itself. Other decoders need none."
+                    ),
+                ),
+                io.Float.Input(
+                    "detail",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip=(
+                        "Fidelity or detail, with the built-in decoder and lr_frames. 0: only what the frames and "
+                        "their neighbours show. 1: also what the sampled latent adds, from references for example."
+                    ),
+                ),
             ],
             outputs=[io.Image.Output(tooltip="The clip at its exact size.")],
         )
@@ -322,10 +255,23 @@ class TemporalDecode(io.ComfyNode):
         chunk: int,
         tile: int,
         lr_frames: torch.Tensor | None = None,
+        motion: Motion | None = None,
+        detail: float = 1.0,
     ):
         """Decode with the restorer's VAE, or with another one and crop."""
         check_vae(_DECODE, "vae", vae)
-        return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, lr_frames, lr_weight))
+        return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, lr_frames, lr_weight, motion, detail))
+
+
+def check_motion_of(title: str, motion: object, name: str, clip: torch.Tensor) -> None:
+    """Raise where `motion` is not the motion of the input `name`, a `clip` (T, h, w, c)."""
+    check_motion(title, motion)
+    frames, height, width = clip.shape[:3]
+    if (motion.frames, motion.height, motion.width) != (frames, height, width):
+        raise ValueError(
+            f"{title}: motion must be that of {name}, {frames} of {width}x{height}; got {motion.frames} of "
+            f"{motion.width}x{motion.height}. Link to Estimate Motion what {name} is linked to."
+        )
 
 
 def decode_exact(
@@ -336,6 +282,8 @@ def decode_exact(
     tile: int = 0,
     lr_frames: torch.Tensor | None = None,
     lr_weight: float = 1.0,
+    motion: Motion | None = None,
+    detail: float = 1.0,
 ) -> torch.Tensor:
     """Decode a video LATENT to frames of exactly the size it stands for, the clips of a batch one after the other."""
     latent = services.check_latent(title, "samples", samples, vae.latent_channels)
@@ -348,8 +296,18 @@ def decode_exact(
     if lr_frames is not None:
         lr_frames = services.check_frames(title, "lr_frames", lr_frames)
         services.check_count(title, "lr_frames", lr_frames.shape[0], size.frames)
+    if motion is not None:
+        if lr_frames is None:
+            raise ValueError(f"{title}: motion is that of lr_frames; got no lr_frames. Link them, or unlink motion.")
+        check_motion_of(title, motion, "lr_frames", lr_frames)
+    if detail != 1.0 and not (own and vae.law.streamed and lr_frames is not None and lr_weight > 0):
+        raise ValueError(
+            f"{title}: detail below 1 needs the built-in decoder and lr_frames, whose restored frames it blends with; "
+            f"got {detail:g}. Set detail to 1, or link lr_frames and the VAE of the built-in restorer."
+        )
     if own:
-        options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk, "side": tile // space}
+        options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk}
+        options |= {"side": tile // space, "motion": motion, "detail": detail}
         frames = services.mark_finite(vae.decode(latent, options).flatten(0, 1))
     elif lr_frames is not None:
         raise ValueError(

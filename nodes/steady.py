@@ -18,11 +18,13 @@ from ..models.motion.estimation import FlowNetwork, Motion
 from ..models.original import add_original, match_frames, resolution
 from ..models.pictures import add_pictures
 from ..models.places import Picture, find_places
-from ..models.steady import SOURCES, Controls, check_pair, judge_sources, likeness, steady
+from ..models.source import cleanness
+from ..models.steady import SOURCES, Controls, check_pair, likeness, steady
+from .frames import check_motion_of
 from .host import services
 from .host.progress import watched_layers
 from .host.room import check_room
-from .motion import FlowModelType, MotionType, check_flow_model, check_motion, estimated, loaded_estimator
+from .motion import FlowModelType, MotionType, check_flow_model, estimated, loaded_estimator
 
 _TITLE = "Steady Upscaled Video"
 _SEEN = 0.002  # share of a frame, below which a picture counts as not used in it
@@ -151,12 +153,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
         if flow_model is not None:
             check_flow_model(_TITLE, flow_model)
         if motion is not None:
-            check_motion(_TITLE, motion)
-            if (motion.frames, motion.height, motion.width) != tuple(lr.shape[:3]):
-                raise ValueError(
-                    f"{_TITLE}: motion must be that of lr_frames, {len(lr)} of {lr.shape[2]}x{lr.shape[1]}; got "
-                    f"{motion.frames} of {motion.width}x{motion.height}. Link lr_frames to Estimate Motion."
-                )
+            check_motion_of(_TITLE, motion, "lr_frames", lr)
         elif flow_model is None:
             flow_model = services.wrap_network(FlowNetwork(BlockFlow()))
         with services.titled(_TITLE):  # what is wrong is said before any work
@@ -220,16 +217,12 @@ def _on_device(frames: torch.Tensor, number: int) -> torch.Tensor:
     return frames[number : number + 1, ..., :3].movedim(-1, 1).to(services.main_device(), torch.float32)
 
 
-def _flows(motion: Motion) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
-    device = services.main_device()
-    return lambda i: tuple(part[i : i + 1].to(device, torch.float32) for part in (motion.forward, motion.backward))
-
-
 def _clean(lr: torch.Tensor, motion: Motion, source: str) -> list[bool]:
     """Tell of every frame whether it is right to the pixel."""
     if source != "automatic":
         return [source == "clean"] * len(lr)
-    return judge_sources(lambda i: _on_device(lr, i), _flows(motion), len(lr), motion.cuts)
+    shares = cleanness(lambda i: _on_device(lr, i), motion.pairs(services.main_device()), len(lr), motion.cuts)
+    return [share > 0.5 for share in shares]
 
 
 def _steady(lr: torch.Tensor, upscaler: Upscaler, motion: Motion, controls: Controls, clean: list[bool]) -> Results:
@@ -240,7 +233,7 @@ def _steady(lr: torch.Tensor, upscaler: Upscaler, motion: Motion, controls: Cont
 
     options = {"clean": clean, "cuts": motion.cuts, "controls": controls, "check_cancelled": services.check_cancelled}
     nothing = torch.zeros(1, 1, *lr.shape[1:3])
-    for frame in steady(frames, _flows(motion), len(lr), **options):
+    for frame in steady(frames, motion.pairs(services.main_device()), len(lr), **options):
         yield frame, nothing
 
 
@@ -281,7 +274,15 @@ def _with_pictures(
 ) -> Results:
     """Add the detail of photographs to every frame; `used` gets the share of every frame that each of them gave."""
     pictures = [Picture(pixels) for pixels in photographs]
-    places = find_places(lambda i: _on_device(lr, i), _flows(motion), len(lr), pictures, scale, motion.cuts, progress)
+    places = find_places(
+        lambda i: _on_device(lr, i),
+        motion.pairs(services.main_device()),
+        len(lr),
+        pictures,
+        scale,
+        motion.cuts,
+        progress,
+    )
     estimator = BlockFlow() if flow_model is None else loaded_estimator(flow_model, *lr.shape[1:3])
     for number, (frame, share) in enumerate(results):
         room = 1 - share.to(frame)

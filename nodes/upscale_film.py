@@ -28,7 +28,6 @@ from .beginning import first_seconds_input
 from .conditioning import ReferencesType, noise_level_input
 from .film_parts import NO_MATCH, TITLE
 from .film_work import Chosen, Work, described
-from .frames import filter_input, multiple_input, target_input
 from .host import services
 from .host.film import (
     Film,
@@ -45,6 +44,7 @@ from .host.film import (
 from .host.progress import Progress, show_text
 from .host.room import clip_words
 from .motion import FlowModelType
+from .sizes import filter_input, multiple_input, target_input
 
 _asked: dict[str | None, tuple] = {}  # what each node was asked for last: its id and values
 _made: dict[tuple, Path] = {}  # what came of it
@@ -85,7 +85,11 @@ class UpscaleFilm(io.ComfyNode):
             inputs=[
                 io.Video.Input("video", tooltip="The film, from Load Video: nothing of it is decoded before."),
                 io.Model.Input("model", optional=True, tooltip="The restorer or video model, with all its patches."),
-                io.Vae.Input("vae", optional=True, tooltip="The VAE of the model."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The VAE of the model; the built-in one alone restores without sampling.",
+                ),
                 io.Conditioning.Input("positive", optional=True, tooltip="Prompt; leave unlinked for none."),
                 io.Conditioning.Input("negative", optional=True, tooltip="Negative prompt; used when cfg is not 1."),
                 io.Guider.Input("guider", optional=True, tooltip="Instead of model, prompts and cfg: a guider."),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,8 +20,12 @@ from ..runner.host import Host
 from ..runner.pack import load
 from ..runner.paths import scratch_folder
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 BACK_PROJECTIONS = 10
 _VIDEOS = {".mp4", ".mkv", ".mov"}
+Upscaler = Callable[["Tensor"], "Tensor"]  # a picture (1, 3, h, w) in 0..1, enlarged
 
 
 def run(options: argparse.Namespace, host: Host) -> dict:
@@ -28,7 +33,9 @@ def run(options: argparse.Namespace, host: Host) -> dict:
 
     Means over clips of: PSNR-Y of bicubic and what ours gains over it and over back-projection (dB), SSIM-Y
     gained, warping error as a ratio to the truth's own, sharpness (mean |Laplacian|) as a ratio to the truth's, and
-    `neighbours`: what true neighbours gain over copies of the middle frame (dB, there).
+    `neighbours`: what true neighbours gain over copies of the middle frame (dB, there), and `colour`: how far the mean
+    colour is from the truth's (8-bit levels). With --image-model FILE also the gain of that network on every frame by
+    itself, as the host's Upscale Image (using Model) gives it.
     """
     if not options.clips or not options.lr:
         raise RunnerError("bench quality: needs --clips FOLDER (truth) and --lr FOLDER (NAME_MODE.mp4 each).")
@@ -65,6 +72,9 @@ def measure(clip: Path, low: Path, options: argparse.Namespace, host: Host) -> d
     score = score_of(ours, truth, flows)
     own = score_of(truth, truth, flows)["warp"]
     here = slice(middle, middle + 1)
+    colours = ours.mean((0, 1, 2)) - truth.mean((0, 1, 2))
+    networks = {Path(file).stem: load_upscaler(Path(file)) for file in options.image_models or ()}
+    alone = {f"{name}_gain": score_of(_alone(net, small), truth, None)["psnr"] for name, net in networks.items()}
     return {
         "bicubic": base["psnr"],
         "gain": score["psnr"] - base["psnr"],
@@ -75,6 +85,8 @@ def measure(clip: Path, low: Path, options: argparse.Namespace, host: Host) -> d
         "sharpness": score["sharpness"],
         "neighbours": score_of(ours[here], truth[here], None)["psnr"]
         - score_of(still[here], truth[here], None)["psnr"],
+        "colour": float(np.abs(colours).max()),
+        **{name: psnr - base["psnr"] for name, psnr in alone.items()},
     }
 
 
@@ -96,6 +108,26 @@ def upscaled(
         if upscale.main(parser().parse_args(command), host):
             raise RunnerError(f"bench quality: run.py {' '.join(command)} failed.")
         return np.stack(list(read_frames(result)))
+
+
+def load_upscaler(file: Path) -> Upscaler:
+    """Read the weights of an image upscaler as ComfyUI does, without executing code from them."""
+    from spandrel import ImageModelDescriptor, ModelLoader
+
+    model = ModelLoader().load_from_state_dict(load("models.checkpoints").load_state(file)[0])
+    if not isinstance(model, ImageModelDescriptor):
+        raise RunnerError(f"--image-model: must upscale single pictures; got {file.name}. Choose another.")
+    return model.eval()
+
+
+def _alone(upscaler: Upscaler, small: np.ndarray) -> np.ndarray:
+    """Enlarge every frame (n, h, w, 3) uint8 by itself."""
+    import torch
+
+    frames = torch.from_numpy(small).movedim(-1, 1).float() / 255
+    with torch.no_grad():
+        results = [upscaler(frame[None]).clamp(0, 1)[0] for frame in frames]
+    return (torch.stack(results).movedim(1, -1) * 255).round().byte().numpy()
 
 
 def _bicubic(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,11 @@ from ..media.reader import read_frames
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import estimate_pairs
 from ..models.motion.flow import visible, warp
-from ..models.steady import judge_sources, steady
+from ..models.source import cleanness
+from ..models.steady import steady
 from ..runner.errors import RunnerError
 from ..runner.host import Host
-from .quality import score_of, true_flows
-
-Upscaler = Callable[[torch.Tensor], torch.Tensor]
+from .quality import Upscaler, load_upscaler, score_of, true_flows
 
 
 def run(options: argparse.Namespace, host: Host) -> dict:
@@ -58,18 +56,6 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     return {"means": means, "clips": rows}
 
 
-def load_upscaler(file: Path) -> Upscaler:
-    """Read the weights of an image upscaler as ComfyUI does, without executing code from them."""
-    from spandrel import ImageModelDescriptor, ModelLoader
-
-    from ..models.checkpoints import load_state
-
-    model = ModelLoader().load_from_state_dict(load_state(file)[0])
-    if not isinstance(model, ImageModelDescriptor):
-        raise RunnerError(f"--image-model: must upscale single pictures; got {file.name}. Choose another.")
-    return model.eval()
-
-
 @torch.no_grad()
 def measure(clip: Path, low: Path, upscaler: Upscaler, most: int | None) -> dict:
     """Upscale one LR clip frame by frame, make it steady, and compare both with the truth."""
@@ -90,7 +76,8 @@ def measure(clip: Path, low: Path, upscaler: Upscaler, most: int | None) -> dict
     def frames(number: int) -> tuple[torch.Tensor, torch.Tensor]:
         return lr[number : number + 1], alone[number]
 
-    clean = judge_sources(lambda number: lr[number : number + 1], flows, len(lr), motion.cuts)
+    shares = cleanness(lambda number: lr[number : number + 1], flows, len(lr), motion.cuts)
+    clean = [share > 0.5 for share in shares]
     result = list(steady(frames, flows, len(lr), clean=clean, cuts=motion.cuts))
     seconds = (time.process_time() - began) / len(lr)
     along, row = true_flows(truth), {}

@@ -17,6 +17,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "memory": ("research.graphs", "memory", False),
     "quality": ("research.quality", "run", False),
     "references": ("research.reference_gains", "run", False),
+    "neighbours": ("research.neighbours", "run", False),
     "steady": ("research.steady", "run", False),
     "upscale_a_video": ("research.restorers", "upscale_a_video", False),
     "mgld_vsr": ("research.restorers", "mgld_vsr", False),

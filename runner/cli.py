@@ -122,8 +122,12 @@ def parser() -> argparse.ArgumentParser:
     }
     quality.add_argument("--region", nargs="+", default=[], dest="regions", **region)
     quality.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="leave these clips out")
-    models = {"metavar": "FILE", "help": "bench steady: weights of image upscalers, of any kind that ComfyUI loads"}
+    models = {
+        "metavar": "FILE",
+        "help": "bench quality, bench steady: weights of image upscalers, of any kind that ComfyUI loads",
+    }
     quality.add_argument("--image-model", nargs="+", default=[], dest="image_models", **models)
+    bench.add_argument("--photos", metavar="DIR", help="bench neighbours: photographs that nothing was trained on")
     text = "train the built-in model or an adapter, or run the ablations"
     train = commands.add_parser("train", help=text, **own)
     train.add_argument("arguments", nargs=argparse.REMAINDER)

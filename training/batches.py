@@ -34,7 +34,8 @@ X4_SHARE = 0.8  # the rest is drawn between x1.5 and x4
 class Batch:
     """``clip``, ``base`` (bicubic LR at full size) and ``smooth`` (bilinear LR): (b, 3, t, h, w) in -1..1.
 
-    ``flow`` (b, t-1, 2, h, w) px; ``visible`` (b, t-1, 1, h, w); ``references``: list of (b, 3, tr, h, w) in -1..1.
+    ``flow`` (b, t-1, 2, h, w) px; ``visible`` (b, t-1, 1, h, w); ``references``: list of (b, 3, tr, h, w) in -1..1;
+    ``low``: the LR frames of every clip, (t, 3, h, w) in 0..1.
     """
 
     clip: torch.Tensor
@@ -43,11 +44,12 @@ class Batch:
     flow: torch.Tensor
     visible: torch.Tensor
     references: list[torch.Tensor]
+    low: list[torch.Tensor]
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """Apply `change` to every tensor."""
         clips = (change(x) for x in (self.clip, self.base, self.smooth, self.flow, self.visible))
-        return Batch(*clips, [change(x) for x in self.references])
+        return Batch(*clips, *([change(x) for x in part] for part in (self.references, self.low)))
 
     def turned(self, rng: np.random.Generator) -> Batch:
         """Mirror and transpose everything alike, as drawn."""
@@ -128,6 +130,7 @@ class BatchMaker:
             flow=torch.stack([clip.flow for clip in clips]),
             visible=torch.stack([clip.visible for clip in clips]),
             references=self._references(clips, side, task),
+            low=low,
         )
 
     def unrelated(self, size: int, count: int, side: int, task: str) -> list[torch.Tensor]:

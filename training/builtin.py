@@ -3,7 +3,7 @@
 In order:
 
 1. Read the photographs and divide them into training and held-out ones.
-2. For each of the stages latent, refine, dit and complete (training/stages.py describes them): build the networks, load
+2. For each of the stages latent, clean, worn, judge, dit and complete (training/stages.py): build the networks, load
    the results of the stages it needs, train its part in WORK/STAGE, validate at every checkpoint, and write result.pt
    with the averaged weights that later stages need.
 3. Write the result of the last stage as one safetensors file, and beside it a json with settings and figures.
@@ -26,29 +26,35 @@ import numpy as np
 import torch
 
 from ..models.checkpoints import load_state, save_state
+from ..models.unimmvsr.checkpoint import packed, unpacked
 from ..models.unimmvsr.dit import DiTConfig
+from ..models.unimmvsr.restorer import GRID
 from ..models.unimmvsr.vae import VAEConfig
 from .batches import WRONG_SHARE, BatchMaker, Pool
 from .curriculum import TASKS, TEXT, rng_at, stage_at, stages
 from .loop import Loop, LoopSettings
 from .muon import Muon
 from .photos import corpus_hash, find_photos, load_photo
-from .stages import LOSSES, Networks, encode_batch, trained_parts
+from .restorer import CLEAN_SHARES, Draws, Maker, figures_of
+from .stages import LOSSES, Networks, encode_batch, see, trained_parts
 from .validation import validate
 
 log = logging.getLogger(__name__)
 NORMALISING = 32  # batches from which the statistics of latents are taken
 HELD_OUT = ("rocket", "chelsea", "hubble_deep_field", "carmine_de_fazio")
 UNLICENSED = ("page", "motorcycle_left", "motorcycle_right")  # scikit-image states no licence for these
+RESTORER = ("clean", "worn", "judge")  # the stages that train parts of the restorer
 STAGES = {  # name: the stages whose result it starts from
     "latent": (),
-    "refine": (),
+    "clean": (),
+    "worn": ("clean",),
+    "judge": ("clean", "worn"),
     "dit": ("latent",),
-    "complete": ("latent", "refine", "dit"),
+    "complete": ("latent", "clean", "worn", "judge", "dit"),
 }
 RESULTS = {  # the entries that later stages, or the shipped file, take from one
     "latent": ("vae.encoder.", "vae.decoder.latent.", "vae.latent_"),
-    "refine": ("vae.decoder.refine.",),
+    **{name: (f"vae.decoder.restore.{name}.",) for name in RESTORER},
     "dit": ("dit.",),
     "complete": ("vae.", "dit."),
 }
@@ -72,11 +78,14 @@ class Plan:
     pool: int  # draws that are kept and used again
     fresh: int  # steps between new draws
     optimiser: type | None  # None: AdamW
+    average: float = 0.998  # decay of the average of the weights
 
 
 PLANS = {
     "latent": Plan(2500, (8, 5, 64), 0.015, 300, 3, Muon),
-    "refine": Plan(8000, (6, 9, 96), 1e-3, 120, 2, None),  # with Muon its recurrence became unstable
+    "clean": Plan(20000, (6, 7, 160), 6e-4, 400, 16, None, 0.9995),
+    "worn": Plan(12000, (6, 7, 160), 3e-4, 400, 16, None, 0.9995),
+    "judge": Plan(2500, (4, 7, 240), 1e-3, 150, 8, None),
     "dit": Plan(4200, (5, 9, 128), 0.012, 1000, 5, Muon),
     "complete": Plan(1600, (4, 9, 128), 0.01, 240, 4, Muon),
 }
@@ -100,7 +109,7 @@ class Stage:
         name: str,
         plan: Plan,
         seed: int,
-        makers: Sequence[BatchMaker],
+        makers: Sequence[BatchMaker] | Sequence[Maker],
         folder: Path,
         device: str,
         start: Path | None = None,
@@ -110,16 +119,23 @@ class Stage:
         (self.maker, self.held_out), self.device = makers, torch.device(device)
         self.seed = 10 * seed + list(STAGES).index(name)
         torch.manual_seed(seed)
-        self.networks = Networks(VAEConfig(refine_width=64, refine_blocks=10), DiTConfig()).to(self.device)
+        self.networks = Networks(VAEConfig(), DiTConfig()).to(self.device)
         self.goes_on, self.shares = start is not None, shares
         if start is not None:
-            self.networks.load_state_dict({key: v.float() for key, v in load_state(start)[0].items()})
+            state = {key: value.float() for key, value in unpacked(load_state(start)[0]).items()}
+            self.networks.load_state_dict(_without_refinement(state), strict=False)
         for earlier in STAGES[name]:
             self.networks.load_state_dict(self._result(earlier), strict=False)
+        restorers = self.networks.vae.decoder.restore
+        if name == "worn" and start is None:
+            restorers.worn.load_state_dict(restorers.clean.state_dict())
         self.networks.requires_grad_(False)
         for part in trained_parts(self.networks, name):
             part.requires_grad_(True)
-        self.pool = Pool(self._draw, self.seed, plan.pool, plan.fresh)
+        if name in RESTORER:
+            self.pool = Draws(self.maker, plan.batch, self.seed, plan.pool, plan.fresh)
+        else:
+            self.pool = Pool(self._draw, self.seed, plan.pool, plan.fresh)
 
     def _result(self, stage: str) -> dict[str, torch.Tensor]:
         """Read the result of an earlier stage."""
@@ -134,7 +150,7 @@ class Stage:
         return torch.load(file, map_location=self.device, weights_only=True)
 
     def _draw(self, number: int):
-        """Make draw `number`: clips in half precision, or latents for the dit stage."""
+        """Make draw `number`: clips in half precision, for stage complete with what is restored, for dit latents."""
         maker, (size, count, side) = self.maker.seek(self.seed, number), self.plan.batch
         shares = LAST_SHARES
         if self.name == "dit":
@@ -145,6 +161,8 @@ class Stage:
                 size, count, side = larger(maker.rng, size, count, side)
         task = str(maker.rng.choice(TASKS, p=shares)) if self.name in ("dit", "complete") else TEXT
         batch = maker.draw(size, count, side, task)
+        if self.name == "complete":
+            return batch, see(self.networks, batch)
         if self.name != "dit":
             return batch.map(torch.Tensor.half)
         unrelated = [] if task == TEXT else maker.unrelated(size, count, side, task)
@@ -154,12 +172,18 @@ class Stage:
     def _batch(self, step: int):
         """Return the batch of a step, and the generator for the random numbers of its loss."""
         rng, batch = rng_at(self.seed, step, 1), self.pool.at(step)
-        return (batch if self.name == "dit" else batch.map(torch.Tensor.float).turned(rng)), rng
+        return (batch.map(torch.Tensor.float).turned(rng) if self.name == "latent" else batch), rng
 
     def run(self, every: int) -> list[dict]:
         """Train to the end, with a checkpoint and a validation every `every` steps; return the validations."""
         settings = LoopSettings(
-            self.plan.steps, self.plan.rate, largest_gradient=0.5, precision="bf16", seed=self.seed, save_every=every
+            self.plan.steps,
+            self.plan.rate,
+            largest_gradient=0.5,
+            average=self.plan.average,
+            precision="bf16",
+            seed=self.seed,
+            save_every=every,
         )
         loss = LOSSES[self.name]
         loop = Loop(
@@ -177,18 +201,31 @@ class Stage:
             with loop.average.applied(self.networks):
                 if self.name == "latent" and loop.step == self.plan.steps:
                     normalise_latent(self.networks, self.maker)
-                figures.append(
-                    {"stage": self.name, "step": loop.step, **validate(self.networks, self.held_out, self.name)}
-                )
+                figures.append({"stage": self.name, "step": loop.step, **self._figures()})
                 log.info("%s", json.dumps(figures[-1]))
                 self._keep()
         return figures
+
+    def _figures(self) -> dict[str, float]:
+        if self.name in RESTORER:
+            return figures_of(self.networks.vae.decoder.restore, self.name, self.held_out)
+        return validate(self.networks, self.held_out, self.name)
 
     def _keep(self) -> None:
         """Write the entries that later stages need."""
         kept = {key: value for key, value in self.networks.state_dict().items() if key.startswith(RESULTS[self.name])}
         torch.save(kept, self.folder / self.name / "result.tmp")
         (self.folder / self.name / "result.tmp").replace(self.folder / self.name / "result.pt")
+
+
+def _without_refinement(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out of weights of 0.1.0 the refinement that the restorer replaced, and what completion read of it."""
+    kept = {key: value for key, value in state.items() if not key.startswith("vae.decoder.refine.")}
+    if len(kept) < len(state):
+        config, name = VAEConfig(), "vae.decoder.complete.conv_in.weight"
+        old = kept[name][:, : 6 * GRID**2 + config.feature_width]
+        kept[name] = torch.cat((old, old.new_zeros(len(old), config.restore_width, *old.shape[2:])), 1)
+    return kept
 
 
 def larger(rng: np.random.Generator, size: int, count: int, side: int) -> tuple[int, int, int]:
@@ -242,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = [path for path in paths if path.stem not in args.hold_out]
     held = [path for path in paths if path.stem in args.hold_out] or train[:1]
     photos = [[p for p in (load_photo(path, args.device) for path in group) if p] for group in (train, held)]
-    makers = [
+    batches = [
         BatchMaker(photos[0], args.seed, wrong=args.wrong),
         BatchMaker(photos[1], args.seed, textures=0, wrong=0.0, soft=0.0),
     ]
@@ -250,12 +287,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in [args.only] if args.only else STAGES:
         chosen = {key: getattr(args, f"{name}_{key}") for key in ("steps", "rate", "batch")}
         plans[name] = replace(PLANS[name], **chosen)
+        makers = batches
+        if name in RESTORER:
+            _, frames, side = plans[name].batch
+            settings = (args.seed, side, frames, CLEAN_SHARES[name])
+            makers = [Maker(photos[0], *settings), Maker(photos[1], *settings, textures=0)]
         stage = Stage(name, plans[name], args.seed, makers, args.work, args.device, args.start, args.shares)
         figures += stage.run(args.every)
     if name != "complete":
         return
     state = torch.load(args.work / name / "result.pt", map_location="cpu", weights_only=True)
-    save_state(args.out, {k: v.half() for k, v in state.items()}, {"architecture": "unimmvsr", "format": "1"})
+    save_state(args.out, packed(state), {"architecture": "unimmvsr", "format": "1"})
     facts = {
         "corpus_sha256": corpus_hash(train),
         "photographs": [path.name for path in train],

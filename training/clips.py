@@ -92,7 +92,7 @@ def _any_turn(rng: np.random.Generator, side: int) -> np.ndarray:
 
 def _detail(level: torch.Tensor, place: np.ndarray, side: int) -> float:
     zoom, left, top = place[0, 0], int(place[0, 2]), int(place[1, 2])
-    crop = level[:, top : top + int(zoom * side), left : left + int(zoom * side)].mean(0)
+    crop = level.float()[:, top : top + int(zoom * side), left : left + int(zoom * side)].mean(0)
     return float((crop[1:, 1:] - crop[:-1, :-1]).abs().mean())
 
 
@@ -120,7 +120,7 @@ def _sample(image: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     height, width = image.shape[-2:]
     scale = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=image.device, dtype=torch.float64)
     grid = (source * scale - 1).float()
-    batch = image.expand(grid.shape[0], -1, -1, -1)
+    batch = image.float().expand(grid.shape[0], -1, -1, -1)
     return F.grid_sample(batch, grid, mode="bicubic", padding_mode="reflection", align_corners=True).clamp(0, 1)
 
 

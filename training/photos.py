@@ -17,7 +17,7 @@ SMALLEST_SIDE = 200  # px; smaller pictures hold too little for a moving crop
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture and its halvings: ``levels[k]`` is (3, h, w) float32 in 0..1, reduced 2^k times."""
+    """A picture and its halvings: ``levels[k]`` is (3, h, w) float16 in 0..1, reduced 2^k times."""
 
     name: str
     levels: tuple[torch.Tensor, ...]
@@ -28,7 +28,7 @@ def _levels(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
     while min(levels[-1].shape[-2:]) >= 2 * SMALLEST_SIDE:
         half = [side // 2 for side in levels[-1].shape[-2:]]
         levels.append(F.interpolate(levels[-1][None], half, mode="bicubic", antialias=True)[0].clamp(0, 1))
-    return tuple(levels)
+    return tuple(level.half() for level in levels)  # exact to an eighth of an 8-bit level; hundreds must fit
 
 
 def find_photos(folders: Iterable[Path], exclude: Sequence[str] = ()) -> list[Path]:
@@ -69,8 +69,8 @@ def corpus_hash(paths: Iterable[Path]) -> str:
 
 
 def procedural_photo(rng: np.random.Generator, side: int = 400) -> Photo:
-    """Make a texture by formula: glyph sheet, gratings, noise or polygons, drawn at twice the size."""
-    maker = (_glyphs, _gratings, _noise, _polygons)[int(rng.integers(4))]
+    """Make a texture by formula: glyph sheet, gratings, noise, polygons or lines, drawn at twice the size."""
+    maker = (_glyphs, _gratings, _noise, _polygons, _lines)[int(rng.integers(5))]
     image = torch.from_numpy(maker(rng, 2 * side).astype(np.float32))
     image = F.interpolate(image.permute(2, 0, 1)[None], (side, side), mode="area")[0]
     return Photo(maker.__name__.lstrip("_"), _levels(image.clamp(0, 1)))
@@ -124,4 +124,18 @@ def _polygons(rng: np.random.Generator, side: int) -> np.ndarray:
         centre, radius = rng.random(2) * side, rng.uniform(0.01, 0.2) * side
         points = [tuple(centre + radius * rng.uniform(-1, 1, 2)) for _ in range(int(rng.integers(3, 7)))]
         draw.polygon(points, tuple(rng.integers(0, 256, 3).tolist()))
+    return np.asarray(image) / 255
+
+
+def _lines(rng: np.random.Generator, side: int) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray((_polygons(rng, side) * 255).astype(np.uint8))
+    draw, angle = ImageDraw.Draw(image), rng.uniform(0, np.pi)
+    for turn in (0, np.pi / 2):
+        way = np.array((np.cos(angle + turn), np.sin(angle + turn)))
+        colour, thick, gap = tuple(rng.integers(0, 256, 3).tolist()), int(rng.integers(2, 14)), rng.uniform(16, 90)
+        for offset in np.arange(-side, side, gap):
+            middle = side / 2 + offset * np.array((-way[1], way[0]))
+            draw.line([tuple(middle - 2 * side * way), tuple(middle + 2 * side * way)], colour, thick)
     return np.asarray(image) / 255

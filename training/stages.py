@@ -1,13 +1,14 @@
-"""The four stages in which the built-in model is trained, in this order, each as a loss on one batch.
+"""The stages in which the built-in model is trained, in this order, each as a loss on one batch.
 
 1. latent: the encoder and the first half of the decoder learn to encode what LR frames do not show. The detail read
    from a noised latent is added to the bicubic LR clip and compared with the truth.
-2. refine: the recurrent refinement learns to restore LR frames without a latent. It is independent of stage 1.
+2. clean, worn, judge: the restorer learns to restore LR frames without a latent (training/restorer.py): its weights for
+   clean frames, then those for worn ones, then which to use. It is independent of stage 1.
 3. dit: the transformer learns to predict latents, in latent space: flow matching (UniMMVSR paper, equation 1) on noised
    latents (b, 16, T, h, w) with noised LR latents and reference latents. Its tasks come in the paper's order, difficult
    to easy. It needs stage 1.
-4. complete: the rest of the decoder learns to combine refined frames with latents as the transformer estimates them.
-   It needs stages 1 to 3.
+4. complete: the rest of the decoder learns to combine restored frames with latents as the transformer estimates them.
+   It needs all others.
 
 Clips are (b, 3, t, h, w) in -1..1 (see :class:`.batches.Batch`); latents have a quarter of the frames (4n+1 -> n+1) and
 an eighth of each side. Every loss takes (networks, batch, generator) and returns a scalar.
@@ -22,10 +23,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..models.layout.pieces import Tile, Window
+from ..models.layout.sizes import ClipSize
 from ..models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
-from ..models.unimmvsr.vae import GRID, CausalVideoVAE, VAEConfig, to_grid
+from ..models.unimmvsr.restorer import GRID
+from ..models.unimmvsr.vae import SPACE, CausalVideoVAE, RestoredFrames, Seen, VAEConfig
 from .batches import Batch
 from .losses import charbonnier, laplacian, lattice, pixel_loss, texture
+from .restorer import Windows, judge_loss, window_loss
 
 # Deviation of what is added to latents while the VAE learns: latents must bear small errors.
 LATENT_NOISE = 0.1
@@ -51,9 +56,9 @@ class Networks(torch.nn.Module):
         self.dit = UniMMVSRDiT(dit_config, attention=attention)
         decoder = self.vae.decoder
         quiet = [self.dit.patch_out, self.dit.condition_out]
-        quiet += [decoder.latent.detail, decoder.refine.conv_out, decoder.complete.conv_out]
+        quiet += [decoder.latent.detail, decoder.complete.conv_out]
         for name, module in self.named_modules():
-            if name.endswith((".conv2", ".temporal.conv")):  # residual branches start at zero
+            if name.endswith((".conv2", ".temporal.conv", ".second", ".out")):  # residual branches start at zero
                 quiet.append(module)
         for module in quiet:
             torch.nn.init.zeros_(module.weight)
@@ -134,10 +139,19 @@ def dit_loss(networks: Networks, latents: Latents, rng: np.random.Generator) -> 
     return (error * t.square() / t.clamp_min(0.4).square()).mean()
 
 
-def refine_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-    """Stage refine: compare refined LR frames with the truth."""
-    refined = networks.vae.decoder.refine(to_grid(batch.base), {})[0]
-    return _look(pixels_of(refined), batch)
+def clean_loss(networks: Networks, windows: Windows, rng: np.random.Generator):
+    """Stage clean: compare restored windows with the truth."""
+    return window_loss(networks.vae.decoder.restore.clean, windows)
+
+
+def worn_loss(networks: Networks, windows: Windows, rng: np.random.Generator):
+    """Stage worn: the same with the other weights."""
+    return window_loss(networks.vae.decoder.restore.worn, windows)
+
+
+def verdict_loss(networks: Networks, windows: Windows, rng: np.random.Generator):
+    """Stage judge: compare verdicts with which weights restore windows better."""
+    return judge_loss(networks.vae.decoder.restore, windows)
 
 
 def pixels_of(cells: torch.Tensor) -> torch.Tensor:
@@ -145,12 +159,12 @@ def pixels_of(cells: torch.Tensor) -> torch.Tensor:
     return F.pixel_shuffle(cells, GRID).transpose(1, 2)
 
 
-def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
+def complete_loss(networks: Networks, both: tuple[Batch, Seen], rng: np.random.Generator) -> torch.Tensor:
     """Stage complete: decode estimates of the transformer, partly mixed with the true latent; compare with the truth.
 
     The guess of the LR frames is trained, too, for hosts that decode without LR frames; 6 % of steps decode like that.
     """
-    decoder = networks.vae.decoder
+    decoder, (batch, seen) = networks.vae.decoder, both
     with torch.no_grad():
         latents = encode_batch(networks, batch)
         t, level, lr, _, noisy = _conditions(latents, rng)
@@ -159,8 +173,9 @@ def complete_loss(networks: Networks, batch: Batch, rng: np.random.Generator) ->
         true = _true_share(clean, rng)
         clean = torch.lerp(clean, latents.truth + LATENT_NOISE * torch.randn_like(clean), true)
     features = features_of(networks, clean)
-    output = decoder(features, None if rng.random() < 0.06 else batch.base, {})
-    return _look(output, batch) + 0.1 * charbonnier(decoder.guess_base(features) - batch.base)
+    if rng.random() < 0.06:
+        seen = None
+    return _look(decoder(features, seen), batch) + 0.1 * charbonnier(decoder.guess_base(features) - batch.base)
 
 
 def _true_share(like: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -177,6 +192,19 @@ def _look(output: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
+def see(networks: Networks, batch: Batch) -> Seen:
+    """Restore the LR frames of a batch, as the decoder does at run time, with the motion that is found on them."""
+    shown, place = [], (batch.clip.device, torch.float32)
+    count, height, width = batch.clip.shape[-3:]
+    for clip in batch.low:
+        frames = clip.movedim(1, -1)
+        size = ClipSize(count, height, width)
+        restored = RestoredFrames(frames, size, networks.vae.decoder.restore, *place)
+        shown.append(restored.read(Window(0, count), Tile(0, 0, height // SPACE, width // SPACE)))
+    return Seen(*(torch.cat([getattr(seen, part) for seen in shown]) for part in ("base", "restored", "hidden")))
+
+
+@torch.no_grad()
 def encode_batch(networks: Networks, batch: Batch, unrelated: Sequence[torch.Tensor] = ()) -> Latents:
     """Encode the clips, LR clips and references of a batch: all that the transformer sees."""
     clips = (batch.clip, batch.smooth, *batch.references, *unrelated)
@@ -185,7 +213,14 @@ def encode_batch(networks: Networks, batch: Batch, unrelated: Sequence[torch.Ten
     return Latents(truth, lr, seen[:count], seen[count:])
 
 
-LOSSES: dict[str, Callable] = {"latent": latent_loss, "refine": refine_loss, "dit": dit_loss, "complete": complete_loss}
+LOSSES: dict[str, Callable] = {
+    "latent": latent_loss,
+    "clean": clean_loss,
+    "worn": worn_loss,
+    "judge": verdict_loss,
+    "dit": dit_loss,
+    "complete": complete_loss,
+}
 
 
 def trained_parts(networks: Networks, stage: str) -> list[torch.nn.Module]:
@@ -193,7 +228,9 @@ def trained_parts(networks: Networks, stage: str) -> list[torch.nn.Module]:
     vae = networks.vae
     return {
         "latent": [vae.encoder, vae.decoder.latent],
-        "refine": [vae.decoder.refine],
+        "clean": [vae.decoder.restore.clean],
+        "worn": [vae.decoder.restore.worn],
+        "judge": [vae.decoder.restore.judge],
         "dit": [networks.dit],
         "complete": [vae.decoder.latent, vae.decoder.complete],
     }[stage]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..models.unimmvsr.vae import to_grid
 from .batches import Batch, BatchMaker
-from .stages import pixels_of, read_detail
+from .stages import read_detail, see
 
 CLIPS, FRAMES, SIDE, SEED = 8, 9, 160, 77
 
@@ -22,7 +21,7 @@ def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 def one_step(networks: torch.nn.Module, batch: Batch, references=()) -> torch.Tensor:
     """Restore a batch as the default workflow does."""
     vae = networks.vae
-    return vae.decode(estimate(networks, batch, references), batch.base)
+    return vae.decode(estimate(networks, batch, references), see(networks, batch))
 
 
 def estimate(networks: torch.nn.Module, batch: Batch, references=()) -> torch.Tensor:
@@ -36,7 +35,7 @@ def estimate(networks: torch.nn.Module, batch: Batch, references=()) -> torch.Te
 def _still(batch: Batch) -> Batch:
     """Replace every frame of a batch by its last one."""
     copies = [x[:, :, -1:].expand_as(x) for x in (batch.clip, batch.base, batch.smooth)]
-    return Batch(*copies, batch.flow, batch.visible, [])
+    return Batch(*copies, batch.flow, batch.visible, [], [low[-1:].expand_as(low) for low in batch.low])
 
 
 def _latent_figures(networks: torch.nn.Module, batch: Batch) -> dict[str, float]:
@@ -77,13 +76,9 @@ def validate(networks: torch.nn.Module, maker: BatchMaker, stage: str) -> dict[s
             figures |= _reference_figures(networks, maker)
         if stage == "dit":
             continue
-        if stage == "refine":
-            refined = networks.vae.decoder.refine(to_grid(batch.base), {})[0]
-            figures[f"{preset}_gain"] = _psnr(pixels_of(refined), batch.clip) - baseline
-            continue
         if preset == "bicubic":
             z = networks.vae.encode(batch.clip)[0]
-            figures["reconstruction"] = _psnr(networks.vae.decode(z, batch.base), batch.clip) - baseline
+            figures["reconstruction"] = _psnr(networks.vae.decode(z, see(networks, batch)), batch.clip) - baseline
             figures["reconstruction_without_lr"] = _psnr(networks.vae.decode(z), batch.clip)
         output, still = one_step(networks, batch), one_step(networks, _still(batch))
         figures[f"{preset}_baseline"] = baseline

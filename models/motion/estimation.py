@@ -15,6 +15,7 @@ frames of any size in 0..1. estimator_of() leads from the first to the second, F
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -25,6 +26,8 @@ from ..layout.sizes import latent_frames
 from .flow import compose, resize_flow, scene_cuts
 from .raft import SMALLEST, STRIDE
 from .spynet import SpyNet
+
+_KEPT = 16  # pairs whose flows pair_flows() remembers
 
 
 class FlowEstimator(Protocol):
@@ -132,6 +135,11 @@ class Motion:
             torch.stack([resize_flow(flow, height, width, "area") for flow in flows], 2) for flows in (there, back)
         )
 
+    def pairs(self, device: torch.device) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+        """Give the function from i to the flows of frame i to i + 1 and back, (1, 2, h, w) float32 on a device."""
+        ways = (self.forward, self.backward)
+        return lambda i: tuple(way[i : i + 1].to(device, torch.float32) for way in ways)
+
     def latent_cuts(self, time: int = 1) -> tuple[int, ...]:
         """Give the latents that start a new scene, or hold its start among their frames."""
         return tuple(sorted({math.ceil(cut / time) for cut in self.cuts}))
@@ -146,6 +154,23 @@ class Motion:
                 one = (self.forward if step > 0 else self.backward)[pair : pair + 1]
                 flow = compose(flow, one.to(flow))
         return flow
+
+
+def pair_flows(
+    frames: torch.Tensor, estimator: FlowEstimator, device: torch.device
+) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+    """Give a function that estimates, when asked, what Motion.pairs() knows: of frames (T, H, W, 3) in 0..1.
+
+    The last answers are kept as Motion keeps them, in half precision on the CPU.
+    """
+
+    @lru_cache(_KEPT)
+    @torch.no_grad()
+    def estimated(number: int) -> torch.Tensor:
+        pair = frames[number : number + 2, ..., :3].movedim(-1, 1).to(device, torch.float32)
+        return estimator(pair, pair.flip(0)).to("cpu", torch.float16)  # both ways as one batch
+
+    return lambda number: tuple(estimated(number).to(device, torch.float32).split(1))
 
 
 @torch.no_grad()

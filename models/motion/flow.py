@@ -10,7 +10,7 @@ faster, but left 1.0 to 1.7 times the residual on real clips: half-pixel errors 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,14 +45,22 @@ def warp(x: torch.Tensor, flow: torch.Tensor, mode: str = "bilinear", padding: s
             f"warp: an image (b, c, h, w) needs a flow (b, 2, h, w) of the same size; got {tuple(x.shape)} and "
             f"{tuple(flow.shape)}. Resize the flow with resize_flow()."
         )
-    height, width = x.shape[-2:]
+    return sample(x, sampling_grid(flow), mode, padding)
+
+
+def sampling_grid(flow: torch.Tensor) -> torch.Tensor:
+    """Give where a flow leads, (b, h, w, 2) in -1..1, for sample(): to warp many pictures along one flow."""
+    height, width = flow.shape[-2:]
     columns, rows = _targets(flow)
     # Corner-aligned coordinates, as published, but for a side of one pixel, which has no two corners.
-    corners = min(height, width) > 1
-    if corners:
-        grid = torch.stack((2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1), dim=-1)
-    else:
-        grid = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1), dim=-1)
+    if min(height, width) > 1:
+        return torch.stack((2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1), dim=-1)
+    return torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1), dim=-1)
+
+
+def sample(x: torch.Tensor, grid: torch.Tensor, mode: str = "bilinear", padding: str = "border") -> torch.Tensor:
+    """Sample (b, c, h, w) where a sampling_grid() of a flow of the same size leads."""
+    corners = min(x.shape[-2:]) > 1
     return F.grid_sample(x.float(), grid, mode=mode, padding_mode=padding, align_corners=corners).to(x.dtype)
 
 
@@ -104,6 +112,19 @@ def resize_flow(flow: torch.Tensor, height: int, width: int, mode: str = "biline
 def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Chain two flows (b, 2, h, w): go by `first`, then by `second` from there."""
     return first + warp(second, first)
+
+
+def chain_flows(
+    pairs: Mapping[int, tuple[torch.Tensor, torch.Tensor]], start: int, stop: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the flow from one frame to another and the flow back; `pairs[i]` leads from frame i to i + 1 and back."""
+    ahead = stop > start
+    steps = [pairs[i] if ahead else pairs[i][::-1] for i in range(min(start, stop), max(start, stop))]
+    steps = steps if ahead else steps[::-1]
+    there, back = steps[0]
+    for onward, homeward in steps[1:]:
+        there, back = compose(there, onward), compose(homeward, back)
+    return there, back
 
 
 def flow_picture(flow: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,13 @@ Encoding a clip (b, 3, t, H, W) in -1..1, in order:
 2. Convolutions; two causal ones in time halve the frames after the first (t = 4n+1 -> n+1), one in space the sides.
 3. Mean and log-variance of the latent (b, 16, T, H/8, W/8), normalised to about zero mean and unit variance.
 
-Decoding a latent, with LR frames resized to the output's size where there are any:
+Decoding a latent:
 
 1. Latent -> features of every frame on the 4x4 grid (b, t, width, H/4, W/4), the reverse of the encoder.
-2. Without LR frames the features give a guess of them.
-3. *Refine*, frame by frame: the LR pixels and the refined frame before, aligned to the present by block matching.
-   The latent has no part in this. At a scene cut the frame before is forgotten, as at the start of a clip.
-4. *Complete*, frame by frame: what the latent shows and the LR frames do not is added. The latent frame around a cut
+2. *Restore*: every LR frame is restored from itself and its neighbours (restorer.py). The latent has no part in this:
+   what cannot look at the latent cannot learn to lean on it, or be spoilt by it. Without LR frames the features give a
+   guess of them, which is restored without neighbours.
+3. *Complete*, frame by frame: what the latent shows and the LR frames do not is added. The latent frame around a cut
    holds both scenes: the first frame of a scene is completed by the features of its own LR frame instead.
 
 The geometry is that of the Wan-class VAEs (16 channels, 4n+1 frames), so tiles, windows and nodes meet one geometry
@@ -35,11 +35,13 @@ import torch.nn.functional as F
 
 from ..layout.pieces import Tile, Window, frames_of
 from ..layout.sizes import ClipSize, first_frame, latent_size, pad_clip, padded_size, resize_clip
-from ..motion.flow import gather_shift, match_blocks, warp
+from ..motion.blockflow import BlockFlow
+from ..motion.estimation import Motion, pair_flows
+from ..motion.flow import chain_flows
+from .restorer import GRID, REACH, WARPS, Restorers
 
 SPACE = 8  # output pixels per latent cell, each side
 TIME = 4  # frames per latent frame; the first latent frame stands for one frame (4n+1 rule)
-GRID = 4  # the decoder refines on a grid of 4x4 output pixels: at x4 that is the LR frame itself
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
 COMPLETION_BLOCKS = 3
 Memory = dict[
@@ -54,8 +56,10 @@ class VAEConfig:
     latent_channels: int = 16
     encoder_width: int = 48
     latent_width: int = 64
-    refine_width: int = 48
-    refine_blocks: int = 6
+    feature_width: int = 64
+    restore_width: int = 48
+    restore_blocks: int = 4
+    restore_steps: int = 3
 
 
 def _per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -157,9 +161,9 @@ class LatentDecoder(nn.Module):
         self.time_up1 = TimeUp(width, ops)
         self.block2 = ResidualBlock(width, True, ops)
         self.time_up2 = TimeUp(width, ops)
-        self.space_up = ops.Conv2d(width, 4 * config.refine_width, 1)
-        self.guess = ops.Conv2d(config.refine_width, 3, 3, padding=1)
-        self.detail = ops.Conv2d(config.refine_width, 3 * GRID**2, 3, padding=1)
+        self.space_up = ops.Conv2d(width, 4 * config.feature_width, 1)
+        self.guess = ops.Conv2d(config.feature_width, 3, 3, padding=1)
+        self.detail = ops.Conv2d(config.feature_width, 3 * GRID**2, 3, padding=1)
 
     def forward(self, z: torch.Tensor, memory: Memory) -> torch.Tensor:
         x = self.block1(_per_frame(self.conv_in, z.transpose(1, 2)), memory)
@@ -168,140 +172,94 @@ class LatentDecoder(nn.Module):
         return F.pixel_shuffle(_per_frame(self.space_up, _act(x)), SPACE // GRID)
 
 
-class Refiner(nn.Module):
-    """Recurrent refinement of LR pixels on the 4x4 grid, with an aligned memory of the frame before.
-
-    Pixels enter as contrast: less their local mean, divided by their local deviation; the residual is multiplied
-    by that deviation again. What is learned is the shape of detail, whatever the light and the contrast. The latent
-    has no part in it: what cannot look at the latent cannot learn to lean on it, or be spoilt by it.
-    """
-
-    def __init__(self, config: VAEConfig, ops: ModuleType):
-        super().__init__()
-        width, cell = config.refine_width, 3 * GRID**2
-        # contrast, mean (3), log deviation, motion (3)
-        self.lr_in = ops.Conv2d(cell + 7, width, 3, padding=1)
-        self.memory_in = ops.Conv2d(width + cell, width, 3, padding=1)
-        self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(config.refine_blocks))
-        self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
-
-    def forward(
-        self, pixels: torch.Tensor, memory: Memory, cuts: Collection[int] = ()
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (refined pixels, hidden states (b, t, width, h, w)) of LR `pixels` (b, t, 48, h, w).
-
-        `cuts` are the frames here that start a new scene. `memory` keeps the last frame's refined pixels, hidden state
-        and LR brightness. The pixels are warped to the present with fractions of a pixel (frame-recurrent, as Sajjadi
-        et al. 2018), the hidden state by whole cells.
-        """
-        outputs, states, width = [], [], self.conv_out.in_channels
-        past = memory.get(id(self))
-        for number, frame in enumerate(pixels.unbind(1)):
-            mean, deviation = _local_statistics(frame)
-            contrast, grey = _contrast(frame, mean, deviation), frame.mean(1, keepdim=True)
-            if past is None or number in cuts:  # a scene starts as if its first frame had stood still before
-                hidden, before = frame.new_zeros(frame.shape[0], width, *frame.shape[2:]), contrast
-                motion = frame.new_zeros(frame.shape[0], 3, *frame.shape[2:])
-            else:
-                output, hidden, grey_before = past.split((frame.shape[1], width, 1), 1)
-                match = match_blocks(grey, grey_before)
-                hidden = gather_shift(hidden, match.shift)
-                before = _contrast(_warp_pixels(output, match.flow).to(frame), mean, deviation)
-                motion = torch.cat((match.fraction, match.error / deviation.float()), 1).to(frame)
-            x = self.lr_in(torch.cat((contrast, mean, deviation.log(), motion), 1))
-            x = x + self.memory_in(torch.cat((hidden, before), 1))
-            for block in self.blocks:
-                x = x + block.conv2(_act(block.conv1(x)))
-            # the memory is normalised, so that it cannot grow however long the clip
-            hidden = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
-            output = frame + self.conv_out(x) * deviation
-            past = torch.cat((output, hidden, grey), 1)
-            outputs.append(output)
-            states.append(hidden)
-        memory[id(self)] = past
-        return torch.stack(outputs, 1), torch.stack(states, 1)
-
-
 class Completion(nn.Module):
-    """Adds to a refined frame what the latent shows and the LR frames do not, on the 4x4 grid."""
+    """Adds to a restored frame what the latent shows and the LR frames do not, on the 4x4 grid."""
 
     def __init__(self, config: VAEConfig, ops: ModuleType):
         super().__init__()
-        width, cell = config.refine_width, 3 * GRID**2
-        self.conv_in = ops.Conv2d(2 * cell + 2 * width, width, 3, padding=1)  # detail, residual, features, hidden
+        width, cell = config.feature_width, 3 * GRID**2
+        # detail, what was restored, features of the latent and of the restorer
+        self.conv_in = ops.Conv2d(2 * cell + width + config.restore_width, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width, False, ops) for _ in range(COMPLETION_BLOCKS))
         self.conv_out = ops.Conv2d(width, cell, 3, padding=1)
 
     def forward(
         self,
         pixels: torch.Tensor,
-        refined: torch.Tensor,
+        restored: torch.Tensor,
         hidden: torch.Tensor,
         features: torch.Tensor,
         detail: torch.Tensor,
     ) -> torch.Tensor:
-        """Complete one frame of `refined` pixels of LR `pixels`; all are (b, channels, h, w)."""
-        deviation = _local_statistics(pixels)[1]
-        x = torch.cat((detail / deviation, (refined - pixels) / deviation, features, hidden), 1)
+        """Complete one `restored` frame of LR `pixels`; all are (b, channels, h, w), `hidden` is the restorer's."""
+        deviation = _local_deviation(pixels)
+        x = torch.cat((detail / deviation, (restored - pixels) / deviation, features, hidden), 1)
         x = self.conv_in(x)
         for block in self.blocks:
             x = x + block.conv2(_act(block.conv1(x)))
-        return refined + self.conv_out(_act(x)) * deviation
+        return restored + self.conv_out(_act(x)) * deviation
 
 
-def _warp_pixels(pixels: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """Warp pixels (b,48,h,w) held as 4x4 blocks by a flow in grid cells (b,2,h,w)."""
-    flow = F.interpolate(flow * GRID, scale_factor=GRID, mode="bilinear", align_corners=False)
-    return F.pixel_unshuffle(warp(F.pixel_shuffle(pixels.float(), GRID), flow), GRID)
-
-
-def _local_statistics(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean per colour (b,3,h,w) and common deviation (b,1,h,w) of 3x3 cells of pixels (b,48,h,w)."""
+def _local_deviation(pixels: torch.Tensor) -> torch.Tensor:
+    """Deviation (b,1,h,w), common to the colours, of 3x3 cells of pixels (b,48,h,w)."""
     groups = pixels.unflatten(1, (3, GRID**2)).float()
     mean = F.avg_pool2d(groups.mean(2), 3, 1, 1, count_include_pad=False)
     variance = (groups - mean.unsqueeze(2)).square().mean((1, 2)).unsqueeze(1)
     variance = F.avg_pool2d(variance, 3, 1, 1, count_include_pad=False)
-    return mean.to(pixels), (variance + SMALLEST_DEVIATION**2).sqrt().to(pixels)
+    return (variance + SMALLEST_DEVIATION**2).sqrt().to(pixels)
 
 
-def _contrast(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    return ((pixels.unflatten(1, (3, GRID**2)) - mean.unsqueeze(2)) / deviation.unsqueeze(1)).flatten(1, 2)
+@dataclass(frozen=True)
+class Seen:
+    """Hold what LR frames show, for the decoder.
+
+    ``base``, the LR frames resized, and ``restored``, (b, 3, t, H, W) in about -1..1; ``hidden``, the restorer's
+    features, (b, t, width, H/4, W/4).
+    """
+
+    base: torch.Tensor
+    restored: torch.Tensor
+    hidden: torch.Tensor
 
 
 class Decoder(nn.Module):
-    """Features of the latent (and the LR frames, upscaled to the target size) -> frames."""
+    """Features of the latent, and what LR frames show -> frames."""
 
     def __init__(self, config: VAEConfig, ops: ModuleType):
         super().__init__()
         self.latent = LatentDecoder(config, ops)
-        self.refine = Refiner(config, ops)
+        self.restore = Restorers(config.restore_width, config.restore_blocks, config.restore_steps, ops)
         self.complete = Completion(config, ops)
 
-    def forward(
-        self,
-        features: torch.Tensor,
-        base: torch.Tensor | None,
-        memory: Memory,
-        weight: float = 1.0,
-        cuts: Collection[int] = (),
-    ) -> torch.Tensor:
-        """Decode the latent's features (b, t, width, 2h, 2w) with the upscaled LR frames `base` (b, 3, t, 8h, 8w).
+    def forward(self, features: torch.Tensor, seen: Seen | None, weight: float = 1.0) -> torch.Tensor:
+        """Decode the latent's features (b, t, width, 2h, 2w) to (b, 3, t, 8h, 8w).
 
-        Without `base`, or with a `weight` below 1 in part, the features' own guess of it is taken.
+        Without LR frames, or with a `weight` below 1 in part, the features' own guess of what they show is taken.
         """
-        if base is None:
-            base = self.guess_base(features)
+        if seen is None:
+            seen = self.guess(features)
         elif weight != 1.0:
-            base = torch.lerp(self.guess_base(features), base, weight)
-        pixels = to_grid(base)
-        refined, hidden = self.refine(pixels, memory, cuts)
-        frames = zip(*(x.unbind(1) for x in (pixels, refined, hidden, features)), strict=True)
+            own = self.guess(features)
+            pairs = ((own.base, seen.base), (own.restored, seen.restored), (own.hidden, seen.hidden))
+            seen = Seen(*(torch.lerp(mine, theirs, weight) for mine, theirs in pairs))
+        parts = (to_grid(seen.base), to_grid(seen.restored), seen.hidden, features)
         # frame by frame, so that what is wide here is never held for a whole chunk
+        frames = zip(*(part.unbind(1) for part in parts), strict=True)
         completed = [self.complete(*frame, self.latent.detail(frame[-1])) for frame in frames]
         return F.pixel_shuffle(torch.stack(completed, 1), GRID).transpose(1, 2)
 
+    def guess(self, features: torch.Tensor) -> Seen:
+        """Guess what LR frames would show, from the latent's features."""
+        small = _per_frame(self.latent.guess, features)
+        height, width = (GRID * side for side in small.shape[-2:])
+        frames = [self.restore(frame.float() / 2 + 0.5, (), height, width) for frame in small.unbind(1)]
+        restored, hidden = (
+            torch.stack(part, axis) for part, axis in zip(zip(*frames, strict=True), (2, 1), strict=True)
+        )
+        return Seen(self.guess_base(features), (restored * 2 - 1).to(small), hidden)
+
     def guess_base(self, features: torch.Tensor) -> torch.Tensor:
-        """The learned guess of the upscaled LR frames where none are given: (b, 3, t, 4h, 4w)."""
+        """The learned guess of the resized LR frames where none are given: (b, 3, t, 4h, 4w)."""
         small = _per_frame(self.latent.guess, features)
         large = F.interpolate(small.flatten(0, 1), scale_factor=GRID, mode="bicubic", align_corners=False)
         return large.unflatten(0, small.shape[:2]).transpose(1, 2)
@@ -337,39 +295,36 @@ class CausalVideoVAE(nn.Module):
         shift, scale = self._statistics(mean)
         return (mean - shift) / scale, logvar - 2 * scale.log()
 
-    def decode(self, z: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
-        """(b, 16, T, h, w) -> (b, 3, 4T-3, 8h, 8w), about -1..1.
-
-        `base`: the LR frames resized to the output's size, (b, 3, 4T-3, 8h, 8w) in -1..1; None: a learned guess.
-        """
-        return self.decode_chunk(z, base, {})
+    def decode(self, z: torch.Tensor, seen: Seen | None = None) -> torch.Tensor:
+        """(b, 16, T, h, w) -> (b, 3, 4T-3, 8h, 8w), about -1..1; `seen` is what LR frames of that size show."""
+        return self.decode_chunk(z, seen, {})
 
     def decode_chunk(
         self,
         z: torch.Tensor,
-        base: torch.Tensor | None,
+        seen: Seen | None,
         memory: Memory,
         lr_weight: float = 1.0,
         cuts: Collection[int] = (),
     ) -> torch.Tensor:
         """Decode the next latent frames of a clip whose past is in `memory`.
 
-        `base` is given for all of a clip or none; `lr_weight` blends it (1) with the learned guess of it (0). `cuts`,
-        only with `base`, are the frames of this chunk that start a new scene.
+        `seen` is given for all of a clip or none; `lr_weight` blends it (1) with a learned guess (0). `cuts`, only
+        with `seen`, are the frames of this chunk that start a new scene.
         """
         frames = TIME * z.shape[2] - (0 if memory else TIME - 1)
         wanted = (z.shape[0], 3, frames, SPACE * z.shape[3], SPACE * z.shape[4])
-        if base is not None and base.shape != wanted:
+        if seen is not None and seen.base.shape != wanted:
             raise ValueError(
-                f"Causal video VAE: the upscaled LR frames must be {wanted} for a latent of {tuple(z.shape)}; "
-                f"got {tuple(base.shape)}. Resize and pad them to the latent's size first."
+                f"Causal video VAE: the LR frames must be resized to {wanted} for a latent of {tuple(z.shape)}; "
+                f"got {tuple(seen.base.shape)}. Resize and pad them to the latent's size first."
             )
         shift, scale = self._statistics(z)
         features = self.decoder.latent(z * scale + shift, memory)
         for cut in cuts:  # features of a picture by itself are better than those of a latent frame shared by four
-            own = self.decoder.latent(self.encoder(base[:, :, cut : cut + 1], {})[0], {})
+            own = self.decoder.latent(self.encoder(seen.base[:, :, cut : cut + 1], {})[0], {})
             features[:, cut] = torch.lerp(features[:, cut], own[:, 0], lr_weight)
-        return self.decoder(features, base, memory, lr_weight, cuts)
+        return self.decoder(features, seen, lr_weight)
 
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, -1, 1, 1, 1)
@@ -400,6 +355,76 @@ class ResizedFrames:
         return self._held[1][tile.scaled(SPACE).region]
 
 
+class RestoredFrames:
+    """What LR frames (t, h, w, 3) in 0..1 show at `size`: restored, and padded, when asked for.
+
+    Every frame is restored whole, from its neighbours in its scene alone, so that tiles and chunks agree exactly. What
+    a stretch of time needs is held on the CPU.
+    """
+
+    def __init__(
+        self,
+        frames: torch.Tensor,
+        size: ClipSize,
+        restorer: Restorers,
+        device: torch.device,
+        dtype: torch.dtype,
+        cuts: Collection[int] = (),
+        motion: Motion | None = None,
+        half: bool = False,
+    ):
+        """Take LR frames; `cuts` are those that start a scene, `motion` is estimated pair by pair where not given.
+
+        `half` lets the restorer's convolutions alone compute in bf16.
+        """
+        self._frames, self._size, self._restorer = frames, size, restorer
+        self._flows = pair_flows(frames, BlockFlow(WARPS), device) if motion is None else motion.pairs(device)
+        self._scenes = [0, *sorted(cuts), len(frames)]
+        self._device, self._dtype, self._half = device, dtype, half
+        self._motion: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the pairs around a frame
+        self._verdicts: dict[int, torch.Tensor] = {}  # of the judge, on the frames around a frame
+        self._held: tuple[Window, Seen] | None = None
+
+    def read(self, frames: Window, tile: Tile) -> Seen:
+        """Give what frames show in a tile of latent cells; past the end the last frame repeats."""
+        if self._held is None or self._held[0] != frames:  # the tiles of one span come one after the other
+            self._held = frames, self._shown(frames)
+        seen, place = self._held[1], (self._device, self._dtype)
+        pixels, cells = tile.scaled(SPACE).region, tile.scaled(SPACE // GRID).region
+        return Seen(seen.base[pixels].to(*place), seen.restored[pixels].to(*place), seen.hidden[cells].to(*place))
+
+    def frame(self, number: int) -> torch.Tensor:
+        """Give a restored frame (1, 3, H, W) in 0..1, on the CPU."""
+        return (self._restored(number)[1].float() / 2 + 0.5).clamp_(0, 1)
+
+    def _shown(self, frames: Window) -> Seen:
+        last = len(self._frames) - 1
+        parts = [self._restored(number) for number in range(min(frames.start, last), min(frames.stop, last + 1))]
+        size = padded_size(self._size, SPACE, TIME)
+        base, restored, hidden = (torch.stack([part[k] for part in parts], 2) for k in range(3))
+        base, restored = (pad_clip(clip, ClipSize(frames.length, size.height, size.width)) for clip in (base, restored))
+        hidden = pad_clip(hidden, ClipSize(frames.length, size.height // GRID, size.width // GRID))
+        return Seen(base, restored, hidden.transpose(1, 2))
+
+    def _restored(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give (LR frame resized, restored frame, features) of a frame, on the CPU."""
+        start = max(edge for edge in self._scenes[:-1] if edge <= number)
+        stop = min(edge for edge in self._scenes[1:] if edge > number)
+        near = range(max(start, number - REACH), min(stop, number + REACH + 1))
+        self._motion = {k: flows for k, flows in self._motion.items() if k >= near.start}
+        for k in near[:-1]:
+            if k not in self._motion:
+                self._motion[k] = self._flows(k)
+        lr = {k: self._frames[k : k + 1, ..., :3].movedim(-1, 1).to(self._device, torch.float32) for k in near}
+        others = [(lr[k], *chain_flows(self._motion, number, k)) for k in near if k != number]
+        self._verdicts = {k: self._verdicts[k] if k in self._verdicts else self._restorer.judge(lr[k]) for k in near}
+        height, width, wear = self._size.height, self._size.width, self._restorer.wear_of(self._verdicts.values())
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            restored, hidden = self._restorer(lr[number], others, height, width, wear)
+        base = resize_clip(lr[number].unsqueeze(2), height, width)[:, :, 0]
+        return tuple(part.to("cpu", self._dtype) for part in (base * 2 - 1, restored * 2 - 1, hidden))
+
+
 def piece_encoder(vae: CausalVideoVAE, clip: ResizedFrames) -> Callable[[Window, Tile], torch.Tensor]:
     """Make what encodes one piece of a clip, for `encode_pieces`; every tile has a memory of its own."""
     memories: dict[Tile, Memory] = {}
@@ -413,18 +438,19 @@ def piece_encoder(vae: CausalVideoVAE, clip: ResizedFrames) -> Callable[[Window,
 def piece_decoder(
     vae: CausalVideoVAE,
     latent: torch.Tensor,
-    lr: ResizedFrames | None,
+    lr: RestoredFrames | None,
     size: ClipSize,
     lr_weight: float,
     device: torch.device,
     dtype: torch.dtype,
     cuts: Collection[int] = (),
+    detail: float = 1.0,
 ) -> Callable[[Window, Tile], torch.Tensor]:
     """Make what decodes one piece of a latent (1, 16, T, h, w), for `decode_pieces`; every tile has its own memory.
 
     Without `lr` the decoder works from its own guess of it; with it, `cuts` are the frames of the clip that start a
-    new scene, found on the whole LR frames, so that all tiles and chunks agree. Raises ValueError where the latent has
-    not the grid of `size`.
+    new scene, found on the whole LR frames, so that all tiles and chunks agree, and `detail` is the share, 0..1, of
+    what the latent adds to the restored frames. Raises ValueError where the latent has not the grid of `size`.
     """
     grid = latent_size(size, SPACE, TIME)
     if tuple(latent.shape[2:]) != (grid.frames, grid.height, grid.width):
@@ -438,8 +464,9 @@ def piece_decoder(
     def decode(window: Window, tile: Tile) -> torch.Tensor:
         z = latent[:, :, window.span][tile.region].to(device, dtype)
         frames = Window(first_frame(window.start, TIME), first_frame(window.stop, TIME))
-        base = None if lr is None else lr.read(frames, tile)
+        seen = None if lr is None else lr.read(frames, tile)
         inside = [cut - frames.start for cut in cuts if frames.start <= cut < frames.stop]
-        return frames_of(vae.decode_chunk(z, base, memories.setdefault(tile, {}), lr_weight, inside))
+        clip = vae.decode_chunk(z, seen, memories.setdefault(tile, {}), lr_weight, inside)
+        return frames_of(clip if seen is None or detail == 1.0 else torch.lerp(seen.restored, clip, detail))
 
     return decode

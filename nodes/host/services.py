@@ -289,6 +289,12 @@ def pick_dtypes(precision: str, device: torch.device) -> tuple[torch.dtype, torc
     return storage, management.unet_manual_cast(storage, device, supported)
 
 
+def cpu_has_bf16() -> bool:
+    """Tell whether the CPU computes in bf16: then convolutions take half to two thirds of the time."""
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(test is not None and test() for test in tests)
+
+
 def layers(operations: Any, dtype: torch.dtype | None, device: torch.device | None) -> SimpleNamespace:
     """Bind dtype and device to the host's layers, as the core builds layers without either."""
     names = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")

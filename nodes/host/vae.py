@@ -37,6 +37,7 @@ from ...models.layout.pieces import (
     plan_tiles,
 )
 from ...models.layout.sizes import ClipSize, latent_size
+from ...models.motion.estimation import Motion
 from ...models.motion.flow import scene_cuts
 from . import services
 from .keys import PUBLISHED
@@ -63,10 +64,11 @@ class VAELaw:
 class RestorerVAE(comfy.sd.VAE):
     """A native VAE around one of our networks; `decode` takes LR frames and more through vae_options.
 
-    A system gives `lr_latent`, `piece_encoder` and `piece_decoder`.
+    A system gives `lr_latent`, `piece_encoder` and `piece_decoder`, and `restored` where it `restores`.
     """
 
     system: Any = None  # the System (nodes/systems/base.py) that loaded it
+    restores = False  # whether frames can be restored without a latent
 
     def __init__(
         self,
@@ -115,7 +117,8 @@ class RestorerVAE(comfy.sd.VAE):
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what decodes a piece of a latent (1, c, T, h, w) to frames: see `decode_pieces`.
 
-        With a `streamed` law and LR frames it also takes `cuts`, the frames that start a new scene.
+        With a `streamed` law and LR frames it also takes `cuts`, the frames that start a new scene, and `motion` of
+        the LR frames, None where it must be estimated.
         """
         raise NotImplementedError
 
@@ -173,7 +176,8 @@ class RestorerVAE(comfy.sd.VAE):
         """Decode latents (b, c, T, h, w) to clips (b, t, H, W, 3).
 
         vae_options: lr (B, h, w, 3), lr_weight 0..1, size (ClipSize, the exact result), chunk (frames of a span at
-        most), side (cells of a tile, 0: what fits), overlap (cells).
+        most), side (cells of a tile, 0: what fits), overlap (cells), motion (Motion of lr) and detail (share of what
+        the latent adds to restored frames), for who uses them.
         """
         options, law = {"lr": None, "lr_weight": 1.0, "size": None, **(vae_options or {})}, self.law
         samples = services.check_latent("VAE Decode", "samples", {"samples": samples_in}, self.latent_channels)
@@ -184,9 +188,8 @@ class RestorerVAE(comfy.sd.VAE):
         told = {}
         # here, before tiles and chunks: they must agree
         if law.streamed and options["lr"] is not None and options["lr_weight"] > 0:
-            told["cuts"] = scene_cuts(Progress().over(options["lr"]))
-            if told["cuts"]:
-                logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, told["cuts"])))
+            told |= {"motion": options.get("motion"), "detail": options.get("detail", 1.0)}
+            told["cuts"] = _cuts_of(options["lr"], told["motion"])
         for latent, clip in zip(samples.split(1), output, strict=True):
             grid = ClipSize(*latent.shape[2:])
             for pieces, running in self._attempts("Decoding", size, grid, law.decode_bytes, law.spans, *cuts):
@@ -195,6 +198,22 @@ class RestorerVAE(comfy.sd.VAE):
                     place = (clip.zero_(), pieces, law.space, law.time)
                     decode_pieces(decode, *place, show.shows(clip, pieces, law.time), services.check_cancelled)
                     break
+        return services.mark_finite(output)
+
+    def restore(self, lr: torch.Tensor, size: ClipSize, motion: Motion | None = None) -> torch.Tensor:
+        """Restore LR frames (t, h, w, 3) to (t, H, W, 3) without a latent, where this VAE `restores`."""
+        check_room("Restore Frames", size)
+        clip = self.restored(lr, size, _cuts_of(lr, motion), motion)
+        output = services.output_tensor((size.frames, size.height, size.width, 3))
+        grid = latent_size(size, self.law.space, self.law.time)
+        with self._on_device():
+            need = size.height * size.width * self.law.decode_bytes
+            management.load_models_gpu([self.patcher], memory_required=need)
+        with self._running("Restoring", size, Cut(grid.height, grid.width, 1), last=True) as show:
+            for number in range(size.frames):
+                frame = clip.frame(number)
+                output[number] = frame[0].movedim(0, -1)
+                show(number + 1, size.frames, frame)
         return services.mark_finite(output)
 
     def decode_tiled(
@@ -262,7 +281,7 @@ class RestorerVAE(comfy.sd.VAE):
     @contextlib.contextmanager
     def _running(self, what: str, size: ClipSize, cut: Cut, last: bool) -> Iterator[PieceProgress]:
         """Run pieces on the device with ticking layers; out of memory is an error on the `last` cut only."""
-        network, decodes = self.first_stage_model, what == "Decoding"
+        network, decodes = self.first_stage_model, what != "Encoding"
         part = getattr(network, "decoder" if decodes else "encoder", network)
         each = self.frame_layers() if decodes else ()
         try:
@@ -288,6 +307,14 @@ class RestorerVAE(comfy.sd.VAE):
 
     def _on_device(self) -> contextlib.AbstractContextManager:
         return getattr(management, "cuda_device_context", contextlib.nullcontext)(self.device)
+
+
+def _cuts_of(lr: torch.Tensor, motion: Motion | None) -> Sequence[int]:
+    """Give the frames that start a scene, and say so in the console."""
+    cuts = motion.cuts if motion else scene_cuts(Progress().over(lr))
+    if cuts:
+        logging.getLogger(__name__).info("Scene cuts before frames %s", ", ".join(map(str, cuts)))
+    return cuts
 
 
 def pick_vae_dtype(precision: str, preset: str, device: torch.device) -> torch.dtype:

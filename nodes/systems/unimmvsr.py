@@ -19,10 +19,20 @@ import torch
 
 from ...models.layout.pieces import Tile, Window, stream_spans
 from ...models.layout.sizes import ClipSize
+from ...models.motion.estimation import Motion
 from ...models.unimmvsr import checkpoint
 from ...models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
 from ...models.unimmvsr.references import BUILT_IN_RULE
-from ...models.unimmvsr.vae import SPACE, TIME, CausalVideoVAE, ResizedFrames, VAEConfig, piece_decoder, piece_encoder
+from ...models.unimmvsr.vae import (
+    SPACE,
+    TIME,
+    CausalVideoVAE,
+    ResizedFrames,
+    RestoredFrames,
+    VAEConfig,
+    piece_decoder,
+    piece_encoder,
+)
 from ..host import services
 from ..host.keys import LEVEL_KEY, PROGRESS_KEY, REFERENCES_KEY
 from ..host.model import (
@@ -173,10 +183,14 @@ class UniMMVSRModel(RestorerModel):
 class UniMMVSRVAE(RestorerVAE):
     """The causal video VAE: time is streamed, so memory does not grow with the clip."""
 
+    restores = True
+
     def __init__(self, config: VAEConfig, state: Mapping[str, torch.Tensor], precision: str, disable_dynamic: bool):
         # fp32 unless asked otherwise: motion search and small residuals suffer in half precision.
         asked = services.PRECISIONS.get(precision, torch.float32)
-        dtype = asked if management.supports_dtype(management.vae_device(), asked) else torch.float32
+        device = management.vae_device()
+        dtype = asked if management.supports_dtype(device, asked) else torch.float32
+        self._half = precision not in services.PRECISIONS and device.type == "cpu" and services.cpu_has_bf16()
         network = CausalVideoVAE(config, services.layers(comfy.ops.manual_cast, dtype, None))
         super().__init__(network, state, dtype, _LAW, config.latent_channels, disable_dynamic)
 
@@ -196,17 +210,24 @@ class UniMMVSRVAE(RestorerVAE):
         size: ClipSize,
         lr_weight: float,
         cuts: Sequence[int] = (),
+        motion: Motion | None = None,
+        detail: float = 1.0,
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what decodes a piece."""
-        place = (self.device, self.vae_dtype)
-        clip = None if lr is None else ResizedFrames(lr, size, "bicubic", *place)
+        clip = None if lr is None else self.restored(lr, size, cuts, motion)
+        place = self.device, self.vae_dtype
         with services.titled(services.DECODE):
-            return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place, cuts)
+            return piece_decoder(self.first_stage_model, latent, clip, size, lr_weight, *place, cuts, detail)
+
+    def restored(self, lr: torch.Tensor, size: ClipSize, cuts: Sequence[int], motion: Motion | None) -> RestoredFrames:
+        """Give LR frames restored at `size`, frame by frame."""
+        place = self.device, self.vae_dtype
+        return RestoredFrames(lr, size, self.first_stage_model.decoder.restore, *place, cuts, motion, self._half)
 
     def frame_layers(self) -> Sequence[torch.nn.Module]:
         """Give what runs once a frame."""
         decoder = self.first_stage_model.decoder
-        return decoder.refine.conv_out, decoder.complete
+        return decoder.restore.clean.steps[-1], decoder.complete
 
 
 def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tuple[list[list[float]], list[float]]:

@@ -20,7 +20,9 @@ def write_tiny_restorer(path: Path, text_width: int = 0) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # biases keep what the layers drew
-        vae = CausalVideoVAE(VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1))
+        vae = CausalVideoVAE(
+            VAEConfig(encoder_width=8, latent_width=8, feature_width=8, restore_width=8, restore_blocks=1)
+        )
         dit = UniMMVSRDiT(DiTConfig(width=32, depth=2, heads=2, ffn_ratio=2, text_width=text_width))
     generator = torch.Generator().manual_seed(0)
     state = {}

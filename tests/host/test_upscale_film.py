@@ -208,6 +208,16 @@ def test_what_was_stopped_goes_on(upscaled, restoring, source, output, monkeypat
     assert out.read_bytes() == whole.read_bytes() and not [path for path in output.rglob(".*")]
 
 
+def test_the_built_in_vae_alone_restores_without_sampling(upscaled, restorer, source):
+    from cascadevsr.nodes.host.film import images_of
+    from cascadevsr.nodes.restore import RestoreFrames
+
+    joined = pixels(upscaled(source, vae=restorer[1], segment=9))
+    assert np.array_equal(joined, pixels(upscaled(source, vae=restorer[1], segment=100)))
+    wanted = RestoreFrames.execute(restorer[1], images_of(frames(probe(source)), (26, 24, 32)), TWICE).args[0].numpy()
+    assert np.abs(joined - 255 * wanted).mean() < 1.5, "colours of the file apart"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -369,7 +379,7 @@ def test_an_image_upscaler_is_steady_over_the_film(upscaled, upscale_model, sour
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": None}, "link one of model, guider and upscale_model; got none of them"),
+        ({"model": None}, "link one of model, guider and upscale_model, or vae alone; got none of them"),
         ({"upscale_model": object()}, "got model, upscale_model"),
         ({"noise": None, "sigmas": None}, "a model needs noise, sampler and sigmas; got no noise and no sigmas"),
         ({"vae": None}, "vae must be a VAE; got none"),

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from cascadevsr.models import steady as method
 from cascadevsr.models.layout import bands
 from cascadevsr.models.motion.blockflow import BlockFlow
-from cascadevsr.models.steady import Controls, check_pair, edge_width, judge_sources, likeness, steady
+from cascadevsr.models.source import cleanness, edge_width
+from cascadevsr.models.steady import Controls, check_pair, likeness, steady
 
 LOW = (30, 44)
 STEP = 1.5  # LR px that everything moves to the left a frame
@@ -189,7 +190,7 @@ def test_wrong_motion_is_not_trusted():
 )
 def test_noisy_and_blurred_frames_count_as_compressed_and_sharp_ones_do_not(blur, noise, answer):
     lr = degraded(clip(5)[0], blur, noise)
-    assert judge_sources(lambda i: lr[i], pans(), 5) == [answer] * 5
+    assert [share > 0.5 for share in cleanness(lambda i: lr[i], pans(), 5)] == [answer] * 5
 
 
 def test_noise_does_not_change_what_edges_tell():
@@ -219,7 +220,8 @@ def test_blur_that_the_upscaler_left_in_is_taken_out(monkeypatch):
 
 def test_every_scene_has_an_answer_of_its_own():
     lr = clip(4)[0] + clip(3, noise=0.015, seed=5)[0] + clip(1)[0]
-    assert judge_sources(lambda i: lr[i], pans(), 8, (4, 7)) == [True] * 4 + [False] * 4
+    shares = cleanness(lambda i: lr[i], pans(), 8, (4, 7))
+    assert [share > 0.5 for share in shares] == [True] * 4 + [False] * 4 and shares[-1] == 0.5
 
 
 def test_the_same_picture_is_recognised():

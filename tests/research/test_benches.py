@@ -70,7 +70,9 @@ def clips(folder):
     low = np.stack([np.asarray(Image.fromarray(frame).resize((16, 12), Image.BICUBIC)) for frame in truth])
     for name, frames in (("a.mp4", truth), ("a_bicubic.mp4", low)):
         write_video(folder / name, frames, Fraction(24), codec="h264-rgb")
-    return Namespace(clips=folder, lr=folder, modes=["bicubic", "real"], only=None, exclude=[], settings=[])
+    return Namespace(
+        clips=folder, lr=folder, modes=["bicubic", "real"], only=None, exclude=[], settings=[], image_models=[]
+    )
 
 
 def test_quality_gives_bicubic_no_gain_over_itself(tmp_path, monkeypatch):
@@ -79,12 +81,20 @@ def test_quality_gives_bicubic_no_gain_over_itself(tmp_path, monkeypatch):
     def bicubic(small, rate, size, options, host, more=()):
         return np.stack([quality._bicubic(frame, size) for frame in small])
 
+    def enlarged(x):
+        sizes = [4 * side for side in x.shape[-2:]]
+        return torch.nn.functional.interpolate(x, sizes, mode="bicubic", antialias=True) + 0.1
+
     monkeypatch.setattr(quality, "upscaled", bicubic)
-    result = quality.run(clips(tmp_path), None)
+    monkeypatch.setattr(quality, "load_upscaler", lambda file: enlarged)
+    options = clips(tmp_path)
+    options.image_models = ["brighter.pth"]
+    result = quality.run(options, None)
     assert list(result["clips"]) == ["bicubic"] and list(result["clips"]["bicubic"]) == ["a"]
     means = result["means"]["bicubic"]
     assert means["gain"] == means["ssim_gain"] == means["neighbours"] == 0
     assert means["over_ibp"] < 0 < means["bicubic"]
+    assert means["brighter_gain"] < -1 and means["colour"] < 2
     assert 0 < means["sharpness"] < 1
     assert means["warp_ratio"] == means["bicubic_warp_ratio"]
 
@@ -106,7 +116,7 @@ def test_steady_measures_an_upscaler_alone_and_made_steady(tmp_path, monkeypatch
         return torch.nn.functional.interpolate(x, scale_factor=4, mode="bicubic") + 0.04 * (len(calls) % 2)
 
     monkeypatch.setattr(steady, "load_upscaler", lambda file: flickering)
-    options = Namespace(**vars(clips(tmp_path)), image_models=["any.pth"], frames=None)
+    options = Namespace(**{**vars(clips(tmp_path)), "image_models": ["any.pth"], "frames": None})
     result = steady.run(options, None)
     means = result["means"]["any bicubic"]
     assert means["gain"] == means["least_gain"] > 1 and means["clean"] in (0, 1)

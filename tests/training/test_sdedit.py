@@ -13,7 +13,7 @@ from cascadevsr.training.sdedit import BuiltInBase, SDEditTransform, degrade_bot
 @pytest.fixture(scope="module")
 def base():
     torch.manual_seed(0)
-    vae = CausalVideoVAE(VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1))
+    vae = CausalVideoVAE(VAEConfig(encoder_width=8, latent_width=8, feature_width=8, restore_width=8, restore_blocks=1))
     dit = UniMMVSRDiT(DiTConfig(width=32, depth=2, heads=2, ffn_ratio=2))
     for block in dit.blocks:
         torch.nn.init.normal_(block.modulation, std=0.3)

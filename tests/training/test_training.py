@@ -10,7 +10,7 @@ from cascadevsr.models.motion.flow import warp
 from cascadevsr.models.unimmvsr.checkpoint import dit_config, open_state, vae_config
 from cascadevsr.models.unimmvsr.dit import DiTConfig
 from cascadevsr.models.unimmvsr.vae import VAEConfig
-from cascadevsr.training import builtin, stages
+from cascadevsr.training import builtin, restorer, stages
 from cascadevsr.training.batches import BatchMaker, Pool
 from cascadevsr.training.clips import (
     CELL,
@@ -149,7 +149,7 @@ def test_some_references_are_of_something_else(photos):
 
 def test_unrelated_references_are_trained_to_change_nothing(monkeypatch):
     torch.manual_seed(4)
-    config = VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1)
+    config = VAEConfig(encoder_width=8, latent_width=8, feature_width=8, restore_width=8, restore_blocks=1)
     networks = stages.Networks(config, DiTConfig(width=32, depth=1, heads=2))
     for parameter in networks.dit.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -204,15 +204,20 @@ def test_photos_are_found_excluded_and_hashed(folder, tmp_path):
         find_photos([tmp_path / "missing"])
 
 
-TINY = "--latent-batch 1 5 32 --refine-batch 1 5 32 --dit-batch 1 5 32 --complete-batch 1 5 32"
+TINY = "--latent-batch 1 5 32 --clean-batch 2 5 160 --worn-batch 2 5 160 --judge-batch 2 5 160"
+TINY += " --dit-batch 1 5 32 --complete-batch 1 5 32"
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(builtin, "NORMALISING", 1)
+    monkeypatch.setattr(builtin, "Maker", lambda *options, **_: restorer.Maker(*options, textures=1))
+    monkeypatch.setattr(builtin, "figures_of", lambda *_: {"gain": 0.0})
+    monkeypatch.setattr(restorer, "STILLS", 2)
+    monkeypatch.setattr(restorer, "CLIPS", 1)
     monkeypatch.setattr(builtin, "BatchMaker", lambda photos, seed, **_: BatchMaker(photos, seed, textures=1))
     monkeypatch.setattr(builtin, "validate", lambda *_: {"gain": 0.0})
-    monkeypatch.setattr(builtin, "VAEConfig", lambda **_: VAEConfig(4, 8, 12, 10, 1))
+    monkeypatch.setattr(builtin, "VAEConfig", lambda **_: VAEConfig(4, 8, 12, 10, 8, 1, 2))
     monkeypatch.setattr(builtin, "DiTConfig", lambda **_: DiTConfig(4, 48, 1, 2, 2))
 
 
@@ -228,7 +233,7 @@ def test_all_stages_train_and_export(folder, tmp_path, small):
     assert open_state(state, tmp_path / "weights.safetensors") and metadata["architecture"] == "unimmvsr"
     assert all(key.startswith(("vae.", "dit.")) for key in state), "what only training needs is not shipped"
     assert dit_config(strip_prefix(state, "dit.")).width == 48
-    assert vae_config(strip_prefix(state, "vae.")).refine_width == 10
+    assert vae_config(strip_prefix(state, "vae.")).feature_width == 10
     facts = json.loads((tmp_path / "weights.json").read_text())
     assert facts["photographs"] == ["a.png", "b.png", "tiny.png"] and facts["held_out"] == ["held.png"]
     assert [(f["stage"], f["step"]) for f in facts["figures"]] == [

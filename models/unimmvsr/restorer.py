@@ -1,0 +1,191 @@
+"""Restores an LR frame from itself and its neighbours: unrolled multi-frame back-projection.
+
+What happens to a frame y (b, 3, h, w) in 0..1, with neighbours and the motion to each of them and back, to become
+x (b, 3, H, W). D is the resize from (H, W) to (h, w), U the one back; the sides of x are 1 to 8 times those of y.
+
+1. x = U y. Features (b, width, H/4, W/4) are one convolution of y on the grid of 4x4 pixels: at x4 that is y's own.
+2. Trust in the motion to each neighbour, (b, 1, h, w) in 0..1: does the way there and back return to its start, and
+   are the frames alike along it?
+3. Three times:
+   a. What is missing here: y - D x, enlarged.
+   b. What is missing there: x is moved along the motion to each neighbour and reduced; what that neighbour shows
+      beyond it is enlarged, brought back along the motion, and averaged by trust.
+   c. A small network takes x, both residuals, trust and features on the 4x4 grid, and says what to add to x.
+
+So every step asks how the estimate would look in each LR frame nearby: the physics of sampling is built in, and what
+is learned is how far to believe a residual. Irani and Peleg (1991) did it by hand; unrolled into a network as in Haris
+et al. (2018). Nothing is carried from frame to frame.
+
+LR frames that are right to the pixel, and worn ones (blurred, noisy, compressed) ask for opposite answers to a
+residual: there it is a command, here evidence. So there are two sets of weights, the second trained on from the first;
+a judge looks at the LR frames and says how worn they are, 0..1, and the weights used lie that far on the straight line
+between the two (as models fine-tuned from one start may be averaged: Wortsman et al. 2022).
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from ..motion.flow import sample, sampling_grid, warp
+
+GRID = 4  # the network works on a grid of 4x4 output pixels
+REACH = 2  # frames to each side that help
+JUDGE_WIDTH = 32
+WARPS = 2  # of the built-in motion: with 4 the gain was the same within 0.002 dB
+
+_RETURN = 0.3  # LR px; the round trip of a motion misses its start by this where trust falls to 1/e
+_ALIKE = 0.05  # mean difference along the motion, frames in 0..1, where trust falls to 1/e
+_CONTRAST, _MISSING, _ADDED = 4.0, 16.0, 0.1  # bring pixels, residuals and what is added to the size of features
+_FINE = 16.0  # the same for the finest detail
+
+Neighbour = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # frame (b, 3, h, w), flow there and back (b, 2, h, w)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around an activation, added to what came in."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.first = ops.Conv2d(width, width, 3, padding=1)
+        self.second = ops.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(F.leaky_relu(self.first(x), 0.1))
+
+
+class Step(nn.Module):
+    """Says what to add to the estimate: planes and features on the 4x4 grid -> features, 4x4 blocks of pixels."""
+
+    def __init__(self, width: int, blocks: int, ops: ModuleType):
+        super().__init__()
+        cell = 3 * GRID**2
+        # estimate, missing here, missing there, trust, unlikeness, features
+        self.into = ops.Conv2d(3 * cell + 2 + width, width, 3, padding=1)
+        self.body = nn.Sequential(*(ResidualBlock(width, ops) for _ in range(blocks)))
+        self.out = ops.Conv2d(width, cell, 3, padding=1)
+
+    def forward(self, planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.body(F.leaky_relu(self.into(planes), 0.1))
+        return features, self.out(features)
+
+
+class Restorer(nn.Module):
+    """Give the restored frame and the features it was made from, with one set of weights."""
+
+    def __init__(self, width: int = 48, blocks: int = 4, steps: int = 3, ops: ModuleType = nn):
+        super().__init__()
+        self.head = ops.Conv2d(3, width, 3, padding=1)
+        self.steps = nn.ModuleList(Step(width, blocks, ops) for _ in range(steps))
+
+    def forward(
+        self,
+        frame: torch.Tensor,
+        neighbours: Sequence[Neighbour],
+        height: int,
+        width: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Restore LR `frame` (b, 3, h, w) in 0..1 to (b, 3, height, width).
+
+        Each neighbour is an LR frame, the flow to it and the flow back, in LR px; there may be none. Pixels stay in
+        float32; the convolutions run in the network's own dtype. Returns the frame, not clamped, and features
+        (b, width, height/4, width/4), rounded up, in that dtype.
+        """
+        small, large, dtype = frame.shape[-2:], (height, width), self.head.weight.dtype
+        grid = (-(-height // GRID), -(-width // GRID))
+        padding = (0, GRID * grid[1] - width, 0, GRID * grid[0] - height)
+        mean = frame.mean((2, 3), keepdim=True)
+        x = _resized(frame, large)
+        features = self.head((_CONTRAST * (_resized(frame, grid) - mean)).to(dtype))
+        others = [_Other(frame, *neighbour, large) for neighbour in neighbours]
+        total = sum((other.trust for other in others), torch.zeros_like(frame[:, :1]))
+        unlike = sum((other.trust * other.unlike for other in others), torch.zeros_like(total)) / (total + 0.05)
+        planes = [F.interpolate(p, grid, mode="bilinear") for p in (total, _MISSING * unlike)]
+        for step in self.steps:
+            there = sum((other.missing(x, small) for other in others), torch.zeros_like(x))
+            there = there / (1 + sum(other.fine for other in others)) if others else there
+            here = _resized(frame - _resized(x, small), large)
+            cells = (_CONTRAST * (x - mean), _MISSING * here, _MISSING * there)
+            cells = [F.pixel_unshuffle(F.pad(cell, padding, mode="replicate"), GRID) for cell in cells]
+            features, added = step(torch.cat((*(part.to(dtype) for part in (*cells, *planes)), features), 1))
+            x = x + _ADDED * F.pixel_shuffle(added.float(), GRID)[..., :height, :width]
+        return x, features
+
+
+class Judge(nn.Module):
+    """Says how worn LR frames are: (b, 3, h, w) in 0..1 -> (b,), below 0 for clean, above 0 for worn ones."""
+
+    def __init__(self, width: int, ops: ModuleType):
+        super().__init__()
+        self.first = ops.Conv2d(3, width // 2, 3, padding=1)
+        self.second = ops.Conv2d(width // 2, width, 3, stride=2, padding=1)
+        self.third = ops.Conv2d(width, width, 3, padding=1)
+        self.said = ops.Conv2d(width, 2, 1)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        coarse = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        x = (_FINE * (frames - coarse)).to(self.first.weight.dtype)  # what is there says nothing of how worn it is
+        for layer in (self.first, self.second, self.third):
+            x = F.leaky_relu(layer(x), 0.1)
+        verdict, weight = self.said(x).float().flatten(2).unbind(1)
+        return (verdict * weight.softmax(-1)).sum(-1)  # sky and walls say little
+
+
+class Restorers(nn.Module):
+    """Restore with weights between those for clean and those for worn LR frames."""
+
+    def __init__(self, width: int = 48, blocks: int = 4, steps: int = 3, ops: ModuleType = nn):
+        super().__init__()
+        self.clean = Restorer(width, blocks, steps, ops)
+        self.worn = Restorer(width, blocks, steps, ops)
+        self.judge = Judge(JUDGE_WIDTH, ops)
+
+    def forward(
+        self, frame: torch.Tensor, neighbours: Sequence[Neighbour], height: int, width: int, wear: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Restore as :class:`Restorer` does LR frames that are worn by `wear`, 0..1; see :meth:`wear_of`."""
+        pairs = zip(self.clean.named_parameters(), self.worn.parameters(), strict=True)
+        weights = {name: torch.lerp(clean, worn, wear) for (name, clean), worn in pairs}
+        return functional_call(self.clean, weights, (frame, neighbours, height, width))
+
+    @staticmethod
+    def wear_of(verdicts: Sequence[torch.Tensor]) -> float:
+        """Give the wear 0..1 of a frame from what the judge says of it and its neighbours."""
+        return float(torch.stack(list(verdicts)).mean().sigmoid())
+
+
+class _Other:
+    """A neighbour: how far it can be trusted, and what it misses in an estimate."""
+
+    def __init__(
+        self,
+        here: torch.Tensor,
+        frame: torch.Tensor,
+        there: torch.Tensor,
+        back: torch.Tensor,
+        large: tuple[int, int],
+    ):
+        self.frame = frame
+        miss = (there + warp(back, there)).square().sum(1, keepdim=True)
+        self.unlike = F.avg_pool2d((here - warp(frame, there)).abs().mean(1, keepdim=True), 3, 1, 1)
+        self.trust = torch.exp(-miss / _RETURN**2) * torch.exp(-((self.unlike / _ALIKE) ** 2))
+        self.fine = F.interpolate(self.trust, large, mode="bilinear")
+        ratio = there.new_tensor([large[1] / here.shape[-1], large[0] / here.shape[-2]]).view(1, 2, 1, 1)
+        self.there, self.back = (
+            sampling_grid(F.interpolate(flow, large, mode="bilinear") * ratio) for flow in (there, back)
+        )
+
+    def missing(self, x: torch.Tensor, small: tuple[int, int]) -> torch.Tensor:
+        """Give what the neighbour shows beyond the estimate x (b, 3, H, W), brought here and weighed."""
+        missing = _resized(self.frame - _resized(sample(x, self.back), small), x.shape[-2:])
+        return self.fine * sample(missing, self.there)
+
+
+def _resized(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize as models.layout.sizes.resize_clip does: Pillow's bicubic."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)

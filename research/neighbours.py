@@ -1,0 +1,103 @@
+"""`run.py bench neighbours`: what the built-in restorer gains from neighbours, motion and its steps, on photographs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..models.motion.blockflow import BlockFlow
+from ..models.motion.flow import chain_flows, warp
+from ..models.pixels.degradation import degrade, resize
+from ..models.unimmvsr import checkpoint
+from ..models.unimmvsr.restorer import WARPS, Restorer
+from ..models.unimmvsr.vae import CausalVideoVAE
+from ..runner.errors import RunnerError
+from ..runner.host import Host
+from ..training.batches import draw_degradation
+from ..training.clips import make_clip
+from ..training.photos import find_photos, load_photo
+
+SIDE, REACH, CLIPS = 240, 3, 24
+_INSIDE = (..., slice(8, -8), slice(8, -8))
+_INVERTING = 8  # iterations that invert a smooth flow to a thousandth of a pixel
+_WEIGHTS = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
+
+Flows = dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+@torch.no_grad()
+def run(options: argparse.Namespace, host: Host) -> dict:
+    """Restore frames of photographs seen by a moving camera, with more or fewer neighbours, motions and steps.
+
+    --photos FOLDER holds photographs that nothing was trained on. Figures: gain over bicubic in dB (luma, mean of the
+    middle frames of --frames clips, 24 by default), x4, by LR (bicubic, real): `alone`; `1`, `2`, `3`: neighbours to
+    each side, with estimated motion; `exact` and `none`: 2 to each side with exact motion, and with none;
+    `steps 1`, `steps 2`: 2 to each side, stopped early.
+    """
+    if not options.photos:
+        raise RunnerError("bench neighbours: needs --photos FOLDER, photographs that the weights were not trained on.")
+    photos = [photo for path in find_photos([Path(options.photos)], ()) if (photo := load_photo(path))]
+    release = checkpoint.open_release(_WEIGHTS)
+    vae = CausalVideoVAE(checkpoint.vae_config(release.vae)).eval()
+    vae.load_state_dict({key: value.float() for key, value in release.vae.items()})
+    restore, estimate, rows = vae.decoder.restore, BlockFlow(WARPS), {}
+    for mode, network in (("bicubic", restore.clean), ("real", restore.worn)):
+        found: dict[str, list[float]] = {}
+        for number in range(options.frames or CLIPS):
+            rng = np.random.default_rng([7, number])
+            clip = make_clip(rng, [photos[number % len(photos)]], 2 * REACH + 1, SIDE, 0)
+            truth, small = clip.frames.clamp(0, 1), SIDE // 4
+            low = (degrade(truth, small, small, draw_degradation(rng, mode), rng) * 255).round() / 255
+            exact = F.avg_pool2d(clip.flow.float(), 4) / 4
+            motions = {
+                "estimated": _pairs(estimate(low[:-1], low[1:]), estimate(low[1:], low[:-1])),
+                "exact": _pairs(exact, _inverse(exact)),
+                "none": _pairs(*(torch.zeros_like(exact),) * 2),
+            }
+            for name, gain in _gains(network, truth[REACH : REACH + 1], low, motions).items():
+                found.setdefault(name, []).append(gain)
+        rows[mode] = {name: round(float(np.mean(gains)), 3) for name, gains in found.items()}
+    return rows
+
+
+def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: dict[str, Flows]) -> dict[str, float]:
+    """Give the gain over bicubic of the middle frame, by what the restorer is given."""
+    base = _luma_error(resize(low[REACH : REACH + 1], SIDE, SIDE, "bicubic"), truth)
+
+    def gain(reach: int, motion: str = "estimated", steps: int | None = None) -> float:
+        near = [k for k in range(REACH - reach, REACH + reach + 1) if k != REACH]
+        others = [(low[k : k + 1], *chain_flows(motions[motion], REACH, k)) for k in near]
+        whole = network.steps
+        network.steps = whole[:steps]
+        restored = network(low[REACH : REACH + 1], others, SIDE, SIDE)[0]
+        network.steps = whole
+        return 10 * float(np.log10(base / _luma_error(restored, truth)))
+
+    settings: dict[str, Sequence] = {
+        **{"alone": (0,), "1": (1,), "2": (2,), "3": (3,), "exact": (2, "exact"), "none": (2, "none")},
+        **{f"steps {count}": (2, "estimated", count) for count in range(1, len(network.steps))},
+    }
+    return {name: gain(*each) for name, each in settings.items()}
+
+
+def _pairs(there: torch.Tensor, back: torch.Tensor) -> Flows:
+    return {k: (there[k : k + 1], back[k : k + 1]) for k in range(len(there))}
+
+
+def _inverse(flow: torch.Tensor) -> torch.Tensor:
+    """Invert smooth flows (n, 2, h, w): where what lies here came from."""
+    back = -flow
+    for _ in range(_INVERTING):
+        back = -warp(flow, back)
+    return back
+
+
+def _luma_error(picture: torch.Tensor, truth: torch.Tensor) -> float:
+    weights = picture.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
+    rounded = (picture.clamp(0, 1) * 255).round() / 255
+    return float(((rounded - truth) * weights).sum(1)[_INSIDE].square().mean())

@@ -1,0 +1,93 @@
+"""The restorer at tiny size: any scale, any number of neighbours, what an untrained one gives."""
+
+import pytest
+import torch
+from cascadevsr.models.layout.sizes import resize_clip
+from cascadevsr.models.unimmvsr.restorer import Restorer, Restorers
+
+
+@pytest.fixture
+def restorer():
+    torch.manual_seed(0)
+    return Restorer(8, 1, 2).eval().requires_grad_(False)
+
+
+def frame(seed=0, height=18, width=26):
+    small = torch.rand(1, 3, height // 3, width // 3, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 1)
+
+
+def still(like):
+    return torch.zeros(1, 2, *like.shape[-2:])
+
+
+@pytest.mark.parametrize("size", [(72, 104), (36, 52), (144, 208), (18, 26), (45, 65), (57, 83), (73, 101)])
+def test_any_scale_and_size(restorer, size):
+    low = frame()
+    for neighbours in ([], [(frame(1), still(low), still(low))]):
+        restored, features = restorer(low, neighbours, *size)
+        assert restored.shape == (1, 3, *size) and restored.isfinite().all()
+        assert features.shape == (1, 8, -(-size[0] // 4), -(-size[1] // 4))
+
+
+def test_what_adds_nothing_gives_bicubic(restorer):
+    for step in restorer.steps:
+        torch.nn.init.zeros_(step.out.weight), torch.nn.init.zeros_(step.out.bias)
+    low = frame()
+    restored = restorer(low, [(frame(1), still(low), still(low))], 60, 90)[0]
+    torch.testing.assert_close(restored, resize_clip(low.unsqueeze(2), 60, 90)[:, :, 0])
+
+
+def test_a_neighbour_of_another_scene_changes_nothing(restorer):
+    low, other = frame(), 1 - frame()
+    alone = restorer(low, [], 72, 104)[0]
+    torch.testing.assert_close(
+        restorer(low, [(other, still(low), still(low))], 72, 104)[0], alone, rtol=0, atol=3e-3
+    )  # where 1 - y is y they are alike
+    lost = torch.full_like(still(low), 3.0)  # the way back does not return
+    torch.testing.assert_close(restorer(low, [(low, lost, lost)], 72, 104)[0], alone, rtol=0, atol=1e-6)
+
+
+def test_neighbours_count_alike_whatever_their_order(restorer):
+    low = frame()
+    others = [(frame(0) + 0.01 * k, still(low), still(low)) for k in (1, 2, 3)]
+    torch.testing.assert_close(
+        restorer(low, others, 72, 104)[0], restorer(low, others[::-1], 72, 104)[0], rtol=0, atol=1e-5
+    )
+
+
+def test_brightness_of_the_whole_makes_no_difference(restorer):
+    low = frame() * 0.5
+    a, b = (restorer(low + shift, [], 72, 104)[0] for shift in (0.0, 0.3))
+    torch.testing.assert_close(a + 0.3, b, rtol=0, atol=1e-5)
+
+
+def test_pictures_of_a_batch_do_not_meet(restorer):
+    low = torch.cat((frame(0), frame(4)))
+    both = restorer(low, [(low.flip(0), still(low).expand(2, -1, -1, -1), still(low).expand(2, -1, -1, -1))], 72, 104)
+    for number in range(2):
+        one = low[number : number + 1]
+        other = (low.flip(0)[number : number + 1], still(low), still(low))
+        torch.testing.assert_close(both[0][number], restorer(one, [other], 72, 104)[0][0], rtol=0, atol=1e-5)
+
+
+def test_weights_lie_between_those_for_clean_and_for_worn_frames():
+    torch.manual_seed(0)
+    both, low = Restorers(8, 1, 2).eval().requires_grad_(False), frame()
+    ends = [network(low, [], 72, 104)[0] for network in (both.clean, both.worn)]
+    assert not torch.equal(*ends)
+    for wear, end in ((0.0, ends[0]), (1.0, ends[1])):
+        torch.testing.assert_close(both(low, [], 72, 104, wear)[0], end)
+    halfway = both(low, [], 72, 104, 0.5)[0]
+    for clean, worn in zip(both.clean.parameters(), both.worn.parameters(), strict=True):
+        clean.add_(worn).mul_(0.5)
+    torch.testing.assert_close(both.clean(low, [], 72, 104)[0], halfway)
+
+
+def test_the_judge_looks_at_the_frames_around():
+    torch.manual_seed(0)
+    both = Restorers(8, 1, 2).eval().requires_grad_(False)
+    verdicts = [both.judge(frame(seed)) for seed in range(3)]
+    assert both.wear_of(verdicts) == pytest.approx(float(torch.cat(verdicts).mean().sigmoid()))
+    brighter = both.judge(frame(0) * 0.5 + 0.4), both.judge(frame(0) * 0.5)
+    torch.testing.assert_close(*brighter, msg="brightness of the whole says nothing of wear")

@@ -1,0 +1,318 @@
+"""The stages that train the decoder's restorer (models/unimmvsr/restorer.py), without a latent.
+
+Three, in this order: *clean* trains the weights for LR frames that are right to the pixel; *worn* trains on from them,
+with LR frames that are mostly blurred, noisy and compressed; *judge* learns to tell which of the two restores a window
+better, most where it matters most.
+
+A step of the first two, in order:
+
+1. Take photographs cut out and reduced (no neighbours, so no motion is needed and detail is plentiful), or moving clips
+   made of them (training/clips.py), reduced and degraded, with the motion that the built-in estimator finds on these LR
+   frames, as at run time.
+2. Cut windows, turn and mirror them, leave some neighbours out, and spoil the motion smoothly: a network
+   that has only seen good motion believes neighbours that are slightly misaligned.
+3. Restore the middle frame; compare it with the truth, in colour and once more in brightness, which eyes see better.
+
+Draws are kept and used several times (batches.Pool), each time cut and turned otherwise; everything depends on the
+seed and the step's number alone, so that a killed run goes on to the numbers it would have had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..models.motion.blockflow import BlockFlow
+from ..models.motion.flow import chain_flows
+from ..models.pixels.degradation import degrade, resize
+from ..models.unimmvsr.restorer import REACH, WARPS, Neighbour, Restorer, Restorers
+from .batches import Pool, draw_degradation
+from .clips import in_other_light, make_clip, soften
+from .curriculum import rng_at
+from .photos import Photo, procedural_photo
+
+SCALES = (4.0, 2.0, 8.0, 3.2, 2.5, 1.6, 1.0)  # all of them fit windows of 160 px
+SCALE_SHARES = (0.83, 0.07, 0.03, 0.02, 0.02, 0.02, 0.01)
+MARGIN = 1.5  # side of the clips that windows are cut out of, over the windows'
+CLIPS = 4  # of a draw; any frame with REACH neighbours to each side can be the middle one
+STILLS = 24  # windows of a draw of photographs
+STILL_SHARE = 0.4  # of steps
+CLEAN_SHARES = {"clean": 1.0, "worn": 0.1, "judge": 0.5}  # of clips and stills; the others are degraded
+DEGRADED = ("real", "light", "second order", "generated", "old film")
+DEGRADED_SHARES = (0.6, 0.15, 0.1, 0.1, 0.05)
+DRAWN_SHARE = 0.25  # of pictures that are glyphs, gratings or shapes: photographs teach few hard edges
+SOFT_SHARE = 0.1  # of clips
+REDUCED = (0.75, 0.6, 0.5, 0.4)  # sizes of photographs before they are looked at: as they are, they are too soft
+SPOILED = 0.35  # LR px; the most that motion is spoiled by
+BORDER = 8  # px that the loss leaves out at each side
+ALL = tuple(k for k in range(-REACH, REACH + 1) if k)
+CHOICES = ((), (-1, 1), (-2, -1), (1, 2), ALL)  # neighbours of a step with clips
+CHOICE_SHARES = (0.1, 0.3, 0.05, 0.05, 0.5)
+
+
+@dataclass(frozen=True)
+class Stills:
+    """Pictures (n, 3, H, W) and their LR (n, 3, h, w), 8-bit levels."""
+
+    truth: torch.Tensor
+    low: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Clips: truth (n, t, 3, H, W) and LR (n, t, 3, h, w), 8-bit levels; flows there and back (n, t-1, 2, h, w)."""
+
+    truth: torch.Tensor
+    low: torch.Tensor
+    there: torch.Tensor
+    back: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a step trains on: truth (b, 3, H, W) and LR (b, 3, h, w) in 0..1, neighbours and motion."""
+
+    truth: torch.Tensor
+    low: torch.Tensor
+    neighbours: list[Neighbour]
+
+
+class Maker:
+    """Draws stills and clips from photographs, for windows of `side` px; clips have `frames` frames."""
+
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        seed: int,
+        side: int,
+        frames: int,
+        clean_share: float = 0.5,
+        textures: int = 240,
+    ):
+        self.photos, self.seed, self.side, self.frames = photos, seed, side, frames
+        self.clean_share = clean_share
+        rng, least = np.random.default_rng(seed), math.ceil(1.3 * MARGIN * side)  # px that a moving camera needs
+        self.reduced = [_reduced(photo, rng.choice(REDUCED), least) for photo in photos]
+        device = photos[0].levels[0].device
+        made = [procedural_photo(np.random.default_rng([seed, k])) for k in range(textures)]
+        self.textures = [Photo(p.name, tuple(level.to(device) for level in p.levels)) for p in made]
+        self.estimate = BlockFlow(WARPS)
+
+    def _picture(self, rng: np.random.Generator, photos: Sequence[Photo]) -> Photo:
+        source = self.textures if self.textures and rng.random() < DRAWN_SHARE else photos
+        return source[int(rng.integers(len(source)))]
+
+    def stills(self, number: int) -> Stills:
+        """Cut windows out of pictures reduced by a random factor, in other light."""
+        rng = np.random.default_rng([self.seed, 0, number])
+        truth = torch.stack([self._still(rng) for _ in range(STILLS)])
+        small = _small(rng, self.side)
+        # as often degraded as clips are: else having no neighbours would mean a clean picture
+        presets = [self._preset(rng) for _ in truth]
+        low = [
+            degrade(picture[None], small, small, draw_degradation(rng, preset), rng)
+            for picture, preset in zip(truth, presets, strict=True)
+        ]
+        return Stills(_bytes(truth), _bytes(torch.cat(low)))
+
+    def _preset(self, rng: np.random.Generator) -> str:
+        return "bicubic" if rng.random() < self.clean_share else str(rng.choice(DEGRADED, p=DEGRADED_SHARES))
+
+    def _still(self, rng: np.random.Generator) -> torch.Tensor:
+        picture, side = self._picture(rng, self.photos).levels[0], self.side
+        factor = max(float(rng.choice(REDUCED)), side / min(picture.shape[-2:]))
+        own = math.floor(side / factor)
+        corners = [[int(rng.integers(0, size - own + 1)) for size in picture.shape[-2:]] for _ in range(2)]
+        crops = [picture[None, :, y : y + own, x : x + own].float() for y, x in corners]
+        crop = max(crops, key=lambda crop: float(crop.diff(dim=-1).abs().mean()))  # sky and walls teach little
+        order = rng.permutation(3) if rng.random() < 0.25 else np.arange(3)
+        return resize(crop[:, order], side, side, "bicubic")[0].clamp(0, 1) ** math.exp(rng.uniform(-0.25, 0.25))
+
+    @torch.no_grad()
+    def clips(self, number: int, preset: str | None = None) -> Moving:
+        """Make moving clips, reduce and degrade them, and estimate their motion; with a `preset` all alike at x4."""
+        rng, side = np.random.default_rng([self.seed, 1, number]), round(MARGIN * self.side)
+        small = _small(rng, side) if preset is None else side // 4
+        truth, low, presets = [], [], []
+        for _ in range(CLIPS):
+            layers = int(rng.choice((0, 1, 2), p=(0.4, 0.4, 0.2)))
+            pictures = [self._picture(rng, self.reduced) for _ in range(3)]
+            clip = in_other_light(rng, make_clip(rng, pictures, self.frames, side, layers))
+            clip = soften(rng, clip) if preset is None and rng.random() < SOFT_SHARE else clip
+            truth.append(clip.frames)
+            presets.append(preset or self._preset(rng))
+            low.append(degrade(clip.frames, small, small, draw_degradation(rng, presets[-1]), rng))
+        low = torch.stack(low)
+        first, second = (part.flatten(0, 1) for part in (low[:, :-1], low[:, 1:]))
+        flows = self.estimate(torch.cat((first, second)), torch.cat((second, first))).half()
+        there, back = (part.unflatten(0, (CLIPS, self.frames - 1)) for part in flows.chunk(2))
+        return Moving(_bytes(torch.stack(truth)), _bytes(low), there, back)
+
+
+def _reduced(photo: Photo, factor: float, least: int) -> Photo:
+    """Reduce a photograph, but not below `least` px a side where it has more."""
+    picture = photo.levels[0].float()[None]
+    factor = min(1.0, max(factor, least / min(picture.shape[-2:])))
+    sides = (round(factor * side) for side in picture.shape[-2:])
+    return Photo(photo.name, (resize(picture, *sides, "bicubic")[0].clamp(0, 1).half(),))
+
+
+def _small(rng: np.random.Generator, side: int) -> int:
+    """Give the side of an LR picture at a random scale."""
+    return round(side / float(rng.choice(SCALES, p=SCALE_SHARES)))
+
+
+def still_windows(stills: Stills, count: int, rng: np.random.Generator) -> Windows:
+    """Choose `count` windows of a draw of stills, and turn them."""
+    chosen = rng.permutation(STILLS)[:count]
+    truth, low = _turned(rng, [_floats(stills.truth[chosen]), _floats(stills.low[chosen])])
+    return Windows(truth, low, [])
+
+
+def clip_windows(
+    clips: Moving,
+    count: int,
+    side: int,
+    rng: np.random.Generator,
+    offsets: Sequence[int] | None = None,
+    spoiled: float = SPOILED,
+) -> Windows:
+    """Cut `count` windows of `side` px out of a draw of clips, each with its own middle frame.
+
+    Neighbours are the same ones for all, drawn where they are not given.
+    """
+    if offsets is None:
+        offsets = CHOICES[int(rng.choice(len(CHOICES), p=CHOICE_SHARES))]
+    forward = rng.random() < 0.5  # or played backwards
+    parts: list[list[torch.Tensor]] = []
+    chosen = [k % CLIPS for k in range(count)]
+    small, whole = clips.low.shape[-1], clips.truth.shape[-1]
+    step = small // math.gcd(small, whole)  # LR px after which LR and full pixels begin together
+    for clip in chosen:
+        middle = int(rng.integers(REACH, clips.low.shape[1] - REACH))
+        corner = [step * int(v) for v in rng.integers(0, (small - small * side // whole) // step + 1, 2)]
+        low = slice(None), *(slice(v, v + small * side // whole) for v in corner)
+        full = slice(None), *(slice(v * whole // small, v * whole // small + side) for v in corner)
+        part = [_floats(clips.truth[clip, middle][full]), _floats(clips.low[clip, middle][low])]
+        ways = clips.there[clip].float().split(1), clips.back[clip].float().split(1)
+        flows = dict(enumerate(zip(*ways, strict=True)))
+        for offset in offsets:
+            other = middle + (offset if forward else -offset)
+            there, back = (flow[0][low] for flow in chain_flows(flows, middle, other))
+            part += [_floats(clips.low[clip, other][low]), there, back]
+        parts.append(part)
+    truth, low, *rest = _turned(rng, [torch.stack(each) for each in zip(*parts, strict=True)])
+    triples = [tuple(rest[k : k + 3]) for k in range(0, len(rest), 3)]
+    return Windows(truth, low, [_spoiled(rng, spoiled, *triple) for triple in triples])
+
+
+def _spoiled(
+    rng: np.random.Generator, most: float, low: torch.Tensor, there: torch.Tensor, back: torch.Tensor
+) -> Neighbour:
+    """Make half of the motions wrong by a smooth amount, up to about `most` px, that the way back does not show."""
+    amount = rng.uniform(0, most, (len(low), 1, 1, 1)) * (rng.random((len(low), 1, 1, 1)) < 0.5)
+    wrong = torch.from_numpy(rng.standard_normal((len(low), 2, 5, 5)) * amount).to(low)
+    wrong = F.interpolate(wrong, low.shape[-2:], mode="bicubic", align_corners=True)
+    return low, there + wrong, back - wrong
+
+
+def _turned(rng: np.random.Generator, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Mirror and transpose pictures (b, 3, h, w) and flows (b, 2, h, w) alike."""
+    left, up, swap = rng.random(3) < 0.5
+    for axis, turn in ((-1, left), (-2, up)):
+        if turn:
+            sign = torch.tensor([-1.0, 1.0] if axis == -1 else [1.0, -1.0]).view(2, 1, 1).to(parts[0])
+            parts = [part.flip(axis) * (sign if part.shape[1] == 2 else 1) for part in parts]
+    if swap:
+        parts = [part.transpose(-1, -2).flip(1) if part.shape[1] == 2 else part.transpose(-1, -2) for part in parts]
+    return [part.contiguous() for part in parts]
+
+
+def _bytes(x: torch.Tensor) -> torch.Tensor:
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _floats(x: torch.Tensor) -> torch.Tensor:
+    return x.float() / 255
+
+
+def window_loss(restorer: Restorer, windows: Windows) -> tuple[torch.Tensor, dict[str, float]]:
+    """Compare the restored windows with the truth; `gain` is in dB over bicubic, in RGB."""
+    height, width = windows.truth.shape[-2:]
+    error = _error(restorer(windows.low, windows.neighbours, height, width)[0], windows)
+    with torch.no_grad():
+        plain = _error(resize(windows.low, height, width, "bicubic"), windows)
+        errors = [each.square().mean((1, 2, 3)).clamp_min(1e-8) for each in (plain, error)]
+        gain = 10 * (errors[0] / errors[1]).log10().mean()
+    name = f"gain_{len(windows.neighbours)}" if height == 4 * windows.low.shape[-2] else "gain_other"
+    return _wrong(error).mean(), {name: float(gain)}
+
+
+def judge_loss(restorers: Restorers, windows: Windows) -> tuple[torch.Tensor, dict[str, float]]:
+    """Compare the judge's verdicts with which weights restore better, weighed by how much better, in relation.
+
+    `regret` is the share by which the loss is above that of the better weights where the verdict is followed.
+    """
+    height, width = windows.truth.shape[-2:]
+    with torch.no_grad():
+        pair = [
+            _wrong(_error(restorer(windows.low, windows.neighbours, height, width)[0], windows))
+            for restorer in (restorers.clean, restorers.worn)
+        ]
+        better = (pair[0] / pair[1]).log()  # above 0: those for worn frames
+    verdict = restorers.judge(windows.low)
+    loss = F.binary_cross_entropy_with_logits(verdict, (better > 0).float(), better.abs())
+    chosen = torch.where(verdict > 0, pair[1], pair[0])
+    return 10 * loss, {"regret": float((chosen / torch.minimum(*pair)).log().mean())}
+
+
+def _error(restored: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """Give the difference to the truth, without a border."""
+    return (restored.float() - windows.truth)[..., BORDER:-BORDER, BORDER:-BORDER]
+
+
+def _wrong(error: torch.Tensor) -> torch.Tensor:
+    """Give the mean absolute error (b,), rounded off at 0, half of it in colour and half in brightness."""
+    grey = (error * error.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
+    return sum(0.5 * (part.square() + 1e-6).sqrt().mean((1, 2, 3)) for part in (error, grey))
+
+
+class Draws:
+    """Gives the windows of a step."""
+
+    def __init__(self, maker: Maker, batch: tuple[int, int, int], seed: int, pool: int, fresh: int):
+        """Take (windows of a step, frames of a clip, px of a window), and how often and how long draws are used."""
+        self.count, _, self.side = batch
+        self.seed = seed
+        self.stills = Pool(maker.stills, seed, pool, max(1, fresh // 2))  # cheaper than clips
+        self.clips = Pool(maker.clips, seed, pool, fresh)
+
+    def at(self, step: int) -> Windows:
+        """Draw a step's windows."""
+        rng = rng_at(self.seed, step, 1)
+        if rng.random() < STILL_SHARE:
+            return still_windows(self.stills.at(step), self.count, rng)
+        return clip_windows(self.clips.at(step), self.count, self.side, rng)
+
+
+@torch.no_grad()
+def figures_of(restorers: Restorers, stage: str, maker: Maker, draws: int = 4) -> dict[str, float]:
+    """Give figures on photographs in motion: gain over bicubic in dB, with neighbours and alone; the judge's regret."""
+    figures: dict[str, list[float]] = {}
+    for preset in ("bicubic", "real"):
+        for number in range(draws):
+            moving = maker.clips(number, preset)
+            for name, offsets in (("gain", ALL), ("alone", ())):
+                rng = np.random.default_rng([maker.seed, number])
+                windows = clip_windows(moving, CLIPS, maker.side, rng, offsets, spoiled=0.0)
+                if stage == "judge":
+                    name, found = "regret", judge_loss(restorers, windows)[1]
+                else:
+                    found = window_loss(getattr(restorers, stage), windows)[1]
+                figures.setdefault(f"{preset}_{name}", []).extend(found.values())
+    return {name: round(float(np.mean(found)), 3) for name, found in figures.items()}
