@@ -35,7 +35,7 @@ from .curriculum import TASKS, TEXT, rng_at, stage_at, stages
 from .loop import Loop, LoopSettings
 from .muon import Muon
 from .photos import corpus_hash, find_photos, load_photo
-from .restorer import CLEAN_SHARES, Draws, Maker, figures_of
+from .restorer import CLEAN_SHARES, Draws, JudgeDraws, Maker, figures_of, judge_figures_of
 from .stages import LOSSES, Networks, encode_batch, see, trained_parts
 from .validation import validate
 
@@ -48,7 +48,7 @@ STAGES = {  # name: the stages whose result it starts from
     "latent": (),
     "clean": (),
     "worn": ("clean",),
-    "judge": ("clean", "worn"),
+    "judge": (),
     "dit": ("latent",),
     "complete": ("latent", "clean", "worn", "judge", "dit"),
 }
@@ -85,7 +85,7 @@ PLANS = {
     "latent": Plan(2500, (8, 5, 64), 0.015, 300, 3, Muon),
     "clean": Plan(20000, (6, 7, 160), 6e-4, 400, 16, None, 0.9995),
     "worn": Plan(12000, (6, 7, 160), 3e-4, 400, 16, None, 0.9995),
-    "judge": Plan(2500, (4, 7, 240), 1e-3, 150, 8, None),
+    "judge": Plan(4000, (12, 5, 240), 2e-3, 150, 25, None),
     "dit": Plan(4200, (5, 9, 128), 0.012, 1000, 5, Muon),
     "complete": Plan(1600, (4, 9, 128), 0.01, 240, 4, Muon),
 }
@@ -132,7 +132,9 @@ class Stage:
         self.networks.requires_grad_(False)
         for part in trained_parts(self.networks, name):
             part.requires_grad_(True)
-        if name in RESTORER:
+        if name == "judge":
+            self.pool = JudgeDraws(self.maker, self.seed, plan.pool, plan.fresh)
+        elif name in RESTORER:
             self.pool = Draws(self.maker, plan.batch, self.seed, plan.pool, plan.fresh)
         else:
             self.pool = Pool(self._draw, self.seed, plan.pool, plan.fresh)
@@ -207,8 +209,11 @@ class Stage:
         return figures
 
     def _figures(self) -> dict[str, float]:
+        restorers = self.networks.vae.decoder.restore
+        if self.name == "judge":
+            return judge_figures_of(restorers.judge, self.held_out)
         if self.name in RESTORER:
-            return figures_of(self.networks.vae.decoder.restore, self.name, self.held_out)
+            return figures_of(getattr(restorers, self.name), self.held_out)
         return validate(self.networks, self.held_out, self.name)
 
     def _keep(self) -> None:

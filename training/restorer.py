@@ -1,8 +1,9 @@
 """The stages that train the decoder's restorer (models/unimmvsr/restorer.py), without a latent.
 
 Three, in this order: *clean* trains the weights for LR frames that are right to the pixel; *worn* trains on from them,
-with LR frames that are mostly blurred, noisy and compressed; *judge* learns to tell which of the two restores a window
-better, most where it matters most.
+with LR frames that are mostly blurred, noisy and compressed; *judge* learns to tell the two kinds of frames apart. It
+learns from how they were made, not from which weights restore a window better: most windows restore about alike, and
+trained on the difference it called worn clips clean that it had not seen.
 
 A step of the first two, in order:
 
@@ -29,8 +30,8 @@ import torch.nn.functional as F
 
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.flow import chain_flows
-from ..models.pixels.degradation import degrade, resize
-from ..models.unimmvsr.restorer import REACH, WARPS, Neighbour, Restorer, Restorers
+from ..models.pixels.degradation import Degradation, Noise, degrade, resize
+from ..models.unimmvsr.restorer import REACH, WARPS, Judge, Neighbour, Restorer
 from .batches import Pool, draw_degradation
 from .clips import in_other_light, make_clip, soften
 from .curriculum import rng_at
@@ -43,6 +44,9 @@ CLIPS = 4  # of a draw; any frame with REACH neighbours to each side can be the 
 STILLS = 24  # windows of a draw of photographs
 STILL_SHARE = 0.4  # of steps
 CLEAN_SHARES = {"clean": 1.0, "worn": 0.1, "judge": 0.5}  # of clips and stills; the others are degraded
+DELIVERED_SHARE = 0.5  # of the judge's clean clips: their masters are lightly noisy and compressed, as most are
+LOOKED_AT = 12, 72  # clips of the judge's draws, and the most px of a window
+UNSURE = 0.02  # what the judge is to leave to doubt
 DEGRADED = ("real", "light", "second order", "generated", "old film")
 DEGRADED_SHARES = (0.6, 0.15, 0.1, 0.1, 0.05)
 DRAWN_SHARE = 0.25  # of pictures that are glyphs, gratings or shapes: photographs teach few hard edges
@@ -71,6 +75,14 @@ class Moving:
     low: torch.Tensor
     there: torch.Tensor
     back: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Looks:
+    """LR frames for the judge (n, t, 3, h, w), 8-bit levels, and which clips are worn, (n,) 0 or 1."""
+
+    low: torch.Tensor
+    worn: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -133,20 +145,36 @@ class Maker:
         order = rng.permutation(3) if rng.random() < 0.25 else np.arange(3)
         return resize(crop[:, order], side, side, "bicubic")[0].clamp(0, 1) ** math.exp(rng.uniform(-0.25, 0.25))
 
+    def _moving(self, rng: np.random.Generator, side: int, soft_share: float) -> torch.Tensor:
+        layers = int(rng.choice((0, 1, 2), p=(0.4, 0.4, 0.2)))
+        pictures = [self._picture(rng, self.reduced) for _ in range(3)]
+        clip = in_other_light(rng, make_clip(rng, pictures, self.frames, side, layers))
+        return (soften(rng, clip) if rng.random() < soft_share else clip).frames
+
+    @torch.no_grad()
+    def looks(self, number: int) -> Looks:
+        """Make LR clips of which some are worn; many of the others come from masters as they are delivered."""
+        rng, side = np.random.default_rng([self.seed, 2, number]), round(MARGIN * self.side)
+        small, low, presets = _small(rng, side), [], []
+        for _ in range(LOOKED_AT[0]):
+            frames, preset = self._moving(rng, side, 2 * SOFT_SHARE), self._preset(rng)
+            if preset == "bicubic" and rng.random() < DELIVERED_SHARE:
+                noise = Noise(float(rng.uniform(0, 3)), False) if rng.random() < 0.5 else None
+                master = Degradation(last_filter="bicubic", last_noise=noise, crf=int(rng.integers(10, 24)))
+                frames = degrade(frames, side, side, master, rng)
+            low.append(degrade(frames, small, small, draw_degradation(rng, preset), rng))
+            presets.append(preset)
+        return Looks(_bytes(torch.stack(low)), torch.tensor([float(preset != "bicubic") for preset in presets]))
+
     @torch.no_grad()
     def clips(self, number: int, preset: str | None = None) -> Moving:
         """Make moving clips, reduce and degrade them, and estimate their motion; with a `preset` all alike at x4."""
         rng, side = np.random.default_rng([self.seed, 1, number]), round(MARGIN * self.side)
         small = _small(rng, side) if preset is None else side // 4
-        truth, low, presets = [], [], []
+        truth, low = [], []
         for _ in range(CLIPS):
-            layers = int(rng.choice((0, 1, 2), p=(0.4, 0.4, 0.2)))
-            pictures = [self._picture(rng, self.reduced) for _ in range(3)]
-            clip = in_other_light(rng, make_clip(rng, pictures, self.frames, side, layers))
-            clip = soften(rng, clip) if preset is None and rng.random() < SOFT_SHARE else clip
-            truth.append(clip.frames)
-            presets.append(preset or self._preset(rng))
-            low.append(degrade(clip.frames, small, small, draw_degradation(rng, presets[-1]), rng))
+            truth.append(self._moving(rng, side, 0.0 if preset else SOFT_SHARE))
+            low.append(degrade(truth[-1], small, small, draw_degradation(rng, preset or self._preset(rng)), rng))
         low = torch.stack(low)
         first, second = (part.flatten(0, 1) for part in (low[:, :-1], low[:, 1:]))
         flows = self.estimate(torch.cat((first, second)), torch.cat((second, first))).half()
@@ -253,22 +281,12 @@ def window_loss(restorer: Restorer, windows: Windows) -> tuple[torch.Tensor, dic
     return _wrong(error).mean(), {name: float(gain)}
 
 
-def judge_loss(restorers: Restorers, windows: Windows) -> tuple[torch.Tensor, dict[str, float]]:
-    """Compare the judge's verdicts with which weights restore better, weighed by how much better, in relation.
-
-    `regret` is the share by which the loss is above that of the better weights where the verdict is followed.
-    """
-    height, width = windows.truth.shape[-2:]
-    with torch.no_grad():
-        pair = [
-            _wrong(_error(restorer(windows.low, windows.neighbours, height, width)[0], windows))
-            for restorer in (restorers.clean, restorers.worn)
-        ]
-        better = (pair[0] / pair[1]).log()  # above 0: those for worn frames
-    verdict = restorers.judge(windows.low)
-    loss = F.binary_cross_entropy_with_logits(verdict, (better > 0).float(), better.abs())
-    chosen = torch.where(verdict > 0, pair[1], pair[0])
-    return 10 * loss, {"regret": float((chosen / torch.minimum(*pair)).log().mean())}
+def judge_loss(judge: Judge, seen: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    """Compare verdicts on LR windows (n, 3, h, w) in 0..1 with which are worn, (n,); `right` is the share of them."""
+    frames, worn = seen
+    verdict = judge(frames)
+    loss = F.binary_cross_entropy_with_logits(verdict, worn * (1 - 2 * UNSURE) + UNSURE)
+    return loss, {"right": float(((verdict > 0) == (worn > 0.5)).float().mean())}
 
 
 def _error(restored: torch.Tensor, windows: Windows) -> torch.Tensor:
@@ -300,9 +318,40 @@ class Draws:
         return clip_windows(self.clips.at(step), self.count, self.side, rng)
 
 
+class JudgeDraws:
+    """Gives the frames of a step of the judge, and which are worn."""
+
+    def __init__(self, maker: Maker, seed: int, pool: int, fresh: int):
+        """Take how many draws are kept and after how many steps a new one is made."""
+        self.seed, self.pool = seed, Pool(maker.looks, seed, pool, fresh)
+
+    def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a step's windows, one of every clip of a draw."""
+        rng, looks = rng_at(self.seed, step, 1), self.pool.at(step)
+        side = min(LOOKED_AT[1], looks.low.shape[-1])
+        windows = []
+        for clip in looks.low:
+            frame = clip[int(rng.integers(len(clip)))]
+            y, x = (int(v) for v in rng.integers(0, looks.low.shape[-1] - side + 1, 2))
+            windows += _turned(rng, [_floats(frame[None, :, y : y + side, x : x + side])])
+        return torch.cat(windows), looks.worn.to(windows[0])
+
+
 @torch.no_grad()
-def figures_of(restorers: Restorers, stage: str, maker: Maker, draws: int = 4) -> dict[str, float]:
-    """Give figures on photographs in motion: gain over bicubic in dB, with neighbours and alone; the judge's regret."""
+def judge_figures_of(judge: Judge, maker: Maker, draws: int = 4) -> dict[str, float]:
+    """Give the share of photographs in motion whose frames are together called what they are."""
+    looks = [maker.looks(number) for number in range(draws)]
+    right = [
+        (float(judge(_floats(clip)).mean()) > 0) == bool(worn)
+        for look in looks
+        for clip, worn in zip(look.low, look.worn, strict=True)
+    ]
+    return {"right": round(float(np.mean(right)), 3)}
+
+
+@torch.no_grad()
+def figures_of(restorer: Restorer, maker: Maker, draws: int = 4) -> dict[str, float]:
+    """Give the gain over bicubic in dB on photographs in motion, with neighbours and alone."""
     figures: dict[str, list[float]] = {}
     for preset in ("bicubic", "real"):
         for number in range(draws):
@@ -310,9 +359,5 @@ def figures_of(restorers: Restorers, stage: str, maker: Maker, draws: int = 4) -
             for name, offsets in (("gain", ALL), ("alone", ())):
                 rng = np.random.default_rng([maker.seed, number])
                 windows = clip_windows(moving, CLIPS, maker.side, rng, offsets, spoiled=0.0)
-                if stage == "judge":
-                    name, found = "regret", judge_loss(restorers, windows)[1]
-                else:
-                    found = window_loss(getattr(restorers, stage), windows)[1]
-                figures.setdefault(f"{preset}_{name}", []).extend(found.values())
+                figures.setdefault(f"{preset}_{name}", []).extend(window_loss(restorer, windows)[1].values())
     return {name: round(float(np.mean(found)), 3) for name, found in figures.items()}

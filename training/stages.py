@@ -3,7 +3,7 @@
 1. latent: the encoder and the first half of the decoder learn to encode what LR frames do not show. The detail read
    from a noised latent is added to the bicubic LR clip and compared with the truth.
 2. clean, worn, judge: the restorer learns to restore LR frames without a latent (training/restorer.py): its weights for
-   clean frames, then those for worn ones, then which to use. It is independent of stage 1.
+   clean frames, then those for worn ones, then to tell such frames apart. It is independent of stage 1.
 3. dit: the transformer learns to predict latents, in latent space: flow matching (UniMMVSR paper, equation 1) on noised
    latents (b, 16, T, h, w) with noised LR latents and reference latents. Its tasks come in the paper's order, difficult
    to easy. It needs stage 1.
@@ -149,9 +149,9 @@ def worn_loss(networks: Networks, windows: Windows, rng: np.random.Generator):
     return window_loss(networks.vae.decoder.restore.worn, windows)
 
 
-def verdict_loss(networks: Networks, windows: Windows, rng: np.random.Generator):
-    """Stage judge: compare verdicts with which weights restore windows better."""
-    return judge_loss(networks.vae.decoder.restore, windows)
+def verdict_loss(networks: Networks, seen: tuple[torch.Tensor, torch.Tensor], rng: np.random.Generator):
+    """Stage judge: compare verdicts on LR windows with which of them are worn."""
+    return judge_loss(networks.vae.decoder.restore.judge, seen)
 
 
 def pixels_of(cells: torch.Tensor) -> torch.Tensor:
