@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 SMALLEST_SIDE = 200  # px; smaller pictures hold too little for a moving crop
+DRAWN_SHARES = (0.17, 0.1, 0.13, 0.13, 0.17, 0.3)  # of glyphs, gratings, noise, polygons, lines, ruled sheets
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def corpus_hash(paths: Iterable[Path]) -> str:
 
 
 def procedural_photo(rng: np.random.Generator, side: int = 400) -> Photo:
-    """Make a texture by formula: glyph sheet, gratings, noise, polygons or lines, drawn at twice the size."""
-    maker = (_glyphs, _gratings, _noise, _polygons, _lines)[int(rng.integers(5))]
+    """Make a texture by formula: glyph sheet, gratings, noise, polygons, lines or a ruled sheet, at twice the size."""
+    makers = (_glyphs, _gratings, _noise, _polygons, _lines, _ruled)
+    maker = makers[int(rng.choice(len(makers), p=DRAWN_SHARES))]
     image = torch.from_numpy(maker(rng, 2 * side).astype(np.float32))
     image = F.interpolate(image.permute(2, 0, 1)[None], (side, side), mode="area")[0]
     return Photo(maker.__name__.lstrip("_"), _levels(image.clamp(0, 1)))
@@ -138,4 +140,35 @@ def _lines(rng: np.random.Generator, side: int) -> np.ndarray:
         for offset in np.arange(-side, side, gap):
             middle = side / 2 + offset * np.array((-way[1], way[0]))
             draw.line([tuple(middle - 2 * side * way), tuple(middle + 2 * side * way)], colour, thick)
+    return np.asarray(image) / 255
+
+
+def _ruled(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Draw thin light lines on dark paper or dark ones on light: grids, diagonals and boxes with a letter."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    dark, tint = rng.random() < 0.5, rng.uniform(-0.05, 0.05, 3)
+    paper, ink = (rng.uniform(0.02, 0.3), rng.uniform(0.6, 1.0)) if dark else (rng.uniform(0.6, 1), rng.uniform(0, 0.4))
+    paper, ink = (tuple((255 * np.clip(grey + tint, 0, 1)).astype(int).tolist()) for grey in (paper, ink))
+    image = Image.new("RGB", (side, side), paper)
+    draw, gap = ImageDraw.Draw(image), rng.uniform(18, 90)
+    angle = rng.uniform(0, np.pi) if rng.random() < 0.5 else rng.normal(0, 0.06)  # as walls, windows and screens stand
+    directions = [(0.0, gap), (np.pi / 2, gap * rng.choice((1.0, rng.uniform(0.6, 1.6))))]
+    directions += [(rng.uniform(0, np.pi), rng.uniform(0.3, 1.0) * side) for _ in range(int(rng.integers(0, 3)))]
+    thick = int(rng.integers(2, 7))
+    for turn, apart in directions:
+        way = np.array((np.cos(angle + turn), np.sin(angle + turn)))
+        for offset in np.arange(-side, side, apart):
+            middle = side / 2 + offset * np.array((-way[1], way[0]))
+            draw.line([tuple(middle - 2 * side * way), tuple(middle + 2 * side * way)], ink, thick)
+    for _ in range(int(rng.integers(0, 14))):
+        box, colour = int(rng.integers(60, 160)), tuple(rng.integers(0, 256, 3).tolist())
+        block = Image.new("RGBA", (box, box), (*colour, 255))
+        letter = chr(int(rng.integers(ord("A"), ord("Z") + 1)))
+        light = tuple(255 if sum(colour) < 380 else 0 for _ in range(3))
+        pen = ImageDraw.Draw(block)
+        pen.text((box * 0.2, 0), letter, light, ImageFont.load_default(int(box * 0.8)))
+        pen.rectangle((4, 4, box - 5, box - 5), outline=light, width=3)
+        block = block.rotate(rng.uniform(0, 360), Image.Resampling.BICUBIC, expand=True)
+        image.paste(block, tuple(rng.integers(-box, side, 2).tolist()), block)
     return np.asarray(image) / 255

@@ -65,7 +65,10 @@ def _reference_figures(networks: torch.nn.Module, maker: BatchMaker) -> dict[str
 
 @torch.no_grad()
 def validate(networks: torch.nn.Module, maker: BatchMaker, stage: str) -> dict[str, float]:
-    """Return dB figures for bicubic and real LR; `temporal` = last frame with its true past minus with copies."""
+    """Return dB figures for bicubic and real LR: over bicubic of the restored frames, and of the completed ones.
+
+    `temporal` is what the last frame gains from its true past over copies of itself.
+    """
     figures = {}
     for preset in ("bicubic", "real"):
         batch = maker.seek(SEED).draw(CLIPS, FRAMES, SIDE, preset=preset)
@@ -82,6 +85,7 @@ def validate(networks: torch.nn.Module, maker: BatchMaker, stage: str) -> dict[s
             figures["reconstruction_without_lr"] = _psnr(networks.vae.decode(z), batch.clip)
         output, still = one_step(networks, batch), one_step(networks, _still(batch))
         figures[f"{preset}_baseline"] = baseline
+        figures[f"{preset}_restored"] = _psnr(see(networks, batch).restored, batch.clip) - baseline
         figures[f"{preset}_gain"] = _psnr(output, batch.clip) - baseline
         figures[f"{preset}_temporal"] = _psnr(output[:, :, -1:], last) - _psnr(still[:, :, -1:], last)
     if stage == "complete":

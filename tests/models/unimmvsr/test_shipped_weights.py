@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from cascadevsr.models.checkpoints import load_state, strip_prefix
+from cascadevsr.models.checkpoints import load_state
 from cascadevsr.models.layout.sizes import ClipSize
 from cascadevsr.models.pixels.metrics import psnr_y
-from cascadevsr.models.unimmvsr.checkpoint import dit_config, vae_config
+from cascadevsr.models.unimmvsr.checkpoint import dit_config, open_release, vae_config
 from cascadevsr.models.unimmvsr.dit import UniMMVSRDiT
 from cascadevsr.models.unimmvsr.vae import CausalVideoVAE
 from cascadevsr.runner.sample import make_sample
@@ -20,16 +20,14 @@ FRAMES = 5
 def networks(repository):
     path = repository / "models" / "weights" / "unimmvsr-tiny.safetensors"
     assert path.stat().st_size <= 12_000_000
-    state, metadata = load_state(path)
-    assert metadata["architecture"] == "unimmvsr"
-    built = []
-    for prefix, config_of, network in (
-        ("vae.", vae_config, CausalVideoVAE),
-        ("dit.", dit_config, UniMMVSRDiT),
+    assert load_state(path)[1]["architecture"] == "unimmvsr"
+    release, built = open_release(path), []
+    for part, config_of, network in (
+        (release.vae, vae_config, CausalVideoVAE),
+        (release.dit, dit_config, UniMMVSRDiT),
     ):
-        part = {key: value.float() for key, value in strip_prefix(state, prefix).items()}
         built.append(network(config_of(part)).eval())
-        built[-1].load_state_dict(part)
+        built[-1].load_state_dict({key: value.float() for key, value in part.items()})
     return built
 
 
