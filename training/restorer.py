@@ -145,9 +145,9 @@ class Maker:
         order = rng.permutation(3) if rng.random() < 0.25 else np.arange(3)
         return resize(crop[:, order], side, side, "bicubic")[0].clamp(0, 1) ** math.exp(rng.uniform(-0.25, 0.25))
 
-    def _moving(self, rng: np.random.Generator, side: int, soft_share: float) -> torch.Tensor:
+    def _moving(self, rng: np.random.Generator, side: int, soft_share: float, photos: Sequence[Photo]) -> torch.Tensor:
         layers = int(rng.choice((0, 1, 2), p=(0.4, 0.4, 0.2)))
-        pictures = [self._picture(rng, self.reduced) for _ in range(3)]
+        pictures = [self._picture(rng, photos) for _ in range(3)]
         clip = in_other_light(rng, make_clip(rng, pictures, self.frames, side, layers))
         return (soften(rng, clip) if rng.random() < soft_share else clip).frames
 
@@ -157,7 +157,8 @@ class Maker:
         rng, side = np.random.default_rng([self.seed, 2, number]), round(MARGIN * self.side)
         small, low, presets = _small(rng, side), [], []
         for _ in range(LOOKED_AT[0]):
-            frames, preset = self._moving(rng, side, 2 * SOFT_SHARE), self._preset(rng)
+            photos = self.reduced if rng.random() < 0.6 else self.photos  # soft is not worn
+            frames, preset = self._moving(rng, side, 0.3, photos), self._preset(rng)
             if preset == "bicubic" and rng.random() < DELIVERED_SHARE:
                 noise = Noise(float(rng.uniform(0, 3)), False) if rng.random() < 0.5 else None
                 master = Degradation(last_filter="bicubic", last_noise=noise, crf=int(rng.integers(10, 24)))
@@ -173,7 +174,7 @@ class Maker:
         small = _small(rng, side) if preset is None else side // 4
         truth, low = [], []
         for _ in range(CLIPS):
-            truth.append(self._moving(rng, side, 0.0 if preset else SOFT_SHARE))
+            truth.append(self._moving(rng, side, 0.0 if preset else SOFT_SHARE, self.reduced))
             low.append(degrade(truth[-1], small, small, draw_degradation(rng, preset or self._preset(rng)), rng))
         low = torch.stack(low)
         first, second = (part.flatten(0, 1) for part in (low[:, :-1], low[:, 1:]))

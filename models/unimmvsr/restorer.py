@@ -104,12 +104,13 @@ class Restorer(nn.Module):
         total = sum((other.trust for other in others), torch.zeros_like(frame[:, :1]))
         unlike = sum((other.trust * other.unlike for other in others), torch.zeros_like(total)) / (total + 0.05)
         planes = [F.interpolate(p, grid, mode="bilinear") for p in (total, _MISSING * unlike)]
+        fine = sum((other.fine for other in others), torch.ones_like(x[:, :1]))
         for step in self.steps:
-            there = sum((other.missing(x, small) for other in others), torch.zeros_like(x))
-            there = there / (1 + sum(other.fine for other in others)) if others else there
+            there = sum((other.missing(x, small) for other in others), torch.zeros_like(x)) / fine
             here = _resized(frame - _resized(x, small), large)
             cells = (_CONTRAST * (x - mean), _MISSING * here, _MISSING * there)
-            cells = [F.pixel_unshuffle(F.pad(cell, padding, mode="replicate"), GRID) for cell in cells]
+            cells = [F.pad(cell, padding, mode="replicate") for cell in cells] if any(padding) else cells
+            cells = [F.pixel_unshuffle(cell, GRID) for cell in cells]
             features, added = step(torch.cat((*(part.to(dtype) for part in (*cells, *planes)), features), 1))
             x = x + _ADDED * F.pixel_shuffle(added.float(), GRID)[..., :height, :width]
         return x, features
