@@ -6,9 +6,9 @@ from comfy_api.latest import io
 
 from ..models.layout.sizes import target_size
 from ..models.pixels.degradation import PRESETS, degrade
+from .frames import multiple_input
 from .host import services
 from .host.progress import Progress
-from .sizes import multiple_input
 
 _TITLE = "Degrade Video"
 _CHUNK = 48  # frames degraded together: one run of the H.264 coder, and a place to stop

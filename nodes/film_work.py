@@ -34,7 +34,7 @@ from ..models.steady import SOURCES, Controls, check_pair
 from ..models.unimmvsr.references import References
 from .beginning import beginning
 from .film_parts import JUDGED, NO_MATCH, TITLE, Alone, FilmProgress, Restored, Steadied, in_halves
-from .frames import check_vae
+from .frames import FILTERS, asked_size, check_vae
 from .host import services
 from .host.film import (
     ENDINGS,
@@ -47,7 +47,6 @@ from .host.room import check_room
 from .motion import check_flow_model
 from .plan import sampling_seconds, usual_seconds
 from .restore import check_restorer
-from .sizes import FILTERS, asked_size
 
 # Seconds that stages take for a million pixels, where nothing is remembered: of the built-in model on one thread of a
 # CPU. Only their ratios count.

@@ -8,23 +8,106 @@ Out: the VAE decodes in pieces, with the low-resolution frames where it takes th
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import comfy.sd
 import torch
 from comfy_api.latest import io
 
-from ..models.layout.sizes import ClipSize, resize_clip
+from ..models.layout.sizes import ClipSize, resize_clip, target_size
 from ..models.motion.estimation import Motion
 from .host import host_vae, services
 from .host.keys import SIZE_KEY, SYSTEM_KEY
 from .host.progress import running_node, show_text
 from .host.room import check_room, clip_words
 from .host.vae import RestorerVAE
-from .motion import MotionType, check_motion
-from .sizes import FILTERS, asked_size, filter_input, multiple_input, target_input
+from .motion import MotionType
 
 CASCADE, _DECODE = "Cascade Input", services.DECODE
+_SIZE_KINDS = ("scale", "short side", "largest edge", "exact size")
+_SCALE = "Output size as a multiple of the input's."
+FILTERS = ("bilinear", "bicubic", "lanczos")
+
+
+def target_input(optional: bool = False, tooltip: str = "How the size of the result is given."):
+    """Describe how the size of a result is given."""
+    return size_input("target", _SIZE_KINDS, 4.0, (1920, 1080), 16384, tooltip, optional)
+
+
+def size_input(
+    name: str,
+    kinds: Sequence[str],
+    scale: float,
+    size: tuple[int, int],
+    most: int,
+    tooltip: str,
+    optional: bool = False,
+) -> io.DynamicCombo.Input:
+    """Describe how a size is given: `kinds` in their order; `scale` and `size` (width, height) at first; `most` px."""
+
+    def px(name: str, default: int, what: str) -> io.Int.Input:
+        return io.Int.Input(name, default=default, min=2, max=most, tooltip=what)
+
+    kept = "in px; the aspect ratio is kept."
+    low, high, step = (0.1, 16.0, 0.1) if scale >= 1 else (0.01, 4.0, 0.01)
+    inputs = {
+        "scale": [
+            io.Float.Input(
+                "scale",
+                default=scale,
+                min=low,
+                max=high,
+                step=step,
+                tooltip="Output size as a multiple of the input's.",
+            )
+        ],
+        "short side": [px("short_side", min(size), f"Shorter side of the output {kept}")],
+        "largest edge": [px("largest_edge", max(size), f"Longer side of the output {kept}")],
+        "exact size": [
+            px("width", size[0], "Exact output width in px."),
+            px("height", size[1], "Exact output height in px."),
+        ],
+    }
+    options = [io.DynamicCombo.Option(kind, inputs[kind]) for kind in kinds]
+    return io.DynamicCombo.Input(name, options=options, optional=optional, tooltip=tooltip)
+
+
+def filter_input() -> io.Combo.Input:
+    """Describe the filter that brings the clip to its size."""
+    return io.Combo.Input(
+        "filter",
+        options=list(FILTERS),
+        default="bilinear",
+        tooltip=(
+            "Filter that resizes the clip before it is encoded. The built-in restorer was trained with bilinear, "
+            "MGLD-VSR with bicubic."
+        ),
+    )
+
+
+def multiple_input(
+    tooltip: str = "Sides of the result are rounded to multiples of this many px; H.264 needs 2.",
+) -> io.Int.Input:
+    """Describe `multiple`, the last input: optional, because graphs of 0.1.0 lack it and keep sizes that are not even.
+
+    The editor gives it 1 there (js/cascadevsr.js), `execute` does for programs.
+    """
+    return io.Int.Input("multiple", default=2, min=1, max=64, optional=True, advanced=True, tooltip=tooltip)
+
+
+def asked_size(title: str, name: str, asked: dict, height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Work out the (height, width) that the size combo `name` asks for, of a clip of height x width px."""
+    kind = asked[name]
+    with services.titled(title):
+        services.check_choice(title, name, kind, _SIZE_KINDS)
+        if kind == "exact size":
+            rule = {"exact": (asked["height"], asked["width"])}
+        elif kind == "largest edge":
+            rule = {"long_side": asked["largest_edge"]}
+        else:
+            rule = {"scale": asked["scale"]} if kind == "scale" else {"short_side": asked["short_side"]}
+        return target_size(height, width, multiple=multiple, **rule)
 
 
 class CascadeInput(io.ComfyNode):
@@ -263,17 +346,6 @@ class TemporalDecode(io.ComfyNode):
         return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, lr_frames, lr_weight, motion, detail))
 
 
-def check_motion_of(title: str, motion: object, name: str, clip: torch.Tensor) -> None:
-    """Raise where `motion` is not the motion of the input `name`, a `clip` (T, h, w, c)."""
-    check_motion(title, motion)
-    frames, height, width = clip.shape[:3]
-    if (motion.frames, motion.height, motion.width) != (frames, height, width):
-        raise ValueError(
-            f"{title}: motion must be that of {name}, {frames} of {width}x{height}; got {motion.frames} of "
-            f"{motion.width}x{motion.height}. Link to Estimate Motion what {name} is linked to."
-        )
-
-
 def decode_exact(
     title: str,
     samples: dict,
@@ -299,7 +371,7 @@ def decode_exact(
     if motion is not None:
         if lr_frames is None:
             raise ValueError(f"{title}: motion is that of lr_frames; got no lr_frames. Link them, or unlink motion.")
-        check_motion_of(title, motion, "lr_frames", lr_frames)
+        services.check_motion_of(title, motion, "lr_frames", lr_frames)
     if detail != 1.0 and not (own and vae.law.streamed and lr_frames is not None and lr_weight > 0):
         raise ValueError(
             f"{title}: detail below 1 needs the built-in decoder and lr_frames, whose restored frames it blends with; "

@@ -324,7 +324,7 @@ class LatentPropagation(io.ComfyNode):
         alpha2: float,
     ):
         """Clone the model and edit its prediction of the clean latent."""
-        check_motion(_PROPAGATE, motion, ModelPatcher)
+        services.check_motion(_PROPAGATE, motion, ModelPatcher)
         wanted = _choose_steps(model, steps)
         patched = model.clone()
         carry = partial(propagate, direction=direction, weight=weight, mode=sampling, alpha1=alpha1, alpha2=alpha2)
@@ -354,14 +354,6 @@ def motion_input() -> io.MultiType.Input:
         tooltip="The motion of this clip, from Estimate Motion. In Upscale Film: a flow model, from Load Flow Model, "
         "which then estimates it for each part of the film.",
     )
-
-
-def check_motion(title: str, motion: object, other: type = Motion) -> None:
-    """Raise where `motion` is neither what Estimate Motion gives nor an `other`."""
-    if not isinstance(motion, (Motion, other)):
-        raise ValueError(
-            f"{title}: motion must come from Estimate Motion; got {type(motion).__name__}. Link that node."
-        )
 
 
 def _choose_steps(model: ModelPatcher, steps: dict) -> Wanted:

@@ -22,7 +22,7 @@ from ..models.motion.guidance import (
 )
 from .host import services
 from .host.keys import AFTER_STEP_KEY, STEPPING_KEY
-from .motion import check_motion, motion_input
+from .motion import motion_input
 from .prediction import (
     MotionEdit,
     Wanted,
@@ -105,7 +105,7 @@ class MotionGuidance(io.ComfyNode):
         form: str,
     ):
         """Clone the model and guide its prediction, or with the published form and sampler, the sample itself."""
-        check_motion(_TITLE, motion, ModelPatcher)
+        services.check_motion(_TITLE, motion, ModelPatcher)
         if form not in FORMS or direction not in DIRECTIONS:
             raise ValueError(
                 f"{_TITLE}: form must be one of {', '.join(FORMS)} and direction one of {', '.join(DIRECTIONS)}; got "

@@ -26,12 +26,12 @@ from ..models.layout.pieces import Tile
 from ..models.layout.plan import Memory, RunPlan
 from ..models.layout.sizes import ClipSize, latent_size
 from ..models.unimmvsr.references import References
+from .frames import asked_size, multiple_input, target_input
 from .guidance import ReferenceGuider, ReferencePatch
 from .host import services
 from .host.keys import REFERENCES_KEY, TILES_KEY
 from .host.model import system_of
 from .host.progress import pass_name, speeds, where
-from .sizes import asked_size, multiple_input, target_input
 
 _WHO = "VSR Plan"
 

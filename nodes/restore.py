@@ -12,11 +12,10 @@ from comfy_api.latest import io
 
 from ..models.layout.sizes import ClipSize
 from ..models.motion.estimation import Motion
-from .frames import check_motion_of
+from .frames import asked_size, multiple_input, target_input
 from .host import services
 from .host.vae import RestorerVAE
 from .motion import MotionType
-from .sizes import asked_size, multiple_input, target_input
 
 RESTORE = "Restore Frames"
 
@@ -65,7 +64,7 @@ class RestoreFrames(io.ComfyNode):
         frames = services.check_frames(RESTORE, "frames", frames)
         size = ClipSize(frames.shape[0], *asked_size(RESTORE, "target", target, *frames.shape[1:3], multiple))
         if motion is not None:
-            check_motion_of(RESTORE, motion, "frames", frames)
+            services.check_motion_of(RESTORE, motion, "frames", frames)
         return io.NodeOutput(vae.restore(frames, size, motion))
 
 

@@ -20,13 +20,13 @@ from comfy_api.latest import io
 from ..models.layout.noise import SDEDIT_LR_STREAM
 from ..models.layout.sizes import ClipSize, crop_clip, pad_clip, padded_size, resize_clip
 from ..models.unimmvsr.sdedit import SDEdit
+from .frames import asked_size, multiple_input, size_input
 from .host import services
 from .host.keys import LEVEL_KEY, LR_KEY
 from .host.model import system_of
 from .host.progress import Progress
 from .host.room import check_room
 from .sampling import AddressedNoise, sample_restorer_euler
-from .sizes import asked_size, multiple_input, size_input
 
 _TITLE = "SDEdit Degradation"
 _PATCH = 2  # latent cells a side that most networks take together; HunyuanVideo fails on odd sides

@@ -20,7 +20,6 @@ from ..models.pictures import add_pictures
 from ..models.places import Picture, find_places
 from ..models.source import cleanness
 from ..models.steady import SOURCES, Controls, check_pair, likeness, steady
-from .frames import check_motion_of
 from .host import services
 from .host.progress import watched_layers
 from .host.room import check_room
@@ -153,7 +152,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
         if flow_model is not None:
             check_flow_model(_TITLE, flow_model)
         if motion is not None:
-            check_motion_of(_TITLE, motion, "lr_frames", lr)
+            services.check_motion_of(_TITLE, motion, "lr_frames", lr)
         elif flow_model is None:
             flow_model = services.wrap_network(FlowNetwork(BlockFlow()))
         with services.titled(_TITLE):  # what is wrong is said before any work

@@ -28,6 +28,7 @@ from .beginning import first_seconds_input
 from .conditioning import ReferencesType, noise_level_input
 from .film_parts import NO_MATCH, TITLE
 from .film_work import Chosen, Work, described
+from .frames import filter_input, multiple_input, target_input
 from .host import services
 from .host.film import (
     Film,
@@ -44,7 +45,6 @@ from .host.film import (
 from .host.progress import Progress, show_text
 from .host.room import clip_words
 from .motion import FlowModelType
-from .sizes import filter_input, multiple_input, target_input
 
 _asked: dict[str | None, tuple] = {}  # what each node was asked for last: its id and values
 _made: dict[tuple, Path] = {}  # what came of it

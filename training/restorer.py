@@ -7,12 +7,13 @@ trained on the difference it called worn clips clean that it had not seen.
 
 A step of the first two, in order:
 
-1. Take photographs cut out and reduced (no neighbours, so no motion is needed and detail is plentiful), or moving clips
-   made of them (training/clips.py), reduced and degraded, with the motion that the built-in estimator finds on these LR
-   frames, as at run time.
+1. Take photographs cut out and reduced, alone or with neighbours cut out beside them (detail is plentiful and the
+   motion known; many stand still, where neighbours must not harm), or moving clips made of photographs
+   (training/clips.py), reduced and degraded, with the motion that the built-in estimator finds on these LR frames, as
+   at run time.
 2. Cut windows, turn and mirror them, leave some neighbours out, and spoil the motion smoothly: a network
    that has only seen good motion believes neighbours that are slightly misaligned.
-3. Restore the middle frame; compare it with the truth, in colour and once more in brightness, which eyes see better.
+3. Restore the middle frame; compare it with the truth, in colour and more so in brightness, which eyes see better.
 
 Draws are kept and used several times (batches.Pool), each time cut and turned otherwise; everything depends on the
 seed and the step's number alone, so that a killed run goes on to the numbers it would have had.
@@ -42,7 +43,10 @@ SCALE_SHARES = (0.83, 0.07, 0.03, 0.02, 0.02, 0.02, 0.01)
 MARGIN = 1.5  # side of the clips that windows are cut out of, over the windows'
 CLIPS = 4  # of a draw; any frame with REACH neighbours to each side can be the middle one
 STILLS = 24  # windows of a draw of photographs
-STILL_SHARE = 0.4  # of steps
+STILL_SHARE = 0.5  # of steps
+PANNED_SHARE = 0.5  # of these steps: with neighbours
+STANDING_SHARE = 0.4  # of the pictures there: nothing moves
+FASTEST = 6  # px a frame that the others move by at most
 CLEAN_SHARES = {"clean": 1.0, "worn": 0.1, "judge": 0.5}  # of clips and stills; the others are degraded
 DELIVERED_SHARE = 0.5  # of the judge's clean clips: their masters are lightly noisy and compressed, as most are
 LOOKED_AT = 12, 72  # clips of the judge's draws, and the most px of a window
@@ -50,7 +54,7 @@ UNSURE = 0.02  # what the judge is to leave to doubt
 DEGRADED = ("real", "light", "second order", "generated", "old film")
 DEGRADED_SHARES = (0.6, 0.15, 0.1, 0.1, 0.05)
 DRAWN_SHARE = 0.35  # of pictures that are glyphs, gratings or shapes: photographs teach few hard edges
-SOFT_SHARE = 0.1  # of clips
+SOFT_SHARE = 0.15  # of clips
 REDUCED = (0.75, 0.6, 0.5, 0.4)  # sizes of photographs before they are looked at: as they are, they are too soft
 SPOILED = 0.35  # LR px; the most that motion is spoiled by
 BORDER = 8  # px that the loss leaves out at each side
@@ -61,10 +65,11 @@ CHOICE_SHARES = (0.1, 0.3, 0.05, 0.05, 0.5)
 
 @dataclass(frozen=True)
 class Stills:
-    """Pictures (n, 3, H, W) and their LR (n, 3, h, w), 8-bit levels."""
+    """Pictures (n, 3, H, W) and LR clips (n, t, 3, h, w) around them, 8-bit levels; `pan` (n, 2), px a frame."""
 
     truth: torch.Tensor
     low: torch.Tensor
+    pan: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -120,23 +125,26 @@ class Maker:
         return source[int(rng.integers(len(source)))]
 
     def stills(self, number: int) -> Stills:
-        """Cut windows out of pictures reduced by a random factor, in other light."""
+        """Cut windows out of pictures reduced by a random factor, in other light, and frames beside them."""
         rng = np.random.default_rng([self.seed, 0, number])
-        truth = torch.stack([self._still(rng) for _ in range(STILLS)])
-        small = _small(rng, self.side)
-        # as often degraded as clips are: else having no neighbours would mean a clean picture
-        presets = [self._preset(rng) for _ in truth]
-        low = [
-            degrade(picture[None], small, small, draw_degradation(rng, preset), rng)
-            for picture, preset in zip(truth, presets, strict=True)
-        ]
-        return Stills(_bytes(truth), _bytes(torch.cat(low)))
+        small, margin, around = _small(rng, self.side), REACH * FASTEST, range(-REACH, REACH + 1)
+        truth, low, pans = [], [], []
+        for _ in range(STILLS):
+            picture = self._still(rng, self.side + 2 * margin)
+            pan = rng.integers(-FASTEST, FASTEST + 1, 2) * (rng.random() >= STANDING_SHARE)
+            corners = [(margin + k * pan).tolist() for k in around]
+            clip = torch.stack([picture[:, y : y + self.side, x : x + self.side] for x, y in corners])
+            # as often degraded as clips are: else having no neighbours would mean a clean picture
+            low.append(degrade(clip, small, small, draw_degradation(rng, self._preset(rng)), rng))
+            truth.append(clip[REACH])
+            pans.append(torch.from_numpy(pan))
+        return Stills(_bytes(torch.stack(truth)), _bytes(torch.stack(low)), torch.stack(pans))
 
     def _preset(self, rng: np.random.Generator) -> str:
         return "bicubic" if rng.random() < self.clean_share else str(rng.choice(DEGRADED, p=DEGRADED_SHARES))
 
-    def _still(self, rng: np.random.Generator) -> torch.Tensor:
-        picture, side = self._picture(rng, self.photos).levels[0], self.side
+    def _still(self, rng: np.random.Generator, side: int) -> torch.Tensor:
+        picture = self._picture(rng, self.photos).levels[0]
         factor = max(float(rng.choice(REDUCED)), side / min(picture.shape[-2:]))
         own = math.floor(side / factor)
         corners = [[int(rng.integers(0, size - own + 1)) for size in picture.shape[-2:]] for _ in range(2)]
@@ -196,11 +204,18 @@ def _small(rng: np.random.Generator, side: int) -> int:
     return round(side / float(rng.choice(SCALES, p=SCALE_SHARES)))
 
 
-def still_windows(stills: Stills, count: int, rng: np.random.Generator) -> Windows:
-    """Choose `count` windows of a draw of stills, and turn them."""
+def still_windows(
+    stills: Stills, count: int, rng: np.random.Generator, offsets: Sequence[int] = (), spoiled: float = SPOILED
+) -> Windows:
+    """Choose `count` windows of a draw of stills with these neighbours, and turn them."""
     chosen = rng.permutation(STILLS)[:count]
-    truth, low = _turned(rng, [_floats(stills.truth[chosen]), _floats(stills.low[chosen])])
-    return Windows(truth, low, [])
+    parts = [_floats(stills.truth[chosen]), _floats(stills.low[chosen, REACH])]
+    small = parts[1].shape[-2:]
+    pan = (stills.pan[chosen] * (small[1] / parts[0].shape[-1])).to(parts[0])
+    for offset in offsets:
+        back = (offset * pan).view(-1, 2, 1, 1).expand(-1, -1, *small)  # the window moves, so what it shows goes back
+        parts += [_floats(stills.low[chosen, REACH + offset]), -back, back]
+    return _windows(rng, parts, spoiled)
 
 
 def clip_windows(
@@ -235,7 +250,12 @@ def clip_windows(
             there, back = (flow[0][low] for flow in chain_flows(flows, middle, other))
             part += [_floats(clips.low[clip, other][low]), there, back]
         parts.append(part)
-    truth, low, *rest = _turned(rng, [torch.stack(each) for each in zip(*parts, strict=True)])
+    return _windows(rng, [torch.stack(each) for each in zip(*parts, strict=True)], spoiled)
+
+
+def _windows(rng: np.random.Generator, parts: list[torch.Tensor], spoiled: float) -> Windows:
+    """Turn truth, LR, and for every neighbour its LR and the flows there and back, and spoil the motion."""
+    truth, low, *rest = _turned(rng, parts)
     triples = [tuple(rest[k : k + 3]) for k in range(0, len(rest), 3)]
     return Windows(truth, low, [_spoiled(rng, spoiled, *triple) for triple in triples])
 
@@ -296,9 +316,10 @@ def _error(restored: torch.Tensor, windows: Windows) -> torch.Tensor:
 
 
 def _wrong(error: torch.Tensor) -> torch.Tensor:
-    """Give the mean absolute error (b,), rounded off at 0, half of it in colour and half in brightness."""
+    """Give the root mean square error (b,), what PSNR measures: 3 parts of it in colour, 7 in brightness."""
     grey = (error * error.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
-    return sum(0.5 * (part.square() + 1e-6).sqrt().mean((1, 2, 3)) for part in (error, grey))
+    colour, light = ((part.square().mean((1, 2, 3)) + 1e-6).sqrt() for part in (error, grey))
+    return 0.3 * colour + 0.7 * light
 
 
 class Draws:
@@ -315,7 +336,8 @@ class Draws:
         """Draw a step's windows."""
         rng = rng_at(self.seed, step, 1)
         if rng.random() < STILL_SHARE:
-            return still_windows(self.stills.at(step), self.count, rng)
+            offsets = ALL if rng.random() < PANNED_SHARE else ()
+            return still_windows(self.stills.at(step), self.count, rng, offsets)
         return clip_windows(self.clips.at(step), self.count, self.side, rng)
 
 

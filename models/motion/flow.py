@@ -78,7 +78,7 @@ def consistency(
 
     g~ is the opposite flow warped by the flow (Sundaram et al. 2010); NaN flow is never consistent.
     """
-    flow, back = flow.float(), warp(opposite.float(), flow, padding=padding)
+    flow, back = flow.float(), sample(opposite.float(), sampling_grid(flow), padding=padding)
     return _square(flow + back) < a * (_square(flow) + _square(back)) + b
 
 
@@ -291,7 +291,9 @@ def _is_cut(before: torch.Tensor, after: torch.Tensor) -> bool:
     if _likeness(before, after) >= _ALIKE:
         return False
     # Blocks are matched at two sizes, for reach, and at the light of the first frame: a flash moves nothing.
-    return all(_agreement(_shrunk(before, scale), _shrunk(after, scale)) < _AGREE for scale in (1.0, 0.5))
+    if _agreement(_shrunk(before, 1.0), _shrunk(after, 1.0)) >= _AGREE:
+        return False
+    return _agreement(_shrunk(before, 0.5), _shrunk(after, 0.5)) < _AGREE
 
 
 def _agreement(before: torch.Tensor, after: torch.Tensor) -> float:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 
 from ...media.memory import free_memory
 from ...models.layout.sizes import ClipSize
+from ...models.motion.estimation import Motion
 from .keys import SIZE_KEY, WORK_KEY
 
 CATEGORY = "video/upscaling/Cascade VSR"
@@ -167,6 +168,25 @@ def check_count(title: str, name: str, count: int, wanted: int) -> None:
         raise ValueError(
             f"{title}: {name} must have as many frames as the clip ({wanted}); got {count}. Link the frames of this "
             "clip."
+        )
+
+
+def check_motion(title: str, motion: object, other: type = Motion) -> None:
+    """Raise where `motion` is neither what Estimate Motion gives nor an `other`."""
+    if not isinstance(motion, (Motion, other)):
+        raise ValueError(
+            f"{title}: motion must come from Estimate Motion; got {type(motion).__name__}. Link that node."
+        )
+
+
+def check_motion_of(title: str, motion: object, name: str, clip: torch.Tensor) -> None:
+    """Raise where `motion` is not the motion of the input `name`, a `clip` (T, h, w, c)."""
+    check_motion(title, motion)
+    frames, height, width = clip.shape[:3]
+    if (motion.frames, motion.height, motion.width) != (frames, height, width):
+        raise ValueError(
+            f"{title}: motion must be that of {name}, {frames} of {width}x{height}; got {motion.frames} of "
+            f"{motion.width}x{motion.height}. Link to Estimate Motion what {name} is linked to."
         )
 
 

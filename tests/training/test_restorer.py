@@ -32,12 +32,13 @@ def test_windows_are_the_same_place_at_every_scale(maker, monkeypatch, scale):
     rng = np.random.default_rng(0)
     moving = restorer.clip_windows(maker.clips(1), 3, 160, rng, restorer.ALL, spoiled=0.0)
     still = restorer.still_windows(maker.stills(1), 3, rng)
-    for windows in (moving, still):
+    panned = restorer.still_windows(maker.stills(1), 3, rng, restorer.ALL, spoiled=0.0)
+    for windows in (moving, still, panned):
         assert windows.truth.shape[-1] == 160 and windows.low.shape[-1] == round(160 / scale)
         low = resize(windows.truth, *windows.low.shape[-2:], "bicubic")
         inside = (..., slice(3, -3), slice(3, -3))
         assert (low - windows.low)[inside].abs().mean() < 0.006, "rounding, and what windows do not see beyond the edge"
-    for other, there, back in moving.neighbours:
+    for other, there, back in moving.neighbours + panned.neighbours:
         assert other.shape == moving.low.shape and there.shape == back.shape == (3, 2, *other.shape[-2:])
 
 
@@ -58,6 +59,24 @@ def test_motion_leads_to_the_neighbours_and_is_turned_with_the_pictures(maker):
         assert along < 0.75 * apart, "motion that is turned wrongly leaves more than none"
         away = sum(float((other - warp(windows.low, back)).abs().mean()) for other, _, back in windows.neighbours)
         assert away < 0.75 * apart
+
+
+def test_the_motion_of_panned_stills_is_exact(maker, monkeypatch):
+    monkeypatch.setattr(restorer, "SCALE_SHARES", (1.0, *(0.0 for _ in restorer.SCALES[1:])))
+    monkeypatch.setattr(maker, "clean_share", 1.0)
+    monkeypatch.setattr(restorer, "draw_degradation", lambda rng, preset: restorer_free(preset))
+    stills = maker.stills(4)
+    assert (stills.pan == 0).all(1).any() and stills.pan.abs().max() > 2
+    inside = (..., slice(4, -4), slice(4, -4))
+    for seed in range(6):
+        windows = restorer.still_windows(stills, 8, np.random.default_rng(seed), restorer.ALL, spoiled=0.0)
+        for other, there, back in windows.neighbours:
+            assert torch.equal(there, -back)
+            wrong = (windows.low - warp(other, there))[inside].abs().mean((1, 2, 3))
+            apart = (windows.low - other)[inside].abs().mean((1, 2, 3))
+            assert (wrong[there.abs().amax((1, 2, 3)) == 0] < 1e-6).all()
+            moved = apart > 0.02
+            assert (wrong[moved] < apart[moved]).all()
 
 
 def test_spoiled_motion_is_wrong_by_the_same_on_both_ways(maker):
