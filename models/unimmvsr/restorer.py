@@ -65,7 +65,9 @@ class Step(nn.Module):
         cell = 3 * GRID**2
         # estimate, missing here, missing there, trust, unlikeness, features
         self.into = ops.Conv2d(3 * cell + 2 + width, width, 3, padding=1)
-        self.body = nn.Sequential(*(ResidualBlock(width, ops) for _ in range(blocks)))
+        self.body = nn.Sequential()
+        for _ in range(blocks):
+            self.body.append(ResidualBlock(width, ops))
         self.out = ops.Conv2d(width, cell, 3, padding=1)
 
     def forward(self, planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +81,9 @@ class Restorer(nn.Module):
     def __init__(self, width: int = 48, blocks: int = 4, steps: int = 3, ops: ModuleType = nn):
         super().__init__()
         self.head = ops.Conv2d(3, width, 3, padding=1)
-        self.steps = nn.ModuleList(Step(width, blocks, ops) for _ in range(steps))
+        self.steps = nn.ModuleList()
+        for _ in range(steps):
+            self.steps.append(Step(width, blocks, ops))
 
     def forward(
         self,

@@ -105,8 +105,8 @@ def test_one_flow_serves_a_batch():
 def test_memory_is_that_of_single_frames(monkeypatch):
     """Whatever is warped is one frame or one flow; the clip is copied once, for the output."""
     seen = []
-    original = flow.warp
-    monkeypatch.setattr(flow, "warp", lambda x, *rest, **how: seen.append(x.shape) or original(x, *rest, **how))
+    original = flow.sample
+    monkeypatch.setattr(flow, "sample", lambda x, *rest, **how: seen.append(x.shape) or original(x, *rest, **how))
     propagate(clip(), *flows(1, 1))
     assert seen == [(1, 3, 6, 8), (1, 2, 6, 8)] * 6  # the neighbour, and its flow for the check
 
