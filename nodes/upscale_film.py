@@ -44,6 +44,7 @@ from .host.film import (
 )
 from .host.progress import Progress, show_text
 from .host.room import clip_words
+from .looks import LOOKS, STANDARD
 from .motion import FlowModelType
 
 _asked: dict[str | None, tuple] = {}  # what each node was asked for last: its id and values
@@ -162,6 +163,15 @@ class UpscaleFilm(io.ComfyNode):
                 ),
                 *saving_inputs("video/film"),
                 first_seconds_input(),
+                io.Combo.Input(
+                    "look",
+                    options=list(LOOKS),
+                    default=STANDARD,
+                    optional=True,
+                    tooltip="draft: half of the steps, of one step none; frames of an upscale_model are not made "
+                    "steady. standard: as set. best: the mean of the film and of its mirror image, which are both "
+                    "made: less is invented, at twice the time.",
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The written film.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],

@@ -132,17 +132,17 @@ def load_film(workflow: Workflow, title: str, file: str) -> str:
 def bind_references(workflow: Workflow, images: list[str], videos: list[str]) -> None:
     """Connect reference files to Reference Set, replacing what the workflow has there.
 
-    The first video is also the original of a Steady Upscaled Video, and its pictures are the images; with one, there
-    need be no Reference Set.
+    Images are also the pictures of a Steady Upscaled Video. The first video is its original, where the workflow has
+    one or no Reference Set, which then need not be there.
     """
     loaders = [[load_film(workflow, f"Reference video {i + 1}", file), 1] for i, file in enumerate(videos)]
-    steady = workflow.of_type(STEADY)
-    if loaders and len(steady) == 1:
-        workflow.prompt[steady[0]]["inputs"]["original"] = loaders[0]
+    steady, sets = workflow.of_type(STEADY), workflow.of_type("VSRReferenceSet")
     pictures = [[workflow.add("LoadImage", f"Reference image {i + 1}", image=file), 0] for i, file in enumerate(images)]
-    if pictures and len(steady) == 1:
-        _replace(workflow.prompt[steady[0]]["inputs"], "pictures.picture_", pictures)
-    sets = workflow.of_type("VSRReferenceSet")
+    if (images or videos) and len(steady) == 1:
+        inputs = workflow.prompt[steady[0]]["inputs"]
+        if loaders and ("original" in inputs or not sets):
+            inputs["original"] = loaders[0]
+        _replace(inputs, "pictures.picture_", pictures)
     if not (images or videos) or (len(videos) <= len(steady) == 1 and not sets):
         return
     inputs = workflow.prompt[_only(workflow, sets, "--reference (Reference Set)", "Reference Set")]["inputs"]
@@ -202,6 +202,11 @@ def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
     """Refuse a workflow whose result depends on a picture or video that nobody has named."""
     for node_id in workflow.ancestors(str(final_frames(workflow)[0])):
         node = workflow.prompt[node_id]
+        if node["class_type"] == _SAMPLE:
+            raise RunnerError(
+                f"--reference: the result of {workflow.name} depends on {workflow.title(node_id)!r}, which belongs to "
+                "the sample clip. Name pictures of what IN shows with --reference FILE."
+            )
         file = node["inputs"].get(_LOADERS.get(node["class_type"], ""))
         if isinstance(file, str) and file not in staged:
             option = "--reference-video" if node["class_type"] in _FILMS else "--reference"
