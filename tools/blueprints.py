@@ -67,8 +67,8 @@ BLUEPRINTS = (
     ),
     Blueprint(
         "Upscale-a-Film", "Upscale a video (Cascade VSR)",
-        "A video of any length in, the large one out, by the built-in model, in bounded memory; what was interrupted "
-        "goes on. Looks: draft, standard, best. Steps: 1 is faithful, 4 to 8 are sharper and invent texture.",
+        "A video of any length in (none: a sample), the large one out, by the built-in model, in bounded memory; what "
+        "was interrupted goes on. Steps: 1 is faithful, 4 to 8 are sharper and invent texture.",
         outside=frozenset({"VSRReferenceSet"}), outputs=(("VSRUpscaleFilm", 0),),
         widgets=(("VSRUpscaleFilm", "target.scale"), ("VSRUpscaleFilm", "first_seconds"), ("VSRUpscaleFilm", "look"),
                  ("VSRRefineSigmas", "steps"), ("VSRUpscaleFilm", "filename_prefix")),

@@ -76,7 +76,7 @@ def upscaled(output):
         from comfy_api.latest import InputImpl
 
         video = InputImpl.VideoFromFile(str(source)) if isinstance(source, Path) else source
-        result = UpscaleFilm.execute(video, target, **{**SETTINGS, **inputs})
+        result = UpscaleFilm.execute(video, target=target, **{**SETTINGS, **inputs})
         run.said = result.ui["text"]
         video = result.args[0]
         return Path(video.get_stream_source()) if isinstance(video, InputImpl.VideoFromFile) else video.timeline.path
