@@ -21,6 +21,7 @@ from .workflow import Workflow
 CAPTURE_NODE = "CascadeVSRRunnerCapture"
 PLACE_NODE = "CascadeVSRRunnerPlace"
 STEADY = "VSRSteadyUpscaledVideo"
+_VIEWERS = ("VSRCompareVideo",)  # for people: what they show is what a run makes anyway
 _SAVERS = ("VSRSaveFilm", "SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
 _FILMS = ("VSRLoadFilm", "LoadVideo")
 _SAMPLE = "VSRSampleClip"  # stands in for them
@@ -217,12 +218,14 @@ def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
 
 
 def bind_output(workflow: Workflow, name: str, keep_savers: bool = False, bits: int = 8) -> str:
-    """Capture the result's frames under `name`, drop lossy savers, and return the capturing node's id.
+    """Capture the result's frames under `name`, drop viewers and lossy savers, and return the capturing node's id.
 
     `bits` a channel: 8 or 16.
     """
     link = final_frames(workflow)
     capture = workflow.add(CAPTURE_NODE, "Write frames", images=list(link), name=name, bits=bits)
+    for node_id in workflow.of_type(*_VIEWERS):
+        del workflow.prompt[node_id]
     if not keep_savers:
         for class_type in _SAVERS:
             for node_id in workflow.of_type(class_type):
