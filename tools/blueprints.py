@@ -114,6 +114,9 @@ def derive(blueprint: Blueprint, graph: dict) -> dict:
         links.append(_link(number, origin, slot, _OUTPUT, len(results), output["type"]))
         results[origin, slot] = {"name": output["type"], "type": output["type"], "linkIds": [number]}
     _tidy(nodes.values(), links)
+    for kind, name in blueprint.widgets:  # the outer node takes the names of its dials from here
+        for each in nodes[by_type[kind]["id"]]["inputs"]:
+            each |= _shown(kind, name) if each["name"] == name else {}
     widgets = [[str(by_type[kind]["id"]), name] for kind, name in blueprint.widgets]
     return _file(blueprint, list(nodes.values()), links, list(sockets.values()), list(results.values()), widgets)
 

@@ -112,13 +112,17 @@ const PLAYS = {
     await drop(page, job.clip, "mine.mp4", [500, 400]), actions++;
     await page.waitForFunction(() => window.app.graph._nodes.some((node) => node.type === "LoadVideo"
       && node.widgets[0].value.startsWith("mine")));
-    await page.waitForTimeout(500);
-    const socket = await page.evaluate(() => {
+    const place = () => page.evaluate(() => {
       const [x, y] = window.app.graph._nodes[0].getConnectionPos(false, 0);
       const { scale, offset } = window.app.canvas.ds;
       const area = window.app.canvas.canvas.getBoundingClientRect();
       return [area.x + (x + offset[0]) * scale, area.y + (y + offset[1]) * scale];
     });
+    let [earlier, socket] = [null, await place()];
+    while (String(earlier) !== String(socket)) { // the node grows when its preview comes
+      await page.waitForTimeout(2000);
+      [earlier, socket] = [socket, await place()];
+    }
     await page.mouse.move(...socket);
     await page.mouse.down();
     await page.mouse.move(socket[0] + 100, socket[1] + 20, { steps: 5 });
