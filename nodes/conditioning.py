@@ -34,6 +34,10 @@ from .systems.base import LRClip
 
 ReferencesType = io.Custom("VSR_REFERENCES")  # a models.unimmvsr.references.References
 _TITLE, _SET = "VSR Conditioning", services.REFERENCE_SET
+_EMPTY = (
+    f"{_SET}: at least one picture or video must be linked; got none. Link a Load Image with a picture of who or what "
+    "the clip shows, or turn off stop if empty."
+)
 # Latent cells of all references; 81 frames of 1280x720 are 302 400 with a VAE of 8 px and 4 frames a cell
 _MOST_CELLS = 400_000
 _LR_ENTRIES = (SYSTEM_KEY, ALPHAS_KEY, DEVIATION_KEY)  # of a LATENT; what is sampled is no LR clip any more
@@ -253,15 +257,49 @@ class ReferenceSet(io.ComfyNode):
                         "frame 20 on; after video: directly after the clip; manual: the numbers in starts."
                     ),
                 ),
+                io.Boolean.Input(
+                    "stop_if_empty",
+                    default=False,
+                    optional=True,
+                    tooltip="On: nothing runs while no picture and no video is linked. Off: nothing is taken then.",
+                ),
             ],
             outputs=[ReferencesType.Output(display_name="references", tooltip="For VSR Conditioning.")],
         )
 
     @classmethod
+    def validate_inputs(
+        cls,
+        stop_if_empty: bool = False,
+        input_types: dict[str, str] | None = None,
+        images: dict | None = None,
+        videos: dict | None = None,
+        start_policy: dict | None = None,
+    ):
+        """Try whether a picture is there before anything runs.
+
+        The host leaves the kinds of the links to us then. It gives the last three whether asked for or not, and empty.
+        """
+        links = input_types or {}
+        for name, kind in links.items():
+            wanted = "VAE" if name == "vae" else "IMAGE"
+            if wanted not in kind.split(",") and kind != "*":
+                return f"{_SET}: {name} must be linked to {wanted}; got {kind}. Link another output."
+        return _EMPTY if stop_if_empty and not set(links) - {"vae"} else True
+
+    @classmethod
     def execute(
-        cls, vae: comfy.sd.VAE | None, images: dict, videos: dict, long_edge: int, start_policy: dict | None = None
+        cls,
+        vae: comfy.sd.VAE | None,
+        images: dict,
+        videos: dict,
+        long_edge: int,
+        start_policy: dict | None = None,
+        stop_if_empty: bool = False,
     ):
         """Encode every picture as a clip of one frame and every video as a clip."""
+        if stop_if_empty and not (_in_order(images) or _in_order(videos)):
+            raise ValueError(_EMPTY)
         _check_video_vae(vae)
         clips = []
         for name, frames in _in_order(images):

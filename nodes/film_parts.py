@@ -41,6 +41,7 @@ from .host import services
 from .host.keys import CLIP_KEY, FIRST_KEY
 from .host.progress import Progress, show_text
 from .host.vae import RestorerVAE
+from .looks import BEST, DRAFT, STANDARD, mirrored_too
 from .motion import estimated
 from .plan import plan_clip
 from .prediction import RunClip
@@ -140,7 +141,8 @@ class Restored:
     @property
     def stages(self) -> tuple[str, ...]:
         """Name the stages of a segment, in order."""
-        return ("Encoding", "Sampling", "Decoding", *(["Colours"] if self.colour != NO_MATCH else []))
+        sampling = ["Sampling"] if len(self.sigmas) > 1 else []
+        return ("Encoding", *sampling, "Decoding", *(["Colours"] if self.colour != NO_MATCH else []))
 
     @property
     def name(self) -> str:
@@ -166,9 +168,11 @@ class Restored:
         latent[FIRST_KEY] = first // (self.vae.temporal_compression_decode() or 1)
         noise = AddressedNoise(self.noise.seed ^ LR_STREAM)
         clip = ClipConditions.of(TITLE, latent, self.noise_level, self.references, noise)
-        progress.stage("Sampling")
-        guider = self._guider(clip, latent, frames)
-        sampled = SamplerCustomAdvanced.execute(self.noise, guider, self.sampler, self.sigmas, clip.start).args[0]
+        sampled = {**clip.start, "samples": latent["samples"]}  # in the look *draft*
+        if len(self.sigmas) > 1:
+            progress.stage("Sampling")
+            guider = self._guider(clip, latent, frames)
+            sampled = SamplerCustomAdvanced.execute(self.noise, guider, self.sampler, self.sigmas, clip.start).args[0]
         progress.stage("Decoding")
         seen = frames if isinstance(self.vae, RestorerVAE) else None
         images = decode_exact(TITLE, sampled, self.vae, self.chunk, self.tile, seen, self.lr_weight)
@@ -243,8 +247,13 @@ class Steadied:
     sharpness: float
     source: str
     beginning: Callable[[int], tuple[int, Callable[[], torch.Tensor]]]
+    look: str = STANDARD
     judged: dict[int, str] = field(default_factory=dict)  # by the number of the scene
-    stages = ("Upscaling", "Steadying")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Name the stages of a segment, in order."""
+        return ("Upscaling",) if self.look == DRAFT else ("Upscaling", "Steadying")
 
     @property
     def name(self) -> str:
@@ -258,15 +267,21 @@ class Steadied:
         upscaled = services.output_tensor((len(frames), *self.size, 3))
         for number in range(len(frames)):
             progress.part(number, len(frames))
-            picture = ImageUpscaleWithModel.execute(self.upscale_model, frames[number : number + 1]).args[0]
+            frame = frames[number : number + 1]
+            picture = mirrored_too(self._picture, frame) if self.look == BEST else self._picture(frame)
             if picture.shape[1:3] != self.size:
                 fitted = comfy.utils.common_upscale(picture.movedim(-1, 1), *self.size[::-1], "lanczos", "disabled")
                 picture = fitted.movedim(1, -1)
             upscaled[number] = picture[0]
+        if self.look == DRAFT:
+            return upscaled
         progress.stage("Steadying")
         dials = self.steadiness, self.fidelity, self.sharpness, self._source(first)
         with _retitled("Steady Upscaled Video"):
             return SteadyUpscaledVideo.execute(frames, *dials, upscaled, flow_model=self.flow_model).args[0]
+
+    def _picture(self, frame: torch.Tensor) -> torch.Tensor:
+        return ImageUpscaleWithModel.execute(self.upscale_model, frame).args[0]
 
     def _source(self, first: int) -> str:
         """Say whether the scene is clean or compressed: of all its parts the same."""

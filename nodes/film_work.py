@@ -44,6 +44,7 @@ from .host.film import (
 )
 from .host.progress import Progress, speeds, where
 from .host.room import check_room
+from .looks import BEST, DRAFT, LOOKS, MIRRORED, STANDARD, Mirrored, draft_sigmas
 from .motion import check_flow_model
 from .plan import sampling_seconds, usual_seconds
 from .restore import check_restorer
@@ -83,6 +84,7 @@ class Chosen:
     keep_tracks: str
     multiple: int = 1
     first_seconds: float = 0.0
+    look: str = STANDARD
     model: ModelPatcher | None = None
     vae: comfy.sd.VAE | None = None
     positive: list | None = None
@@ -130,7 +132,12 @@ class Chosen:
             )
         if self.flow_model is not None:
             check_flow_model(TITLE, self.flow_model)
-        for name, allowed in (("colour", [NO_MATCH, *METHODS]), ("source", SOURCES), ("filter", FILTERS)):
+        for name, allowed in (
+            ("colour", [NO_MATCH, *METHODS]),
+            ("source", SOURCES),
+            ("filter", FILTERS),
+            ("look", LOOKS),
+        ):
             services.check_choice(TITLE, name, getattr(self, name), allowed)
         with services.titled(TITLE):
             Controls(self.steadiness, self.fidelity, self.sharpness)
@@ -216,9 +223,11 @@ class Work:
             return 0
         first = journal.segments[missing[0]]
         pace = Pace(self.clip.frames, self.clip.frames - sum(journal.segments[index].frames for index in missing))
-        maker = self._maker(journal)
+        maker = plain = self._maker(journal)
+        if self.chosen.look == BEST and self.chosen.upscale_model is None:
+            maker = Mirrored(plain)
         names = ("Reading", *maker.stages, "Writing")
-        expected = self._expected(maker, names, first.end - first.first)
+        expected = self._expected(plain, names, first.end - first.first)
         with FilmProgress(node, pace, names, expected) as progress:
 
             def made(segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -236,7 +245,7 @@ class Work:
                     yield picture
                     tick(number, len(images))
                 pace.made += len(images)
-                self._learn(maker.name, segment, progress.end(self._shown(picture)))
+                self._learn(plain.name, segment, progress.end(self._shown(picture)))
                 number, of = journal.segments.index(segment) + 1, len(journal.segments)
                 logging.getLogger(__name__).info("%s: segment %d of %d. %s", TITLE, number, of, pace.line())
 
@@ -249,31 +258,39 @@ class Work:
         longest = (self.chosen.segment or automatic_length(self.size)) + context - (-context // 2)
         length = min(self.clip.frames, longest)
         size = ClipSize(length, *self.size)
-        need = (BYTES if self.chosen.colour != NO_MATCH else BYTES_PLAIN) * length * self.size[0] * self.size[1]
+        each = BYTES if self.chosen.colour != NO_MATCH else BYTES_PLAIN
+        each += 12 if self.chosen.look == BEST and self.chosen.upscale_model is None else 0  # the mirrored frames
+        need = each * length * self.size[0] * self.size[1]
         remedy = f" Ask for a smaller size{', or a shorter segment' if self.chosen.segment else ''}."
         check_room(TITLE, size, need, remedy)
 
     def _expected(self, maker: Restored | Steadied, names: tuple[str, ...], frames: int) -> dict[str, float]:
         """Give the seconds that each stage of a segment of `frames` will take, as far as it is known."""
         pixels = frames * self.size[0] * self.size[1] / 1e6
-        found = {name: speeds().known(_stage(name, maker.name)) for name in names}
+        found = {name: speeds().known(self._work(name, maker.name)) for name in names}
         expected = {name: seconds * pixels for name, seconds in found.items() if seconds}
         if isinstance(maker, Restored) and maker.takes_clips:
-            run = maker.planned(ClipSize(frames, *self.size))
-            seconds = sampling_seconds(run, maker.guider.model_patcher)
-            if seconds:
-                expected["Sampling"] = seconds
+            sampling = {name for name in names if name.removesuffix(MIRRORED) == "Sampling"}
+            run = maker.planned(ClipSize(frames, *self.size)) if sampling else None
+            if run and (seconds := sampling_seconds(run, maker.guider.model_patcher)):
+                expected |= dict.fromkeys(sampling, seconds)
             if len(expected) < len(names) and maker.name == _USUAL_MODEL:
-                return {name: usual * pixels for name, usual in _USUAL.items()} | {"Sampling": usual_seconds(run)}
+                usual = {name: _USUAL.get(name.removesuffix(MIRRORED), 0.0) * pixels for name in names}
+                return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0)
         return expected
 
     def _learn(self, model: str, segment: Segment, taken: Mapping[str, float]) -> None:
         """Remember what the stages of a segment took, and say it."""
         pixels = (segment.end - segment.first) * self.size[0] * self.size[1] / 1e6
         for name, seconds in taken.items():
-            speeds().learn(_stage(name, model), seconds, pixels)
+            speeds().learn(self._work(name, model), seconds, pixels)
         text = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in taken.items())
         logging.getLogger(__name__).info("%s: %d frames: %s", TITLE, segment.frames, text)
+
+    def _work(self, stage: str, model: str) -> str:
+        """Name what a stage takes, for what is remembered of it."""
+        look = "" if self.chosen.look == STANDARD else f", {self.chosen.look}"
+        return f"{where()}: {stage}, {TITLE}, {model}{look}"
 
     def _shown(self, picture: np.ndarray) -> Image.Image:
         hdr = self.how.colour.hdr
@@ -285,15 +302,19 @@ class Work:
         if chosen.upscale_model is not None:
             dials = chosen.steadiness, chosen.fidelity, chosen.sharpness, chosen.source
             models = chosen.upscale_model, chosen.flow_model
-            return Steadied(*models, self.size, *dials, lambda first: self._beginning(journal, first))
+            return Steadied(*models, self.size, *dials, lambda first: self._beginning(journal, first), chosen.look)
         if chosen.alone:
             return Alone(chosen.vae, chosen.target, chosen.multiple, chosen.colour)
+        sigmas = chosen.sigmas
+        if chosen.look == DRAFT:
+            system = getattr(chosen.vae, "system", None)
+            sigmas = draft_sigmas(sigmas, 0 if system is None or system.lr_is_latent else 1)
         return Restored(
             chosen.guiding(),
             chosen.vae,
             chosen.noise,
             chosen.sampler,
-            chosen.sigmas,
+            sigmas,
             chosen.references,
             chosen.noise_level,
             chosen.target,
@@ -317,10 +338,6 @@ class Work:
             return images_of(pictures, (stop - start, self.clip.height, self.clip.width))
 
         return scene, read
-
-
-def _stage(name: str, model: str) -> str:
-    return f"{where()}: {name}, {TITLE}, {model}"
 
 
 # What decides a result besides the node's own inputs

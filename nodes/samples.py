@@ -62,6 +62,11 @@ class SampleClip(io.ComfyNode):
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), services.mark_finite(images))
 
 
+def sample_film() -> Film:
+    """Give the small clip as a film, for a node that nothing is linked to."""
+    return Film(read_times(_FOLDER / next(iter(CLIPS.values())), None))
+
+
 def place_samples() -> None:
     """Copy the clips to the temporary folder, which the host empties when it starts and ends."""
     folder = Path(folder_paths.get_temp_directory())

@@ -44,7 +44,9 @@ from .host.film import (
 )
 from .host.progress import Progress, show_text
 from .host.room import clip_words
+from .looks import LOOKS, STANDARD
 from .motion import FlowModelType
+from .samples import sample_film
 
 _asked: dict[str | None, tuple] = {}  # what each node was asked for last: its id and values
 _made: dict[tuple, Path] = {}  # what came of it
@@ -83,7 +85,11 @@ class UpscaleFilm(io.ComfyNode):
                 "cascade vsr",
             ],
             inputs=[
-                io.Video.Input("video", tooltip="The film, from Load Video: nothing of it is decoded before."),
+                io.Video.Input(
+                    "video",
+                    optional=True,
+                    tooltip="The film, from Load Video: nothing of it is decoded before. Empty: the sample clip.",
+                ),
                 io.Model.Input("model", optional=True, tooltip="The restorer or video model, with all its patches."),
                 io.Vae.Input(
                     "vae",
@@ -166,6 +172,15 @@ class UpscaleFilm(io.ComfyNode):
                 ),
                 *saving_inputs("video/film"),
                 first_seconds_input(),
+                io.Combo.Input(
+                    "look",
+                    options=list(LOOKS),
+                    default=STANDARD,
+                    optional=True,
+                    tooltip="draft: half of the steps, of one step none; frames of an upscale_model are not made "
+                    "steady. standard: as set. best: the mean of the film and of its mirror image, which are both "
+                    "made: less is invented, at twice the time.",
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The written film.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -188,19 +203,20 @@ class UpscaleFilm(io.ComfyNode):
         return _lost[asked]
 
     @classmethod
-    def execute(cls, video: Input.Video, target: dict, **settings):
+    def execute(cls, video: Input.Video | None = None, *, target: dict, **settings):
         """Plan the film, make the segments that are missing, join them."""
         node, prompt = cls.hidden and cls.hidden.unique_id, cls.hidden and cls.hidden.prompt
         chosen = Chosen(target=target, **settings)
         chosen.check()
         with said_by(TITLE):
-            work = Work.of(film_of(video), chosen)
+            work = Work.of(sample_film() if video is None else film_of(video), chosen)
             settings = {**chosen.deciding(), **described(prompt, node), "ComfyUI": comfyui_version.__version__}
             before = ClipSize(work.clip.frames, work.clip.height, work.clip.width)
             show_text(node, clip_words(before, ClipSize(work.clip.frames, *work.size)))
             work.check_room()
             journal, line = Journal.begin(work.out, key(work.clip, settings), work.borders)
-            notes = [*work.clip.notes(), *map(in_graph, work.how.notes), *([in_graph(line)] if line else [])]
+            nothing = ["no video is linked: this is the sample clip"] if video is None else []
+            notes = [*nothing, *work.clip.notes(), *map(in_graph, work.how.notes), *([in_graph(line)] if line else [])]
             for note in notes:
                 logging.getLogger(__name__).warning("%s: %s", TITLE, note)
             count = work.make(journal, node)

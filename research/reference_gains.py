@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from ..media.reader import probe, read_frames
+from ..runner.binding import STEADY
 from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
+from ..runner.paths import scratch_folder
+from ..runner.workflow import Workflow
 from .quality import upscaled
 
 KEPT = 12  # levels of 255 (largest of the colours) by which what an edit kept may differ from the reference video
-_MODEL = ("--workflow", "Upscale-with-Identity-Images")  # what the model takes from references, and nothing beside it
+_WORKFLOW = "Upscale-with-Identity-Images"
 _VIDEO = ("--set", "Reference Set.long_edge=1024", "--set", "Reference CFG Guider.s_ref=0")
 _BORDER = 4  # px shaved off before measuring, as in bench quality
 
@@ -34,18 +37,32 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["clips"]
     entries = [entry for entry in entries if references_of(entry, folder)[0]]
     regions = dict(parse_region(text) for text in options.regions)
-    for mode in options.modes:
-        for entry in (entry for entry in entries if entry["role"] == "GT"):
-            low = Path(options.lr) / f"{entry['name']}_{mode}.mp4"
-            if not low.is_file() or (options.only and entry["name"] not in options.only):
-                continue
-            others = [other for other in entries if other is not entry]
-            row = measure(entry, low, others, regions.get(entry["name"]), folder, options, host)
-            rows.setdefault(mode, {})[entry["name"]] = row
-            print(f"  {mode:8} {entry['name']:16} " + " ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
+    with scratch_folder("references-") as scratch:
+        alone = model_alone(scratch)
+        for mode in options.modes:
+            for entry in (entry for entry in entries if entry["role"] == "GT"):
+                low = Path(options.lr) / f"{entry['name']}_{mode}.mp4"
+                if not low.is_file() or (options.only and entry["name"] not in options.only):
+                    continue
+                others = [other for other in entries if other is not entry]
+                row = measure(entry, low, others, regions.get(entry["name"]), folder, options, host, alone)
+                rows.setdefault(mode, {})[entry["name"]] = row
+                print(f"  {mode:8} {entry['name']:16} " + " ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
     if not rows:
         raise RunnerError(f"bench references: no clip with references in {folder} has its LR file in {options.lr}.")
     return rows
+
+
+def model_alone(folder: Path) -> Path:
+    """Write the workflow with what the model takes from references, and without what pictures give beside it."""
+    workflow = Workflow.load(_WORKFLOW)
+    (steady,) = workflow.of_type(STEADY)
+    for node_id, name in workflow.consumers(steady):
+        workflow.prompt[node_id]["inputs"][name] = workflow.prompt[steady]["inputs"]["images"]
+    del workflow.prompt[steady]
+    file = folder / f"{_WORKFLOW}.json"
+    file.write_text(json.dumps(workflow.prompt), encoding="utf-8")
+    return file
 
 
 def references_of(entry: dict, folder: Path) -> tuple[list[Path], str]:
@@ -73,6 +90,7 @@ def measure(
     folder: Path,
     options: argparse.Namespace,
     host: Host,
+    workflow: Path,
 ) -> dict:
     """Upscale one LR file without, with its own and with another clip's references, by the model alone."""
     truth, small = (np.stack(list(read_frames(file))) for file in (folder / entry["file"], low))
@@ -82,8 +100,8 @@ def measure(
         where[(slice(None), *(region or (slice(None), slice(None))))] = True
     inside = np.zeros_like(where)
     inside[:, _BORDER:-_BORDER, _BORDER:-_BORDER] = True
-    cases = {"none": [], "right": _words(files, option)}
-    cases |= {f"wrong {other['name']}": _words(*references_of(other, folder)) for other in others}
+    cases = {"none": [], "right": _words(workflow, files, option)}
+    cases |= {f"wrong {other['name']}": _words(workflow, *references_of(other, folder)) for other in others}
     scores = {}
     for name, more in cases.items():
         result = upscaled(small, probe(low).rate, truth.shape[1:3], options, host, more)
@@ -103,11 +121,11 @@ def _t(gain: np.ndarray) -> float:
     return gain.mean() / max(gain.std(ddof=1) / len(gain) ** 0.5, 1e-9)
 
 
-def _words(files: list[Path], option: str) -> list[str]:
+def _words(workflow: Path, files: list[Path], option: str) -> list[str]:
     """Write the options of run.py upscale: images follow one option, every video has its own."""
     if option == "--reference":
-        return [*_MODEL, option, *map(str, files)]
-    return [*_MODEL, *_VIDEO, *(word for file in files for word in (option, str(file)))]
+        return ["--workflow", str(workflow), option, *map(str, files)]
+    return ["--workflow", str(workflow), *_VIDEO, *(word for file in files for word in (option, str(file)))]
 
 
 def _kept(truth: np.ndarray, video: Path) -> np.ndarray:

@@ -21,6 +21,7 @@ from .workflow import Workflow
 CAPTURE_NODE = "CascadeVSRRunnerCapture"
 PLACE_NODE = "CascadeVSRRunnerPlace"
 STEADY = "VSRSteadyUpscaledVideo"
+_VIEWERS = ("VSRCompareVideo",)  # for people: what they show is what a run makes anyway
 _SAVERS = ("VSRSaveFilm", "SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveAnimatedPNG")
 _FILMS = ("VSRLoadFilm", "LoadVideo")
 _SAMPLE = "VSRSampleClip"  # stands in for them
@@ -132,17 +133,17 @@ def load_film(workflow: Workflow, title: str, file: str) -> str:
 def bind_references(workflow: Workflow, images: list[str], videos: list[str]) -> None:
     """Connect reference files to Reference Set, replacing what the workflow has there.
 
-    The first video is also the original of a Steady Upscaled Video, and its pictures are the images; with one, there
-    need be no Reference Set.
+    Images are also the pictures of a Steady Upscaled Video. The first video is its original, where the workflow has
+    one or no Reference Set, which then need not be there.
     """
     loaders = [[load_film(workflow, f"Reference video {i + 1}", file), 1] for i, file in enumerate(videos)]
-    steady = workflow.of_type(STEADY)
-    if loaders and len(steady) == 1:
-        workflow.prompt[steady[0]]["inputs"]["original"] = loaders[0]
+    steady, sets = workflow.of_type(STEADY), workflow.of_type("VSRReferenceSet")
     pictures = [[workflow.add("LoadImage", f"Reference image {i + 1}", image=file), 0] for i, file in enumerate(images)]
-    if pictures and len(steady) == 1:
-        _replace(workflow.prompt[steady[0]]["inputs"], "pictures.picture_", pictures)
-    sets = workflow.of_type("VSRReferenceSet")
+    if (images or videos) and len(steady) == 1:
+        inputs = workflow.prompt[steady[0]]["inputs"]
+        if loaders and ("original" in inputs or not sets):
+            inputs["original"] = loaders[0]
+        _replace(inputs, "pictures.picture_", pictures)
     if not (images or videos) or (len(videos) <= len(steady) == 1 and not sets):
         return
     inputs = workflow.prompt[_only(workflow, sets, "--reference (Reference Set)", "Reference Set")]["inputs"]
@@ -202,6 +203,11 @@ def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
     """Refuse a workflow whose result depends on a picture or video that nobody has named."""
     for node_id in workflow.ancestors(str(final_frames(workflow)[0])):
         node = workflow.prompt[node_id]
+        if node["class_type"] == _SAMPLE:
+            raise RunnerError(
+                f"--reference: the result of {workflow.name} depends on {workflow.title(node_id)!r}, which belongs to "
+                "the sample clip. Name pictures of what IN shows with --reference FILE."
+            )
         file = node["inputs"].get(_LOADERS.get(node["class_type"], ""))
         if isinstance(file, str) and file not in staged:
             option = "--reference-video" if node["class_type"] in _FILMS else "--reference"
@@ -212,12 +218,14 @@ def check_loaders(workflow: Workflow, staged: Collection[str]) -> None:
 
 
 def bind_output(workflow: Workflow, name: str, keep_savers: bool = False, bits: int = 8) -> str:
-    """Capture the result's frames under `name`, drop lossy savers, and return the capturing node's id.
+    """Capture the result's frames under `name`, drop viewers and lossy savers, and return the capturing node's id.
 
     `bits` a channel: 8 or 16.
     """
     link = final_frames(workflow)
     capture = workflow.add(CAPTURE_NODE, "Write frames", images=list(link), name=name, bits=bits)
+    for node_id in workflow.of_type(*_VIEWERS):
+        del workflow.prompt[node_id]
     if not keep_savers:
         for class_type in _SAVERS:
             for node_id in workflow.of_type(class_type):

@@ -216,7 +216,10 @@ def reference(session: Session, trace: Trace) -> None:
     Without tiles and windows, which cut the clip and hand references on as they are.
     """
     graph = _graph("Upscale-with-Identity-Images", VSRReferenceSet={"long_edge": 24})
-    del graph[graph[_find(graph, "VSRReferenceSet")]["inputs"].pop("images.image_1")[0]]
+    second = graph[_find(graph, "VSRReferenceSet")]["inputs"]["images.image_1"]
+    del graph[second[0]]
+    for node in graph.values():
+        node["inputs"] = {name: value for name, value in node["inputs"].items() if value != second}
     for kind in ("VSRSpatialTiles", "VSRTemporalWindows"):
         key = _find(graph, kind)
         model = graph.pop(key)["inputs"]["model"]

@@ -27,6 +27,7 @@ class Blueprint:
     outside: frozenset[str] = frozenset()  # types left out beside sources, results and notes
     dropped: frozenset[tuple[str, str]] = frozenset()  # (type, input) whose link is left out
     inputs: tuple[tuple[str, str], ...] = ()  # (type, input) without a link that become sockets
+    shared: tuple[tuple[str, str, str, str], ...] = ()  # (type, input, of such a socket's type, its input)
     outputs: tuple[tuple[str, int], ...] = ()  # (type, output) without a link that become results
     widgets: tuple[tuple[str, str], ...] = ()  # (type, widget) shown on the node
 
@@ -58,6 +59,7 @@ BLUEPRINTS = (
         "Upscale-with-Identity-Images", "Upscale with identity images",
         "A small clip, made large with detail from pictures of what it shows.", widgets=_REFERENCES,
         inputs=(("VSRReferenceSet", "images.image_2"),),
+        shared=(("VSRSteadyUpscaledVideo", "pictures.picture_2", "VSRReferenceSet", "images.image_2"),),
     ),
     Blueprint(
         "Upscale-an-Edited-Video", "Upscale an edited video",
@@ -65,11 +67,11 @@ BLUEPRINTS = (
     ),
     Blueprint(
         "Upscale-a-Film", "Upscale a video (Cascade VSR)",
-        "A video of any length in, the large one out, by the built-in model, in bounded memory; what was interrupted "
-        "goes on. Steps: 1 is faithful, 4 to 8 are sharper and invent texture.",
+        "A video of any length in (none: a sample), the large one out, by the built-in model, in bounded memory; what "
+        "was interrupted goes on. Steps: 1 is faithful, 4 to 8 are sharper and invent texture.",
         outside=frozenset({"VSRReferenceSet"}), outputs=(("VSRUpscaleFilm", 0),),
-        widgets=(("VSRUpscaleFilm", "target.scale"), ("VSRUpscaleFilm", "first_seconds"), ("VSRRefineSigmas", "steps"),
-                 ("VSRUpscaleFilm", "filename_prefix")),
+        widgets=(("VSRUpscaleFilm", "target.scale"), ("VSRUpscaleFilm", "first_seconds"), ("VSRUpscaleFilm", "look"),
+                 ("VSRRefineSigmas", "steps"), ("VSRUpscaleFilm", "filename_prefix")),
     ),
     Blueprint(
         "Upscale-a-Film", "Upscale a video with any model (Cascade VSR)",
@@ -78,8 +80,8 @@ BLUEPRINTS = (
         outside=_MODEL, dropped=frozenset(("VSRUpscaleFilm", name) for name in _OF_A_MODEL),
         inputs=(("VSRUpscaleFilm", "upscale_model"),), outputs=(("VSRUpscaleFilm", 0),),
         widgets=(("VSRUpscaleFilm", "target.scale"), ("VSRUpscaleFilm", "first_seconds"),
-                 ("VSRUpscaleFilm", "steadiness"), ("VSRUpscaleFilm", "fidelity"), ("VSRUpscaleFilm", "sharpness"),
-                 ("VSRUpscaleFilm", "filename_prefix")),
+                 ("VSRUpscaleFilm", "look"), ("VSRUpscaleFilm", "steadiness"), ("VSRUpscaleFilm", "fidelity"),
+                 ("VSRUpscaleFilm", "sharpness"), ("VSRUpscaleFilm", "filename_prefix")),
     ),
 )  # fmt: skip
 
@@ -99,12 +101,22 @@ def derive(blueprint: Blueprint, graph: dict) -> dict:
         socket = {"name": name.rpartition(".")[2], **_shown(kind, name)}
         sockets[kind, name] = {**socket, "type": links[-1]["type"], "linkIds": [number]}
         nodes[target]["inputs"][slot]["link"] = number
+    for kind, name, *first in blueprint.shared:
+        target, number = by_type[kind]["id"], max(link["id"] for link in links) + 1
+        slot = next(i for i, each in enumerate(nodes[target]["inputs"]) if each["name"] == name)
+        place = list(sockets).index(tuple(first))
+        links.append(_link(number, _INPUT, place, target, slot, nodes[target]["inputs"][slot]["type"]))
+        sockets[tuple(first)]["linkIds"].append(number)
+        nodes[target]["inputs"][slot]["link"] = number
     for kind, slot in blueprint.outputs:
         origin, number = by_type[kind]["id"], max(link["id"] for link in links) + 1
         output = nodes[origin]["outputs"][slot]
         links.append(_link(number, origin, slot, _OUTPUT, len(results), output["type"]))
         results[origin, slot] = {"name": output["type"], "type": output["type"], "linkIds": [number]}
     _tidy(nodes.values(), links)
+    for kind, name in blueprint.widgets:  # the outer node takes the names of its dials from here
+        for each in nodes[by_type[kind]["id"]]["inputs"]:
+            each |= _shown(kind, name) if each["name"] == name else {}
     widgets = [[str(by_type[kind]["id"]), name] for kind, name in blueprint.widgets]
     return _file(blueprint, list(nodes.values()), links, list(sockets.values()), list(results.values()), widgets)
 

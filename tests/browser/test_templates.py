@@ -8,8 +8,8 @@ from cascadevsr.tools.editor import drive, shipped
 TITLES = {name: file.stem for name, file in shipped().items()}
 SIZES = ((1440, 900), (1600, 1000))
 RENDERERS = {"classic": False, "nodes 2.0": True}
-RUN = "Upscale-a-Video"  # with the sample clip, previews on
-SHORT = {"VSRLoadFilm.first_seconds": 0.1, "VSRCascadeInput.target.scale": 2}
+RUNS = ("Upscale-a-Video", "Upscale-a-Film", "Upscale-with-Identity-Images")  # with the sample clip, previews on
+SHORT = {"VSRLoadFilm.first_seconds": 0.1, "VSRUpscaleFilm.first_seconds": 0.1, "VSRCascadeInput.target.scale": 2}
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def looks(host_server, browser_tools, tmp_path_factory):
     steps = {}
     for (name, title), (renderer, vue), size in itertools.product(TITLES.items(), RENDERERS.items(), SIZES):
         look = {"do": "look", "name": title, "vue": vue, "size": size, "values": SHORT}
-        steps[name, renderer, size] = {**look, "seconds": 240 if name == RUN and size == SIZES[0] else 0}
+        steps[name, renderer, size] = {**look, "seconds": 240 if name in RUNS and size == SIZES[0] else 0}
     folder = tmp_path_factory.mktemp("screenshots")
     found = drive(browser_tools, host_server.url, list(steps.values()), screenshots=folder)
     return dict(zip(steps, found["results"], strict=True)), found["console"]
@@ -49,8 +49,9 @@ def test_notes_show_all_their_text(looks, name, renderer):
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_the_first_run_needs_no_file_and_moves_nothing_over_anything(looks, renderer):
-    found = seen(looks, RUN, renderer, SIZES[0])
+@pytest.mark.parametrize("name", RUNS)
+def test_the_first_run_needs_no_file_and_moves_nothing_over_anything(looks, name, renderer):
+    found = seen(looks, name, renderer, SIZES[0])
     assert found["status"]["status_str"] == "success", found["status"]
     assert found["overlaps"] == []
 

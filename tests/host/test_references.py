@@ -175,3 +175,18 @@ def test_start_policies_through_a_running_host(host_server, client, tiny_file):
     assert run("after", start_policy=AFTER)[-3000:] != before[-3000:]
     with pytest.raises(ExecutionFailed, match="Reference Set: starts must name one time index for each of the 5"):
         run("bad", start_policy=MANUAL, **{"start_policy.starts": "18"})
+
+
+def test_nothing_runs_without_a_picture_where_one_is_needed(vae, noise):
+    from cascadevsr.nodes.conditioning import ReferenceSet
+
+    said = ReferenceSet.validate_inputs(True, {"vae": "VAE"})
+    assert said.startswith("Reference Set: at least one picture or video must be linked; got none.")
+    assert ReferenceSet.validate_inputs(True, {"vae": "VAE", "images.image_3": "IMAGE"}) is True
+    assert ReferenceSet.validate_inputs(True, {"vae": "VAE", "videos.video_0": "*"}) is True
+    assert ReferenceSet.validate_inputs(False, {"vae": "VAE"}) is True
+    assert "images.image_0 must be linked to IMAGE; got MASK" in ReferenceSet.validate_inputs(
+        False, {"images.image_0": "MASK"}
+    )
+    with pytest.raises(ValueError, match="at least one picture"):
+        ReferenceSet.execute(vae, {}, {}, 64, None, True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cascadevsr.media.reader import frames, probe
+from cascadevsr.media.writer import write_video
 from cascadevsr.tests.media.films import clip as pictures
 from cascadevsr.tests.media.films import film, seen
 
@@ -75,7 +76,7 @@ def upscaled(output):
         from comfy_api.latest import InputImpl
 
         video = InputImpl.VideoFromFile(str(source)) if isinstance(source, Path) else source
-        result = UpscaleFilm.execute(video, target, **{**SETTINGS, **inputs})
+        result = UpscaleFilm.execute(video, target=target, **{**SETTINGS, **inputs})
         run.said = result.ui["text"]
         video = result.args[0]
         return Path(video.get_stream_source()) if isinstance(video, InputImpl.VideoFromFile) else video.timeline.path
@@ -376,9 +377,51 @@ def test_an_image_upscaler_is_steady_over_the_film(upscaled, upscale_model, sour
     assert other.shape == (26, 72, 96, 3)
 
 
+def test_looks_of_a_model(upscaled, restoring, tmp_path, sampling):
+    """A draft of one step samples nothing, of four two; best is the mean with the mirror image."""
+    source, flipped = tmp_path / "exact.mkv", tmp_path / "flipped.mkv"
+    for file, step in ((source, 1), (flipped, -1)):
+        write_video(file, [frame[:, ::step] for frame in pictures(26, 24, 32)], Fraction(24), codec="h264-rgb")
+    plain, set_so = (pixels(upscaled(source, **restoring, **look)) for look in ({}, {"look": "standard"}))
+    assert np.array_equal(plain, set_so)
+    best = pixels(upscaled(source, **restoring, look="best"))
+    mirrored = pixels(upscaled(flipped, **restoring))[:, :, ::-1]
+    assert np.abs(best - (plain + mirrored) / 2).max() <= 1 and np.abs(plain - mirrored).max() > 4
+
+    def never(*_, **__):
+        raise AssertionError("sampled")
+
+    sampler = SimpleNamespace(sample=never, sampler_function=never, max_denoise=never)
+    draft = pixels(upscaled(source, **{**restoring, "sampler": sampler}, look="draft"))
+    assert draft.shape == plain.shape and not np.array_equal(draft, plain)
+    four, two = (sampling(restoring["model"], steps)["sigmas"] for steps in (4, 2))
+    halved = pixels(upscaled(source, **{**restoring, "sigmas": four}, look="draft"))
+    assert np.array_equal(halved, pixels(upscaled(source, **{**restoring, "sigmas": four[::2]})))
+    assert len(four[::2]) == len(two)
+
+
+@pytest.mark.parametrize("name", ["upscale_a_video", "mgld_vsr", "wan21"])
+def test_every_model_has_every_look(upscaled, systems, tmp_path, name):
+    inputs, source = systems(name), film(tmp_path / "in.mkv", pictures(9, 24, 32))
+    inputs["sigmas"] = inputs["sigmas"][[0, -1]]  # one step; Upscale-A-Video has no VAE for none
+    results = [pixels(upscaled(source, **inputs, look=look)) for look in ("draft", "standard", "best")]
+    assert all(result.shape == (9, 48, 64, 3) for result in results)
+
+
+def test_looks_of_an_upscale_model(upscaled, upscale_model, source):
+    draft, standard, best = (
+        pixels(upscaled(source, upscale_model=upscale_model, look=look)) for look in ("draft", "standard", "best")
+    )
+    small = pixels(source)
+    assert np.abs((draft - small.repeat(2, 1).repeat(2, 2)).std((1, 2, 3))).max() < 4, "each frame at its own level"
+    flicker = [np.abs(np.diff((x - small.repeat(2, 1).repeat(2, 2)).mean((1, 2, 3)))).mean() for x in (draft, standard)]
+    assert flicker[1] < 0.2 * flicker[0] and not np.array_equal(best, standard)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"look": "pretty"}, "look must be one of draft, standard, best"),
         ({"model": None}, "link one of model, guider and upscale_model, or vae alone; got none of them"),
         ({"upscale_model": object()}, "got model, upscale_model"),
         ({"noise": None, "sigmas": None}, "a model needs noise, sampler and sigmas; got no noise and no sigmas"),

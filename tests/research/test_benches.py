@@ -157,7 +157,7 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
     monkeypatch.setattr(reference_gains, "upscaled", better_on_the_left)
     options = Namespace(**vars(options), regions=["b=32,0,32,48"])
     rows = reference_gains.run(options, None)["bicubic"]
-    model = ["--workflow", "Upscale-with-Identity-Images"]  # the other template adds the original's pixels
+    model = ["--workflow", "Upscale-with-Identity-Images.json"]  # a copy without what pictures give as pixels
     settings = ["--set", "Reference Set.long_edge=1024", "--set", "Reference CFG Guider.s_ref=0"]
     assert asked[:3] == [
         [],

@@ -156,6 +156,21 @@ def test_reference_images_are_the_pictures_too():
     assert both.prompt[steady]["inputs"]["pictures.picture_0"] == inputs["images.image_0"]
 
 
+def test_pictures_of_the_sample_stand_for_no_other_clip():
+    workflow = Workflow.load("Upscale-with-Identity-Images")
+    bind_input(workflow, "clip.mp4")
+    with pytest.raises(RunnerError, match="--reference.*'Large original of the sample'"):
+        check_loaders(workflow, ["clip.mp4"])
+    (steady,), (references,) = (workflow.of_type(kind) for kind in ("VSRSteadyUpscaledVideo", "VSRReferenceSet"))
+    bind_references(workflow, ["a.png"], [])
+    check_loaders(workflow, ["clip.mp4", "a.png"])
+    inputs = workflow.prompt[steady]["inputs"]
+    assert inputs["pictures.picture_0"] == workflow.prompt[references]["inputs"]["images.image_0"]
+    bind_references(workflow, [], ["v.mp4"])  # a video of the same people is no original
+    check_loaders(workflow, ["clip.mp4", "v.mp4"])
+    assert "original" not in inputs and "pictures.picture_0" not in inputs
+
+
 def test_a_stand_in_that_nobody_has_replaced_is_an_error():
     workflow = Workflow.load("Upscale-an-Edited-Video")
     bind_input(workflow, "clip.mp4")
