@@ -54,8 +54,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.qkv(self.norm(x).flatten(2))
-        # Channels are split by head first; each head's share is [q | k | v].
-        q, k, v = tokens.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).unbind(2)
+        # Channels are split by head first; each head's share is [q | k | v]. Fused attention takes no strided channels.
+        q, k, v = tokens.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).contiguous().unbind(2)
         y = self.attention(q, k, v).transpose(-1, -2).flatten(1, 2)
         return x + self.proj_out(y).view(x.shape)
 
