@@ -12,6 +12,7 @@ Module names are those of the published weights; layers come from an `ops` names
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -22,6 +23,17 @@ import torch.nn.functional as F
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 TRANSFORMER_EPS = 1e-6  # of the group norm in front of the tokens
 TOKENS_AT_ONCE = 1 << 15  # the feed-forward's inner layer is 12 times as wide as its input: bounds its memory
+
+
+@dataclass
+class Deep:
+    """What the deeper levels of a UNet hand to its outermost one, kept over steps (Ma et al., DeepCache, 2024).
+
+    With `given`, of a call before, they are left out; else `kept` is set to what they computed.
+    """
+
+    given: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
