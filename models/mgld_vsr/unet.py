@@ -231,9 +231,7 @@ class MGLDUNet(nn.Module):
             report(number, total)
         return x
 
-    def _middle(
-        self, x: torch.Tensor, emb: torch.Tensor, structure: torch.Tensor, text: torch.Tensor
-    ) -> torch.Tensor:
+    def _middle(self, x: torch.Tensor, emb: torch.Tensor, structure: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         first, mix_first, transformer, attend, second, mix_second = self.middle_block
         batch = text.shape[0]
         x = mix_first(first(x, emb, structure), batch)
@@ -253,10 +251,7 @@ class MGLDUNet(nn.Module):
                 f"{tuple(text.shape)}. Use the empty prompt of this model's text encoder."
             )
         batch, _, frames, height, width = x.shape
-        wanted = [
-            (batch, config.semb_channels, frames, -(-height // 2**k), -(-width // 2**k))
-            for k in range(maps)
-        ]
+        wanted = [(batch, config.semb_channels, frames, -(-height // 2**k), -(-width // 2**k)) for k in range(maps)]
         got = [tuple(each.shape) for each in structure]
         if got != wanted:
             raise ValueError(

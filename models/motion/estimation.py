@@ -27,7 +27,6 @@ from .flow import compose, resize_flow, scene_cuts
 from .raft import SMALLEST, STRIDE
 from .spynet import SpyNet
 
-
 # Pixels of a frame times pairs that are estimated together: small frames share the calls of their coarse levels.
 _CPU_PIXELS, _PIXELS = 1 << 16, 1 << 19
 

@@ -289,10 +289,8 @@ class VideoUNet(nn.Module):
         x = self._level_down(0, x, temb, text, skips)
         report(1, 2 * levels + 1)
         if levels > 1:
-            if deep is not None and deep.given is not None:
-                x = deep.given
-            else:
-                x = self._deeper(x, temb, text, report)
+            given = deep is not None and deep.given is not None
+            x = deep.given if given else self._deeper(x, temb, text, report)
             if deep is not None:
                 deep.kept = x
             # Halving rounds up, so the double of an odd side is a cell too many; the next skip has the size wanted.

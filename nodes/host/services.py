@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from ...media.memory import free_memory
 from ...models.layout.sizes import ClipSize
-from .keys import SIZE_KEY, WORK_KEY
+from .keys import DEFAULT, PRESET_KEY, PUBLISHED, SIZE_KEY, WORK_KEY
 
 CATEGORY = "video/upscaling/Cascade VSR"
 SAMPLER = "KSampler / SamplerCustomAdvanced"  # who is named where the host's samplers are used wrongly
@@ -179,6 +179,15 @@ def video_format(title: str, model: comfy.model_patcher.ModelPatcher) -> comfy.l
             f"{latent_format.latent_dimensions}-dimensional latents. Link the restorer."
         )
     return latent_format
+
+
+def refuse_published(title: str, model: comfy.model_patcher.ModelPatcher, what: str) -> None:
+    """Raise where a MODEL was loaded to repeat the published numbers, which `what` would change."""
+    if model.model_options.get(PRESET_KEY, DEFAULT) == PUBLISHED:
+        raise ValueError(
+            f"{title}: the preset {PUBLISHED} of Load Video Restorer repeats the published numbers; got {what}. Choose "
+            "the preset default there."
+        )
 
 
 def has_guides(conds: Iterable) -> bool:

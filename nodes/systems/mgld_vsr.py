@@ -43,6 +43,7 @@ from ...models.mgld_vsr.vae import (
 )
 from ...models.schedules import ddpm_timesteps
 from ..host import services
+from ..host.deep import recalled, remember
 from ..host.keys import DEVIATION_KEY, PUBLISHED, WORK_KEY
 from ..host.model import (
     RestorerModel,
@@ -141,8 +142,10 @@ class HostNetworks(RestorerNetwork):
         x = pad_clip(x, ClipSize(max(size.frames, self.config.fill), size.height, size.width))
         noisy, lr = x.chunk(2, 1)
         text = (self.empty_prompt if context is None else context).to(x)
-        show = block_progress(transformer_options)
-        result = self.unet(noisy, timestep, self.structure(lr, timestep), text, show)
+        show, deep = block_progress(transformer_options), recalled(transformer_options, x)
+        structure = self.structure(lr, timestep, first=deep is not None and deep.given is not None)
+        result = self.unet(noisy, timestep, structure, text, show, deep)
+        remember(transformer_options, x, deep)
         return result[:, :, : size.frames]
 
 
@@ -339,5 +342,6 @@ SYSTEM = System(
     # (long, short) sides in output px; the model was trained on 512, which is also the published tile
     tiles=TileSizes(((768, 768), (640, 640), (512, 512), (384, 384)), 128),
     windows=WindowSize(plan.SEGMENT, 1),
+    keeps_deep=True,
     published=Published((plan.TILE, plan.TILE, plan.TILE_OVERLAP), _published_tiles, _published_windows),
 )
