@@ -20,6 +20,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "steady": ("research.steady", "run", False),
     "upscale_a_video": ("research.restorers", "upscale_a_video", False),
     "mgld_vsr": ("research.restorers", "mgld_vsr", False),
+    "macs": ("research.macs", "macs", False),
     "cascade4k": ("research.cascade4k", "cascade4k", False),
 }
 
