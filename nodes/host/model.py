@@ -261,7 +261,7 @@ def _outer_sample(
     options = executor.class_obj.model_options.setdefault("transformer_options", {})
     run = options[PROGRESS_KEY] = SamplingProgress(len(sigmas) - 1)
     if SAVING_KEY in options and options[SAVING_KEY].interval > 1:
-        options[DEEP_KEY] = DeepMemory(options[SAVING_KEY].interval)
+        options[DEEP_KEY], run.partial = DeepMemory(options[SAVING_KEY].interval), True
     result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     run.end(executor.class_obj.model_patcher)
     return result

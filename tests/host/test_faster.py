@@ -124,7 +124,7 @@ def test_text_guides_in_its_range_only(core, loaded, clip, deep_calls):
     deep_calls.clear()
     _ddim(core, _faster(_cut(loaded.model, tiles=False), 4, 0.3, 1.0), clip, steps=4)
     # The negative enters later: it has left nothing behind, so its first call runs whole.
-    assert [(batch, ran) for _, batch, ran in deep_calls[::4]] == [(1, True), (1, False), (2, True), (2, False)]
+    assert [(batch, ran) for _, batch, ran in deep_calls[::4]] == [(1, True), (2, True), (2, False), (2, False)]
 
 
 def test_windows_that_take_turns_compute_every_frame_once(core, loaded, clip, deep_calls):
@@ -157,3 +157,36 @@ def test_what_cannot_be_left_out_is_refused(core, folder, loaded, model):
         _faster(loaded.model, 1, 0.5, 0.5)
     with pytest.raises(ValueError, match="joints must be one of shared frames, alternating; got 'both'"):
         _cut(loaded.model, "both")
+
+
+def test_the_plan_counts_what_is_left_out(core, loaded, clip, deep_calls):
+    """Its calls are those of the run, and what a call costs is less without the deep half."""
+    from cascadevsr.models.layout.sizes import ClipSize
+    from cascadevsr.nodes import plan
+    from cascadevsr.nodes.sampling import RefineSigmas
+
+    size, shape, conds = ClipSize(11, 48, 64), (1, 4, 11, 12, 16), {"positive": [{}], "negative": [{}]}
+    whole = plan.make_plan(_cut(loaded.model, tiles=False), None, conds, size, shape, 4)
+    assert whole.work[0] == whole.work[1] and whole.work[0].calls == whole.passes == 2 * 4 * 4
+    assert "left out" not in whole.text() and "TFLOP" in whole.text() or "GFLOP" in whole.text()
+    model = _faster(_cut(loaded.model, "alternating", tiles=False), 2, 0.0, 0.4)
+    sigmas = RefineSigmas.execute(model, 1.0, 4, 1.0).args[0]
+    made = plan.make_plan(model, None, conds, size, shape, 4, sigmas)
+    assert plan.make_plan(model, None, conds, size, shape, 4).branches == (2, 2, 1, 1), "evenly spaced"
+    deep_calls.clear()
+    _ddim(core, model, clip, steps=4)
+    assert made.turns == ((3, 4, 4), (1, 4, 4, 2)) and made.branches == (2, 1, 1, 1)
+    assert made.passes == made.work[0].calls == sum(batch for _, batch, _ in deep_calls)
+    assert made.work[1] == whole.work[0] and made.work[0].flops < 0.6 * whole.work[0].flops
+    text = made.text()
+    assert "3 and 4 in turns, of 4 latent frames at most, sharing none" in text
+    assert f"with nothing left out {whole.passes:,}" in text
+
+
+@pytest.mark.parametrize("steps", [5])
+def test_the_plan_counts_the_built_in_model_too(model, steps):
+    from cascadevsr.models.layout.sizes import ClipSize
+    from cascadevsr.nodes import plan
+
+    made = plan.make_plan(model, None, {"positive": [{}]}, ClipSize(5, 64, 80), (1, 16, 2, 8, 10), steps)
+    assert made.work[0].calls == steps and made.work[0].flops > 0
