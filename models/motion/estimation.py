@@ -158,21 +158,22 @@ def estimate_pairs(
     estimator: FlowEstimator,
     *,
     device: torch.device | None = None,
+    pairs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     check_cancelled: Callable[[], None] | None = None,
 ) -> Motion:
-    """Estimate the motion of frames (T, H, W, 3) in 0..1 on `device`, which holds few pairs at a time."""
+    """Estimate the motion of frames (T, H, W, 3) in 0..1 on `device`, `pairs` at a time (None: what suits it)."""
     count, height, width = frames.shape[:3]
     forward = torch.zeros(count - 1, 2, height, width, dtype=torch.float16)
     backward = torch.zeros_like(forward)
     cuts = []
     if progress is not None:
         progress(0, count - 1)
-    together = max(1, (_CPU_PIXELS if torch.device(device or "cpu").type == "cpu" else _PIXELS) // (height * width))
-    for start in range(0, count - 1, together):
+    step = pairs or together(frames, device)
+    for start in range(0, count - 1, step):
         if check_cancelled is not None:
             check_cancelled()
-        part = frames[start : start + together + 1]
+        part = frames[start : start + step + 1]
         clip = part[..., :3].movedim(-1, 1).to(device, torch.float32)
         first, second = clip[:-1], clip[1:]
         # Both ways of all pairs as one batch: most levels are small, and there the number of calls is what costs.
@@ -183,6 +184,12 @@ def estimate_pairs(
         if progress is not None:
             progress(stop, count - 1)
     return Motion(forward, backward, tuple(cuts), count, height, width)
+
+
+def together(frames: torch.Tensor, device: torch.device | None = None) -> int:
+    """Say how many pairs of frames (T, H, W, c) to estimate as one batch."""
+    pixels = _CPU_PIXELS if torch.device(device or "cpu").type == "cpu" else _PIXELS
+    return max(1, pixels // (frames.shape[1] * frames.shape[2]))
 
 
 def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

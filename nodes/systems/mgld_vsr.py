@@ -42,6 +42,7 @@ from ...models.mgld_vsr.vae import (
     work_size,
 )
 from ...models.schedules import ddpm_timesteps
+from ...models.transformer import TOKENS_AT_ONCE
 from ..host import services
 from ..host.deep import recalled, remember
 from ..host.keys import DEVIATION_KEY, PUBLISHED, WORK_KEY
@@ -106,9 +107,9 @@ class MGLDConfig(comfy.supported_models_base.BASE):
 
     unet_extra_config = {}
     latent_format = MGLDFormat
-    # 3000 numbers per cell were counted on the published size (live tensors at 64..160 columns), the rest is work
-    # space. The host multiplies by 0.01 MiB and the bytes of a number.
-    memory_usage_factor = 0.4
+    # 4000 numbers per cell were counted on the published size (`run.py bench memory-law`), the rest is work space. The
+    # host multiplies by 0.01 MiB and the bytes of a number.
+    memory_usage_factor = 0.45
 
     def __init__(self, networks: Networks):
         super().__init__({"config": networks})
@@ -170,6 +171,13 @@ class MGLDModel(RestorerModel):
         self.model_sampling = StartsFromLatent(model_config)
         alphas = plan.SCHEDULE.alphas_cumprod().double()
         self.model_sampling.set_sigmas(((1 - alphas) / alphas).sqrt().float())
+
+    def memory_required(self, input_shape: list[int], cond_shapes: Mapping | None = None):
+        """Add to the host's estimate the inner layer of a feed-forward, which does not grow with the picture."""
+        numbers = 12 * self.diffusion_model.config.unet.model_channels * TOKENS_AT_ONCE
+        return super().memory_required(input_shape, cond_shapes or {}) + numbers * management.dtype_size(
+            self.get_dtype_inference()
+        )
 
     def extra_conds(self, **values):
         """Let text in only where it is as wide as the empty prompt that the model was trained on."""
