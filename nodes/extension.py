@@ -27,6 +27,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .compare_video import CompareVideo
         from .conditioning import ReferenceSet, VSRConditioning
         from .degrade import DegradeVideo
+        from .faster import FasterSampling
         from .film import LoadFilm, SaveFilm
         from .frames import CascadeInput, TemporalDecode
         from .guidance import ReferenceCFG, ReferenceCFGGuider
@@ -76,4 +77,5 @@ class CascadeVSRExtension(ComfyExtension):
             RestoreFrames,
             SampleClip,
             CompareVideo,
+            FasterSampling,
         ]

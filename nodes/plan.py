@@ -32,6 +32,7 @@ from .host import services
 from .host.keys import REFERENCES_KEY, TILES_KEY
 from .host.model import system_of
 from .host.progress import pass_name, speeds, where
+from .work import guided_counts, with_work
 
 _WHO = "VSR Plan"
 
@@ -139,7 +140,7 @@ class VSRPlan(io.ComfyNode):
             given = _enlarged(clip, target, multiple)
         size, shape = _measure(patcher, samples, given)
         steps = steps if sigmas is None else max(0, len(sigmas) - 1)
-        plan = make_plan(patcher, guider, conds, size, shape, steps)
+        plan = make_plan(patcher, guider, conds, size, shape, steps, sigmas)
         for warning in plan.warnings():
             logging.getLogger(__name__).warning("%s: %s", _WHO, warning)
         text = plan.text(time_words(plan, patcher))
@@ -173,7 +174,9 @@ def sampling_seconds(plan: RunPlan, patcher: ModelPatcher) -> float | None:
     for away in (0, -1, 1, -2, 2, -3, 3):
         cells = plan.pass_cells * 2.0**away
         if seconds := speeds().known(pass_name(patcher, cells)):
-            return seconds * plan.passes * plan.pass_cells * _cost(plan.pass_cells) / _cost(cells)
+            share = plan.work[0].flops / plan.work[1].flops if plan.deep_every > 1 else 1
+            passes = plan.work[1].calls if plan.deep_every > 1 else plan.passes
+            return share * seconds * passes * plan.pass_cells * _cost(plan.pass_cells) / _cost(cells)
     return None
 
 
@@ -238,16 +241,18 @@ def make_plan(
     size: ClipSize,
     shape: tuple[int, ...],
     steps: int,
+    sigmas: torch.Tensor | None = None,
 ) -> RunPlan:
     """Ask the model's own patches what they will do with a latent of a shape."""
     options, memory = _rehearse(patcher, conds, shape)
     latent_format = patcher.get_model_object("latent_format")
     choice = options["transformer_options"].get(TILES_KEY)
     tiles = (Tile(0, 0, *shape[-2:]),) if choice is None else choice.plan(torch.Size(shape))[0]
-    window, windows = _windows(patcher, options.get("context_handler"), shape)
+    handler = options.get("context_handler")
+    window, windows = _windows(patcher, handler, shape)
     given = (cond.get(REFERENCES_KEY) for cond in conds.get("positive", ()))
     latents = [latent for references in given if references for latent in references.latents]
-    return RunPlan(
+    plan = RunPlan(
         model=type(patcher.model).__name__,
         size=size,
         latent=tuple(shape),
@@ -258,9 +263,10 @@ def make_plan(
         tiles=tuple(tiles),
         windows=windows,
         window=window,
-        branches=_branches(patcher, guider, conds, steps, bool(latents)),
+        branches=guided_counts(patcher, _branches(patcher, guider, conds, steps, bool(latents)), sigmas),
         memory=memory,
     )
+    return with_work(plan, patcher, handler)
 
 
 def _rehearse(patcher: ModelPatcher, conds: dict, shape: tuple[int, ...]) -> tuple[dict, Memory]:

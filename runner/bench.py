@@ -22,6 +22,9 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "steady": ("research.steady", "run", False),
     "upscale_a_video": ("research.restorers", "upscale_a_video", False),
     "mgld_vsr": ("research.restorers", "mgld_vsr", False),
+    "macs": ("research.macs", "macs", False),
+    "motion": ("research.motion", "motion", False),
+    "memory-law": ("research.memory_law", "memory_law", False),
     "cascade4k": ("research.cascade4k", "cascade4k", False),
 }
 

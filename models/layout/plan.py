@@ -36,6 +36,14 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Hold calls of the network, of one branch for one tile and window, and operations of all of them."""
+
+    calls: int
+    flops: float
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """Hold what a run consists of; `windows` are latent frames of each window, the frame in front of it included."""
 
@@ -51,6 +59,9 @@ class RunPlan:
     window: int  # latent frames of a window without the one in front
     branches: tuple[int, ...]  # of every step
     memory: Memory
+    turns: tuple[tuple[int, ...], ...] = ()  # latent frames of the windows of every turn, where they take turns
+    deep_every: int = 1  # steps from which on the deep half of the network is computed again
+    work: tuple[Work, Work] | None = None  # of the run, and of the same run with nothing left out
 
     @property
     def frame_tokens(self) -> int:
@@ -82,7 +93,11 @@ class RunPlan:
     @property
     def passes(self) -> int:
         """Times that one branch goes through the network for one tile and window, the clips of a batch together."""
-        return sum(self.branches) * len(self.tiles) * len(self.windows)
+        return len(self.tiles) * sum(count * len(self.windows_at(step)) for step, count in enumerate(self.branches))
+
+    def windows_at(self, step: int) -> tuple[int, ...]:
+        """Give the latent frames of the windows of a step."""
+        return self.turns[step // self.deep_every % len(self.turns)] if self.turns else self.windows
 
     @property
     def frame_bytes(self) -> int:
@@ -135,7 +150,7 @@ class RunPlan:
             ("windows", self._window_words()),
             ("a pass", f"{self.pass_tokens:,} + {self.reference_tokens:,} tokens at most"),
             ("steps", f"{len(self.branches)}, with {self._branch_words()} = {sum(self.branches):,} predictions"),
-            ("passes", f"{sum(self.branches):,} x {len(self.tiles)} x {len(self.windows)} = {self.passes:,}"),
+            ("passes", self._pass_words()),
             ("memory", f"weights {_gib(memory.weights)}, a pass {_gib(memory.one)}, two at once {_gib(memory.two)}"),
             ("", f"resulting frames {_gib(self.frame_bytes)} of RAM, the latent {_gib(self._latent_bytes)} a copy"),
             (
@@ -147,6 +162,8 @@ class RunPlan:
         ]
         if time:
             rows.append(("time", time))
+        if self.work is not None:
+            rows[9:9] = [("work", self._work_words())]
         if not self.references:
             rows = [row for row in rows if row[0] != "references"]
         rows += [("warning", warning) for warning in self.warnings()] or [("fits", "nothing stands in the way")]
@@ -166,8 +183,23 @@ class RunPlan:
     def _window_words(self) -> str:
         if len(self.windows) == 1:
             return "1, the whole clip"
+        if self.turns:
+            counts = " and ".join(str(len(turn)) for turn in self.turns)
+            return f"{counts} in turns, of {max(map(max, self.turns))} latent frames at most, sharing none"
         ahead = ", later ones with one more in front" if max(self.windows) > self.window else ""
         return f"{len(self.windows)} of {self.window} latent frames ({1 + self.time * (self.window - 1)} frames){ahead}"
+
+    def _pass_words(self) -> str:
+        if self.turns:
+            return f"{self.passes:,} in all"
+        return f"{sum(self.branches):,} x {len(self.tiles)} x {len(self.windows)} = {self.passes:,}"
+
+    def _work_words(self) -> str:
+        now, whole = self.work
+        words = f"{now.calls:,} passes, {_tera(now.flops)}, {_tera(now.flops / self.size.frames)} a frame"
+        if now == whole:
+            return words
+        return f"{words}; with nothing left out {whole.calls:,}, {_tera(whole.flops)} ({now.flops / whole.flops:.0%})"
 
     def _branch_words(self) -> str:
         runs = [(count, len(list(steps))) for count, steps in groupby(self.branches)]
@@ -180,3 +212,7 @@ def _times(sides: Sequence[int]) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.1f} TFLOP" if flops >= 1e11 else f"{flops / 1e9:,.1f} GFLOP"

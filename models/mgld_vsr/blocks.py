@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..schedules import timestep_features
-from ..transformer import silu
+from ..transformer import over_time, silu
 
 GROUPS = 32  # of every group norm
 SPADE_WIDTH = 128  # of the layer between a structure map and its scale and shift
@@ -137,7 +137,7 @@ class TemporalConv(nn.Module):
 
     def __init__(self, width: int, ops: ModuleType):
         super().__init__()
-        self.temporal_conv = ops.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0))
+        self.temporal_conv = over_time(ops.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)))
         self.temporal_alpha = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: torch.Tensor, batch: int) -> torch.Tensor:

@@ -54,8 +54,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.qkv(self.norm(x).flatten(2))
-        # Channels are split by head first; each head's share is [q | k | v].
-        q, k, v = tokens.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).unbind(2)
+        # Channels are split by head first; each head's share is [q | k | v]. Fused attention takes no strided channels.
+        q, k, v = tokens.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).contiguous().unbind(2)
         y = self.attention(q, k, v).transpose(-1, -2).flatten(1, 2)
         return x + self.proj_out(y).view(x.shape)
 
@@ -93,10 +93,13 @@ class StructureEncoder(nn.Module):
         )
         self.fea_tran = nn.ModuleList(ResBlock(width, config.out_channels, time_width, ops) for width in widths)
 
-    def forward(self, lr_latent: torch.Tensor, timestep: torch.Tensor | float) -> list[torch.Tensor]:
+    def forward(
+        self, lr_latent: torch.Tensor, timestep: torch.Tensor | float, first: bool = False
+    ) -> list[torch.Tensor]:
         """Give the maps [(b, out_channels, t, h / 2^k, w / 2^k)] for the latent (b, 4, t, h, w), k from 0.
 
         `lr_latent` is that of the clean LR clip, scaled; `timestep` as for the UNet. Odd sides are halved rounding up.
+        `first`: only that of level 0, for which the deeper levels need not run.
         """
         if lr_latent.ndim != 5 or lr_latent.shape[1] != self.config.in_channels:
             raise ValueError(
@@ -106,12 +109,15 @@ class StructureEncoder(nn.Module):
         emb = embed_time(self.time_embed, timestep, lr_latent, self.config.model_channels)
         x, maps = fold(lr_latent), []
         for block in self.input_blocks:
+            if isinstance(block[0], Downsample):
+                maps.append(x)
+                if first:
+                    break
             for layer in block:
-                if isinstance(layer, Downsample):
-                    maps.append(x)
                 x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
-        x = self.middle_block[0](x, emb)
-        x = self.middle_block[1](x)
-        maps.append(self.middle_block[2](x, emb))
+        if not (first and maps):
+            x = self.middle_block[0](x, emb)
+            x = self.middle_block[1](x)
+            maps.append(self.middle_block[2](x, emb))
         batch = lr_latent.shape[0]
-        return [unfold(layer(each, emb), batch) for layer, each in zip(self.fea_tran, maps, strict=True)]
+        return [unfold(layer(each, emb), batch) for layer, each in zip(self.fea_tran, maps, strict=False)]

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import TRANSFORMER_EPS, Attention, CrossAttention, FeedForward, silu
+from ..transformer import TRANSFORMER_EPS, Attention, CrossAttention, Deep, FeedForward, silu
 from .blocks import GROUPS, Downsample, ResBlock, TemporalAttention, TemporalConv, embed_time, fold, time_layers, unfold
 from .vae import LATENT_CHANNELS
 
@@ -161,14 +161,17 @@ class MGLDUNet(nn.Module):
         structure: Sequence[torch.Tensor],
         text: torch.Tensor,
         progress: Callable[[int, int], None] | None = None,
+        deep: Deep | None = None,
     ) -> torch.Tensor:
         """Return the noise, shaped like the latents x (b, 4, t, h, w).
 
         timestep: of the 1000 trained ones; one number, one a clip (b,) or one a frame (b*t,). structure: the maps that
         the structure encoder gives, finest first. text: (b or 1, L, context_dim).
-        `progress(done, total)` is called after every block.
+        `progress(done, total)` is called after every block. `deep` is (b*t, c, h/2, w/2); where it is given, the first
+        map is enough.
         """
-        self._check(x, structure, text)
+        given = deep is not None and deep.given is not None
+        self._check(x, structure[:1] if given else structure, text, 1 if given else len(self.config.channel_mult))
         batch = x.shape[0]
         emb = embed_time(self.time_embed, timestep, x, self.config.model_channels)
         text = text.to(x).expand(batch, -1, -1)
@@ -176,33 +179,66 @@ class MGLDUNet(nn.Module):
         total = len(self.input_blocks) + 1 + len(self.output_blocks)
         report = progress or (lambda done, total: None)
 
-        x, skips, level = fold(x), [], 0
-        for number, block in enumerate(self.input_blocks, 1):
+        outer = self.config.num_res_blocks + 1  # blocks of the outermost level, each way
+        x, skips = fold(x), []
+        for number, block in enumerate(self.input_blocks[:outer], 1):
+            for layer in block:
+                x = _run(layer, x, emb, maps[0], text)
+            skips.append(x)
+            report(number, total)
+        if len(self.config.channel_mult) == 1:
+            x = self._middle(x, emb, maps[0], text)
+        else:
+            x = deep.given if given else self._deeper(x, emb, maps, text, report)
+            if deep is not None:
+                deep.kept = x
+            x = self.output_blocks[-outer - 1][-1](x, *skips[-1].shape[-2:])
+        for number, block in enumerate(self.output_blocks[-outer:], total - outer + 1):
+            x = torch.cat((x, skips.pop()), 1)
+            for layer in block:
+                x = _run(layer, x, emb, maps[0], text)
+            report(number, total)
+        return unfold(self.out[2](silu(self.out[0](x))), batch)
+
+    def _deeper(
+        self,
+        x: torch.Tensor,
+        emb: torch.Tensor,
+        maps: Sequence[torch.Tensor],
+        text: torch.Tensor,
+        report: Callable[[int, int], None],
+    ) -> torch.Tensor:
+        """Run all but the outermost level: its features (b*t, c, h, w) -> (b*t, c, h/2, w/2)."""
+        outer, level, skips = self.config.num_res_blocks + 1, 0, []
+        first_up = len(self.input_blocks) + 2
+        total = len(self.input_blocks) + 1 + len(self.output_blocks)
+        for number, block in enumerate(self.input_blocks[outer:], outer + 1):
             for layer in block:
                 x = _run(layer, x, emb, maps[level], text)
                 level += isinstance(layer, Downsample)
             skips.append(x)
             report(number, total)
-
-        first, mix_first, transformer, attend, second, mix_second = self.middle_block
-        x = mix_first(first(x, emb, maps[level]), batch)
-        x = attend(transformer(x, text), batch)
-        x = mix_second(second(x, emb, maps[level]), batch)
-        report(len(self.input_blocks) + 1, total)
-
-        for number, block in enumerate(self.output_blocks, len(self.input_blocks) + 2):
+        x = self._middle(x, emb, maps[level], text)
+        report(first_up - 1, total)
+        for number, block in enumerate(self.output_blocks[:-outer], first_up):
             x = torch.cat((x, skips.pop()), 1)
             for layer in block:
-                if isinstance(layer, Upsample):
+                if not isinstance(layer, Upsample):
+                    x = _run(layer, x, emb, maps[level], text)
+                elif skips:  # the last one belongs to the outermost level
                     x = layer(x, *skips[-1].shape[-2:])
                     level -= 1
-                else:
-                    x = _run(layer, x, emb, maps[level], text)
             report(number, total)
+        return x
 
-        return unfold(self.out[2](silu(self.out[0](x))), batch)
+    def _middle(self, x: torch.Tensor, emb: torch.Tensor, structure: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        first, mix_first, transformer, attend, second, mix_second = self.middle_block
+        batch = text.shape[0]
+        x = mix_first(first(x, emb, structure), batch)
+        x = attend(transformer(x, text), batch)
+        return mix_second(second(x, emb, structure), batch)
 
-    def _check(self, x: torch.Tensor, structure: Sequence[torch.Tensor], text: torch.Tensor) -> None:
+    def _check(self, x: torch.Tensor, structure: Sequence[torch.Tensor], text: torch.Tensor, maps: int) -> None:
         config = self.config
         if x.ndim != 5 or x.shape[1] != config.in_channels:
             raise ValueError(
@@ -215,10 +251,7 @@ class MGLDUNet(nn.Module):
                 f"{tuple(text.shape)}. Use the empty prompt of this model's text encoder."
             )
         batch, _, frames, height, width = x.shape
-        wanted = [
-            (batch, config.semb_channels, frames, -(-height // 2**k), -(-width // 2**k))
-            for k in range(len(config.channel_mult))
-        ]
+        wanted = [(batch, config.semb_channels, frames, -(-height // 2**k), -(-width // 2**k)) for k in range(maps)]
         got = [tuple(each.shape) for each in structure]
         if got != wanted:
             raise ValueError(

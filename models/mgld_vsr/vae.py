@@ -87,8 +87,9 @@ class AttnBlock(nn.Module):
         self.attention = attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norm(x)
-        q, k, v = (layer(y).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        # Fused attention takes no strided channels: channels last, these are tokens already, in one copy for all three.
+        y = self.norm(x).contiguous(memory_format=torch.channels_last)
+        q, k, v = (layer(y).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for layer in (self.q, self.k, self.v))
         y = self.attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
         return x + self.proj_out(y)
 

@@ -2,7 +2,8 @@
 
 What estimate_pairs() does with frames (T, H, W, 3) in 0..1:
 
-1. For every pair of neighbours the estimator gives the flow there and the flow back, (2, 2, H, W) px, as one batch.
+1. For every pair of neighbours the estimator gives the flow there and the flow back; several pairs are one batch,
+   (2 pairs, 2, H, W) px.
 2. scene_cuts() compares neighbours on small copies, whatever the estimator: flows into a new scene mean nothing.
 3. Flows are kept in half precision on the CPU, (T-1, 2, H, W) each way: 8 bytes a pixel and frame.
 4. Motion.on_grid() chains the flows of the frames that one latent frame holds, and resizes them to its cells.
@@ -28,6 +29,8 @@ from .raft import SMALLEST, STRIDE
 from .spynet import SpyNet
 
 _KEPT = 16  # pairs whose flows pair_flows() remembers
+# Pixels of a frame times pairs that are estimated together: small frames share the calls of their coarse levels.
+_CPU_PIXELS, _PIXELS = 1 << 16, 1 << 19
 
 
 class FlowEstimator(Protocol):
@@ -179,27 +182,38 @@ def estimate_pairs(
     estimator: FlowEstimator,
     *,
     device: torch.device | None = None,
+    pairs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     check_cancelled: Callable[[], None] | None = None,
 ) -> Motion:
-    """Estimate the motion of frames (T, H, W, 3) in 0..1 on `device`, which holds one pair at a time."""
+    """Estimate the motion of frames (T, H, W, 3) in 0..1 on `device`, `pairs` at a time (None: what suits it)."""
     count, height, width = frames.shape[:3]
     forward = torch.zeros(count - 1, 2, height, width, dtype=torch.float16)
     backward = torch.zeros_like(forward)
     cuts = []
     if progress is not None:
         progress(0, count - 1)
-    for pair in range(count - 1):
+    step = pairs or together(frames, device)
+    for start in range(0, count - 1, step):
         if check_cancelled is not None:
             check_cancelled()
-        both = frames[pair : pair + 2, ..., :3].movedim(-1, 1).to(device, torch.float32)
-        there, back = estimator(both, both.flip(0)).chunk(2)  # both ways as one batch
-        if scene_cuts(frames[pair : pair + 2]):
-            cuts.append(pair + 1)
-        forward[pair], backward[pair] = there[0], back[0]
+        part = frames[start : start + step + 1]
+        clip = part[..., :3].movedim(-1, 1).to(device, torch.float32)
+        first, second = clip[:-1], clip[1:]
+        # Both ways of all pairs as one batch: most levels are small, and there the number of calls is what costs.
+        there, back = estimator(torch.cat((first, second)), torch.cat((second, first))).chunk(2)
+        cuts += [start + cut for cut in scene_cuts(part)]
+        stop = start + len(first)
+        forward[start:stop], backward[start:stop] = there, back
         if progress is not None:
-            progress(pair + 1, count - 1)
+            progress(stop, count - 1)
     return Motion(forward, backward, tuple(cuts), count, height, width)
+
+
+def together(frames: torch.Tensor, device: torch.device | None = None) -> int:
+    """Say how many pairs of frames (T, H, W, c) to estimate as one batch."""
+    pixels = _CPU_PIXELS if torch.device(device or "cpu").type == "cpu" else _PIXELS
+    return max(1, pixels // (frames.shape[1] * frames.shape[2]))
 
 
 def _resized(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import silu
+from ..transformer import over_time, silu
 
 ROTARY_WIDTH = 32  # of each head's dims the first 32 are rotated
 # Angle per frame of each rotated pair, as every published file has it
@@ -83,11 +83,11 @@ class TemporalResnet(nn.Module):
     def __init__(self, width_in: int, width: int, time_width: int, kernel: int, groups: int, ops: ModuleType):
         super().__init__()
         self.norm1 = ops.GroupNorm(groups, width_in, eps=TEMPORAL_EPS)
-        self.conv1 = ops.Conv3d(width_in, width, (kernel, 1, 1), padding=(kernel // 2, 0, 0))
+        self.conv1 = over_time(ops.Conv3d(width_in, width, (kernel, 1, 1), padding=(kernel // 2, 0, 0)))
         self.time_emb_proj = ops.Linear(time_width, width) if time_width else None
         self.norm2 = ops.GroupNorm(groups, width, eps=TEMPORAL_EPS)
-        self.conv2 = ops.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0))
-        self.conv_shortcut = ops.Conv3d(width_in, width, 1) if width_in != width else None
+        self.conv2 = over_time(ops.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)))
+        self.conv_shortcut = over_time(ops.Conv3d(width_in, width, 1)) if width_in != width else None
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
         y = self.conv1(silu(self.norm1(x)))

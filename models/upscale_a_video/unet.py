@@ -31,7 +31,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..schedules import timestep_features
-from ..transformer import TRANSFORMER_EPS, Attention, CrossAttention, FeedForward, silu
+from ..transformer import TRANSFORMER_EPS, Attention, CrossAttention, Deep, FeedForward, silu
 from .temporal import ROTARY_WIDTH, Resnet, Rotary, TemporalAttention, TemporalModule, TemporalResnet, per_frame
 from .vae import LATENT_CHANNELS
 
@@ -268,55 +268,97 @@ class VideoUNet(nn.Module):
         text: torch.Tensor,
         noise_level: torch.Tensor | int,
         progress: Callable[[int, int], None] | None = None,
+        deep: Deep | None = None,
     ) -> torch.Tensor:
         """Return v, shaped like x (b, 4, t, h, w).
 
         timestep: one number or (b,), 0..999, fractions allowed; low_res (b, 3, t, h, w): LR frames in -1..1, already
         noised to noise_level, an integer or (b,) in 0..350; text (b, L, cross_attention_dim).
-        `progress(done, total)` is called after every level.
+        `progress(done, total)` is called after every level. `deep` is (b, c, t, h/2, w/2).
         """
         self._check(x, low_res, text, noise_level)
         temb = self._embed(timestep, noise_level, x)
-        text = text.to(x)
+        text, low_res = text.to(x), low_res.to(x)
         levels = len(self.down_blocks)
         report = progress or (lambda done, total: None)
+        if _halves_alike(x, low_res, temb):  # a guided pair: until text enters, one half stands for both
+            x, low_res = x[: len(x) // 2], low_res[: len(x) // 2]
 
-        x = per_frame(self.conv_in, torch.cat((x, low_res.to(x)), 1))
+        x = per_frame(self.conv_in, torch.cat((x, low_res), 1))
         skips = [x]
-        for i, (level, temporal) in enumerate(zip(self.down_blocks, self.down_temp_blocks, strict=True)):
-            for k, resnet in enumerate(level.resnets):
-                x = resnet(x, temb)
-                if level.attentions:
-                    x = level.attentions[k](x, text)
-                skips.append(x)
-            if i + 1 < levels:
-                x = level.downsamplers[0](x)
-                skips.append(x)
-            if temporal is not None:  # after the skip was kept: the way up sees what the image model made
-                x = temporal(x, temb)
-            report(i + 1, 2 * levels + 1)
-
-        x = self.mid_block.resnets[0](x, temb)
-        x = self.mid_block.attentions[0](x, text)
-        x = self.mid_block.resnets[1](x, temb)
-        if self.mid_temp_block is not None:
-            x = self.mid_temp_block(x, temb)
-        report(levels + 1, 2 * levels + 1)
-
-        for i, (level, temporal) in enumerate(zip(self.up_blocks, self.up_temp_blocks, strict=True)):
-            for k, resnet in enumerate(level.resnets):
-                x = torch.cat((x, skips.pop()), 1)
-                x = resnet(x, temb)
-                if level.attentions:
-                    x = level.attentions[k](x, text)
-            if i + 1 < levels:
-                # Halving rounds up, so the double of an odd side is a cell too many; the next skip has the size wanted.
-                x = level.upsamplers[0](x, *skips[-1].shape[-2:])
-            if temporal is not None:
-                x = temporal(x, temb)
-            report(levels + 2 + i, 2 * levels + 1)
-
+        x = self._level_down(0, x, temb, text, skips)
+        report(1, 2 * levels + 1)
+        if levels > 1:
+            given = deep is not None and deep.given is not None
+            x = deep.given if given else self._deeper(x, temb, text, report)
+            if deep is not None:
+                deep.kept = x
+            # Halving rounds up, so the double of an odd side is a cell too many; the next skip has the size wanted.
+            x = self.up_blocks[-2].upsamplers[0](x, *skips[-1].shape[-2:])
+            x = x if self.up_temp_blocks[-2] is None else self.up_temp_blocks[-2](x, temb)
+        else:
+            x = self._middle(self._after(0, x, temb), temb, text)
+        x = self._level_up(levels - 1, x, temb, text, skips)
+        x = x if self.up_temp_blocks[-1] is None else self.up_temp_blocks[-1](x, temb)
+        report(2 * levels + 1, 2 * levels + 1)
         return per_frame(self.conv_out, silu(self.conv_norm_out(x)))
+
+    def _deeper(
+        self, x: torch.Tensor, temb: torch.Tensor, text: torch.Tensor, report: Callable[[int, int], None]
+    ) -> torch.Tensor:
+        """Run all but the outermost level: its features (b or b/2, c, t, h, w) -> (b, c, t, h/2, w/2)."""
+        levels = len(self.down_blocks)
+        x = self.down_blocks[0].downsamplers[0](x)
+        skips = [x]
+        x = self._after(0, x, temb)
+        for i in range(1, levels):
+            x = self._level_down(i, x, temb, text, skips)
+            if i + 1 < levels:
+                x = self.down_blocks[i].downsamplers[0](x)
+                skips.append(x)
+            x = self._after(i, x, temb)
+            report(i + 1, 2 * levels + 1)
+        x = self._middle(x, temb, text)
+        report(levels + 1, 2 * levels + 1)
+        for i in range(levels - 1):
+            x = self._level_up(i, x, temb, text, skips)
+            if i + 2 < levels:
+                x = self.up_blocks[i].upsamplers[0](x, *skips[-1].shape[-2:])
+                x = x if self.up_temp_blocks[i] is None else self.up_temp_blocks[i](x, temb)
+            report(levels + 2 + i, 2 * levels + 1)
+        return x
+
+    def _level_down(
+        self, i: int, x: torch.Tensor, temb: torch.Tensor, text: torch.Tensor, skips: list[torch.Tensor]
+    ) -> torch.Tensor:
+        level = self.down_blocks[i]
+        for k, resnet in enumerate(level.resnets):
+            x = resnet(x, temb[: len(x)])
+            if level.attentions:
+                x = level.attentions[k](_as_many(x, text), text)
+            skips.append(x)
+        return x
+
+    def _after(self, i: int, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """Look over the frames after a level; the skip was kept before: the way up sees what the image model made."""
+        temporal = self.down_temp_blocks[i]
+        return x if temporal is None else temporal(x, temb[: len(x)])
+
+    def _middle(self, x: torch.Tensor, temb: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        x = self.mid_block.resnets[0](x, temb[: len(x)])
+        x = self.mid_block.attentions[0](_as_many(x, text), text)
+        x = self.mid_block.resnets[1](x, temb)
+        return x if self.mid_temp_block is None else self.mid_temp_block(x, temb)
+
+    def _level_up(
+        self, i: int, x: torch.Tensor, temb: torch.Tensor, text: torch.Tensor, skips: list[torch.Tensor]
+    ) -> torch.Tensor:
+        level = self.up_blocks[i]
+        for k, resnet in enumerate(level.resnets):
+            x = resnet(torch.cat((x, _as_many(skips.pop(), x)), 1), temb)
+            if level.attentions:
+                x = level.attentions[k](x, text)
+        return x
 
     def _embed(self, timestep: torch.Tensor | float, noise_level: torch.Tensor | int, x: torch.Tensor) -> torch.Tensor:
         """Embed time step and noise level together: (b, 4 * first width), before the SiLU of its consumers."""
@@ -355,3 +397,15 @@ class VideoUNet(nn.Module):
                 f"Upscale-A-Video UNet: the noise level must be 0 to {config.max_noise_level}; got {low} to {high}. "
                 "Lower the noise level."
             )
+
+
+def _halves_alike(*parts: torch.Tensor) -> bool:
+    """Tell whether both halves of a batch are the same; on the meta device, which only counts, they are."""
+    if len(parts[0]) % 2 or torch.compiler.is_compiling():  # compiled, the answer would cut the graph
+        return False
+    return parts[0].is_meta or all(torch.equal(*part.chunk(2)) for part in parts)
+
+
+def _as_many(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Repeat one half of a batch where the other is wanted, too."""
+    return x if len(x) == len(like) else x.repeat(2, 1, 1, 1, 1)

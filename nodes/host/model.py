@@ -27,7 +27,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from ...models.schedules import SAME
 from ...models.unimmvsr.references import References, StartRule
 from . import services
-from .keys import LR_KEY, PART_KEY, PROGRESS_KEY, REFERENCES_KEY, UNEDITED_KEY
+from .deep import DeepMemory
+from .keys import DEEP_KEY, LR_KEY, PART_KEY, PROGRESS_KEY, REFERENCES_KEY, SAVING_KEY, UNEDITED_KEY
 from .progress import SamplingProgress
 from .services import SAMPLER
 
@@ -259,6 +260,8 @@ def _outer_sample(
         check_flow_run(sampler, sigmas, latent_image)
     options = executor.class_obj.model_options.setdefault("transformer_options", {})
     run = options[PROGRESS_KEY] = SamplingProgress(len(sigmas) - 1)
+    if SAVING_KEY in options and options[SAVING_KEY].interval > 1:
+        options[DEEP_KEY], run.partial = DeepMemory(options[SAVING_KEY].interval), True
     result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     run.end(executor.class_obj.model_patcher)
     return result

@@ -190,6 +190,7 @@ class SamplingProgress:
         self._steps, self._last = steps, -1
         self._work: Counter[int] = Counter()  # calls of the network by the cells that went through it
         self._began: float | None = None
+        self.partial = False  # calls leave work out: what they take says nothing of whole ones
         self.changes: list[float] | None = None  # by each reference, of the deviation of the prediction
 
     def count(self, x: torch.Tensor, references: Sequence[torch.Tensor]) -> None:
@@ -214,7 +215,7 @@ class SamplingProgress:
     def end(self, patcher: Any) -> None:
         """Tell of references; remember what a pass cost: of passes of different sizes the largest stands for all."""
         self.tell_references()
-        if self._began is not None:
+        if self._began is not None and not self.partial:
             most = max(self._work)
             passes = sum(count * cells / most for cells, count in self._work.items())
             speeds().learn(pass_name(patcher, most), time.monotonic() - self._began, passes * most)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from ...media.memory import free_memory
 from ...models.layout.sizes import ClipSize
 from ...models.motion.estimation import Motion
-from .keys import SIZE_KEY, WORK_KEY
+from .keys import DEFAULT, PRESET_KEY, PUBLISHED, SIZE_KEY, WORK_KEY
 
 CATEGORY = "video/upscaling/Cascade VSR"
 SAMPLER = "KSampler / SamplerCustomAdvanced"  # who is named where the host's samplers are used wrongly
@@ -201,6 +201,15 @@ def video_format(title: str, model: comfy.model_patcher.ModelPatcher) -> comfy.l
     return latent_format
 
 
+def refuse_published(title: str, model: comfy.model_patcher.ModelPatcher, what: str) -> None:
+    """Raise where a MODEL was loaded to repeat the published numbers, which `what` would change."""
+    if model.model_options.get(PRESET_KEY, DEFAULT) == PUBLISHED:
+        raise ValueError(
+            f"{title}: the preset {PUBLISHED} of Load Video Restorer repeats the published numbers; got {what}. Choose "
+            "the preset default there."
+        )
+
+
 def has_guides(conds: Iterable) -> bool:
     """Tell whether processed conditionings (groups of dicts) bring guide frames at the end of a clip, as LTX's do."""
     return any("keyframe_idxs" in cond.get("model_conds", {}) for group in conds for cond in group or ())
@@ -327,6 +336,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, precision: torc
     `precision` is that of the scores, for those of the host's kernels that do not keep them in fp32 anyway.
     The host's default on a CPU was measured 3 to 4.5 times slower than PyTorch's.
     """
+    if q.is_meta:  # only counted
+        return F.scaled_dot_product_attention(q, k, v)
     if q.device.type == "cpu":
         step = max(_BLOCK, _PAIRS // (q.shape[:-2].numel() * k.shape[-2]) // _BLOCK * _BLOCK)
         parts = []

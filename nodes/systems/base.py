@@ -123,6 +123,7 @@ class System:
     lr_is_latent: bool = True  # else LR frames themselves
     takes_references: bool = False  # without Reference Tokens
     redraws: bool = False  # can imitate a base model in SDEdit Degradation
+    keeps_deep: bool = False  # its network can hand its deep half on to later steps
     tiles: TileSizes = field(default_factory=TileSizes)
     windows: WindowSize = field(default_factory=WindowSize)
     published: Published = field(default_factory=Published)

@@ -42,7 +42,9 @@ from ...models.mgld_vsr.vae import (
     work_size,
 )
 from ...models.schedules import ddpm_timesteps
+from ...models.transformer import TOKENS_AT_ONCE
 from ..host import services
+from ..host.deep import recalled, remember
 from ..host.keys import DEVIATION_KEY, PUBLISHED, WORK_KEY
 from ..host.model import (
     RestorerModel,
@@ -105,9 +107,9 @@ class MGLDConfig(comfy.supported_models_base.BASE):
 
     unet_extra_config = {}
     latent_format = MGLDFormat
-    # 3000 numbers per cell were counted on the published size (live tensors at 64..160 columns), the rest is work
-    # space. The host multiplies by 0.01 MiB and the bytes of a number.
-    memory_usage_factor = 0.4
+    # 4000 numbers per cell were counted on the published size (`run.py bench memory-law`), the rest is work space. The
+    # host multiplies by 0.01 MiB and the bytes of a number.
+    memory_usage_factor = 0.45
 
     def __init__(self, networks: Networks):
         super().__init__({"config": networks})
@@ -141,8 +143,10 @@ class HostNetworks(RestorerNetwork):
         x = pad_clip(x, ClipSize(max(size.frames, self.config.fill), size.height, size.width))
         noisy, lr = x.chunk(2, 1)
         text = (self.empty_prompt if context is None else context).to(x)
-        show = block_progress(transformer_options)
-        result = self.unet(noisy, timestep, self.structure(lr, timestep), text, show)
+        show, deep = block_progress(transformer_options), recalled(transformer_options, x)
+        structure = self.structure(lr, timestep, first=deep is not None and deep.given is not None)
+        result = self.unet(noisy, timestep, structure, text, show, deep)
+        remember(transformer_options, x, deep)
         return result[:, :, : size.frames]
 
 
@@ -167,6 +171,13 @@ class MGLDModel(RestorerModel):
         self.model_sampling = StartsFromLatent(model_config)
         alphas = plan.SCHEDULE.alphas_cumprod().double()
         self.model_sampling.set_sigmas(((1 - alphas) / alphas).sqrt().float())
+
+    def memory_required(self, input_shape: list[int], cond_shapes: Mapping | None = None):
+        """Add to the host's estimate the inner layer of a feed-forward, which does not grow with the picture."""
+        numbers = 12 * self.diffusion_model.config.unet.model_channels * TOKENS_AT_ONCE
+        return super().memory_required(input_shape, cond_shapes or {}) + numbers * management.dtype_size(
+            self.get_dtype_inference()
+        )
 
     def extra_conds(self, **values):
         """Let text in only where it is as wide as the empty prompt that the model was trained on."""
@@ -339,5 +350,6 @@ SYSTEM = System(
     # (long, short) sides in output px; the model was trained on 512, which is also the published tile
     tiles=TileSizes(((768, 768), (640, 640), (512, 512), (384, 384)), 128),
     windows=WindowSize(plan.SEGMENT, 1),
+    keeps_deep=True,
     published=Published((plan.TILE, plan.TILE, plan.TILE_OVERLAP), _published_tiles, _published_windows),
 )

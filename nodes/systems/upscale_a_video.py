@@ -45,6 +45,7 @@ from ...models.upscale_a_video.vae import (
     piece_encoder,
 )
 from ..host import services
+from ..host.deep import recalled, remember
 from ..host.keys import ALPHAS_KEY, LEVEL_KEY, NOISE_STEPS, PUBLISHED
 from ..host.model import (
     RestorerModel,
@@ -127,8 +128,10 @@ class HostUNet(RestorerNetwork, VideoUNet):
                 "VSR Conditioning, with its text left empty for no prompt."
             )
         noisy, lr = x.split((LATENT_CHANNELS, x.shape[1] - LATENT_CHANNELS), 1)
-        show = block_progress(transformer_options)
-        return VideoUNet.forward(self, noisy, timestep, lr, context, noise_level, show)
+        show, deep = block_progress(transformer_options), recalled(transformer_options, x)
+        result = VideoUNet.forward(self, noisy, timestep, lr, context, noise_level, show, deep)
+        remember(transformer_options, x, deep)
+        return result
 
 
 class UpscaleAVideoModel(RestorerModel):
@@ -390,5 +393,6 @@ SYSTEM = System(
     # (long, short) sides in output px; the published program works on 256 LR px with 64 around them
     tiles=TileSizes(((1536, 1536), (1280, 1280), (1024, 1024), (768, 768), (512, 512)), 256),
     windows=WindowSize(plan.WINDOW, plan.WINDOW_OVERLAP),
+    keeps_deep=True,
     published=Published(windows=_published_windows),
 )

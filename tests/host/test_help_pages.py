@@ -13,7 +13,7 @@ NODES = (
     "VSRTemporalWindows VSRTemporalDecode VSRColourMatch VSRDegradeVideo VSRCompareMeasure "
     "VSRReferenceGuider VSRReferenceCFG VSRLowFrequencyTie VSRPlan VSRLoadAdapter VSRReferenceTokens "
     "VSRSDEditDegradation VSRLoadFilm VSRSaveFilm VSRSteadyUpscaledVideo VSRUpscaleFilm VSRSampleClip "
-    "VSRRestoreFrames VSRCompareVideo"
+    "VSRRestoreFrames VSRCompareVideo VSRFasterSampling"
 ).split()
 
 

@@ -1,0 +1,27 @@
+"""Windows that share no frame and take turns: their joints lie at other places in every other turn.
+
+A window that shares frames with its neighbours computes them twice. Windows that lie side by side compute every frame
+once, but neighbours never agree at their joint. Where places alternate from step to step, what was a joint is the
+middle of a window in the next step, which makes both sides agree.
+"""
+
+import math
+
+from .pieces import Window
+
+
+def alternating_windows(length: int, window: int, turn: int) -> tuple[Window, ...]:
+    """Cover `length` positions once each, with windows of at most `window`, all about as long.
+
+    In odd turns joints lie in the middles of the windows of even turns; the first and the last window are then half
+    as long. A window at least as long as the axis gives one window, the whole axis.
+    """
+    if length < 1 or window < 1:
+        raise ValueError(f"length and window must be at least 1; got {length} and {window}. Choose larger ones.")
+    count = math.ceil(length / window)
+    if count == 1:
+        return (Window(0, length),)
+    shift = turn % 2
+    joints = [(2 * i + shift) * length // (2 * count) for i in range(1 - shift, count)]
+    edges = sorted({0, *joints, length})
+    return tuple(Window(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True))

@@ -1,0 +1,192 @@
+"""Faster Sampling and windows that take turns: off they change nothing; on, every piece gets its own features back."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from .test_upscale_a_video import SCALE, _ddim, _load, _prepare
+from .uav_release import recorded, write_release
+
+
+@pytest.fixture(scope="module")
+def folder(core, tmp_path_factory):
+    return write_release(recorded("pipeline_short_3d"), tmp_path_factory.mktemp("releases") / "upscale_a_video")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    with torch.inference_mode():
+        return _load(folder, "auto")
+
+
+@pytest.fixture(scope="module")
+def clip(loaded):
+    with torch.inference_mode():
+        frames = torch.rand(11, 12, 16, 3, generator=torch.Generator().manual_seed(2))
+        return _prepare(loaded, frames, target=SCALE)
+
+
+def _faster(model, every=1, start=0.0, end=1.0):
+    from cascadevsr.nodes.faster import FasterSampling
+
+    return FasterSampling.execute(model, every, start, end).args[0]
+
+
+def _cut(model, joints="shared frames", tiles=True):
+    from cascadevsr.nodes.tiling import SpatialTiles, TemporalWindows
+
+    manual = {"tiling": "manual", "tile_width": 40, "tile_height": 32, "overlap": 8}
+    model = SpatialTiles.execute(model, manual).args[0] if tiles else model
+    return TemporalWindows.execute(model, {"windows": "manual", "window": 4, "overlap": 1}, joints).args[0]
+
+
+@pytest.fixture
+def deep_calls(loaded, monkeypatch):
+    """Record the calls of the network, (frames, batch, whether the deep half ran)."""
+    from cascadevsr.models.upscale_a_video.unet import VideoUNet
+
+    seen = []
+    forward, deeper = VideoUNet.forward, VideoUNet._deeper
+
+    def counted(self, x, *args):
+        seen.append([x.shape[2], len(x), False])
+        return forward(self, x, *args)
+
+    def ran(self, *args):
+        seen[-1][2] = True
+        return deeper(self, *args)
+
+    monkeypatch.setattr(VideoUNet, "forward", counted)
+    monkeypatch.setattr(VideoUNet, "_deeper", ran)
+    return seen
+
+
+def test_as_it_comes_nothing_is_left_out(core, loaded, clip):
+    plain = _ddim(core, _cut(loaded.model), clip)["samples"]
+    model = _faster(_faster(_cut(loaded.model), 3, 0.2, 0.8))  # a second node replaces the first
+    assert torch.equal(_ddim(core, model, clip)["samples"], plain)
+
+
+@pytest.mark.parametrize("joints", ["shared frames", "alternating"])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_every_piece_and_branch_gets_its_own_features_back(core, loaded, clip, joints, tiles, monkeypatch):
+    """Where the deep half says what only place and text decide, keeping it over steps changes nothing, bit for bit."""
+    from cascadevsr.models.upscale_a_video.unet import VideoUNet
+
+    forward, now = VideoUNet.forward, {}
+
+    def watched(self, x, timestep, low_res, *args):
+        now["low"] = low_res
+        return forward(self, x, timestep, low_res, *args)
+
+    def place_alone(self, x, temb, text, report):
+        rows, columns = ((side + 1) // 2 for side in x.shape[-2:])
+        low = F.adaptive_avg_pool3d(now["low"], (x.shape[2], rows, columns)).mean(1, keepdim=True)
+        return (low + text.mean((1, 2)).view(-1, 1, 1, 1, 1)).expand(-1, self.config.block_out_channels[1], -1, -1, -1)
+
+    monkeypatch.setattr(VideoUNet, "forward", watched)
+    monkeypatch.setattr(VideoUNet, "_deeper", place_alone)
+    model = _cut(loaded.model, joints, tiles)
+    whole = _ddim(core, model, clip, steps=5)["samples"]
+    every = _faster(model, 2) if joints == "shared frames" else None
+    if every is not None:
+        assert torch.equal(_ddim(core, every, clip, steps=5)["samples"], whole)
+        assert torch.equal(
+            _ddim(core, _faster(model, 2, 0.3, 0.7), clip, steps=5)["samples"],
+            _ddim(core, _faster(model, 1, 0.3, 0.7), clip, steps=5)["samples"],
+        )
+        return
+    held = _faster(model, 2)  # places stay for two steps: compared with a memory that is never asked
+    kept = _ddim(core, held, clip, steps=5)["samples"]
+    from cascadevsr.nodes.host.deep import DeepMemory
+
+    monkeypatch.setattr(DeepMemory, "recall", lambda self, options, x: None)
+    assert torch.equal(_ddim(core, held, clip, steps=5)["samples"], kept)
+
+
+def test_the_deep_half_runs_every_few_steps_and_anew_in_every_run(core, loaded, clip, deep_calls):
+    model = _faster(_cut(loaded.model, tiles=False), 3)
+    results = [_ddim(core, model, clip, steps=4)["samples"] for _ in range(2)]
+    assert torch.equal(*results), "nothing is left of a run before"
+    windows = 4  # of 4 frames, 3 further each, the last shifted back
+    calls = len(deep_calls) // 2
+    assert deep_calls[:calls] == deep_calls[calls:] and calls == 4 * windows
+    assert [ran for *_, ran in deep_calls[:calls]] == [True] * windows + [False] * 2 * windows + [True] * windows
+    whole = _ddim(core, _cut(loaded.model, tiles=False), clip, steps=4)["samples"]
+    distance = (results[0] - whole).square().mean().sqrt() / whole.std()
+    assert 0 < distance < 0.5  # of so few steps
+
+
+def test_text_guides_in_its_range_only(core, loaded, clip, deep_calls):
+    model = _faster(_cut(loaded.model, tiles=False), 1, 0.0, 0.5)
+    _ddim(core, model, clip, steps=4)
+    assert [batch for _, batch, _ in deep_calls] == [2] * 8 + [1] * 8
+    deep_calls.clear()
+    _ddim(core, _faster(_cut(loaded.model, tiles=False), 4, 0.3, 1.0), clip, steps=4)
+    # The negative enters later: it has left nothing behind, so its first call runs whole.
+    assert [(batch, ran) for _, batch, ran in deep_calls[::4]] == [(1, True), (2, True), (2, False), (2, False)]
+
+
+def test_windows_that_take_turns_compute_every_frame_once(core, loaded, clip, deep_calls):
+    _ddim(core, _cut(loaded.model, "alternating", tiles=False), clip, steps=3)
+    lengths = [frames for frames, *_ in deep_calls]
+    assert lengths == [3, 4, 4, 1, 4, 4, 2, 3, 4, 4] and sum(lengths) == 3 * 11
+    deep_calls.clear()
+    _ddim(core, _faster(_cut(loaded.model, "alternating", tiles=False), 2), clip, steps=4)
+    assert [frames for frames, *_ in deep_calls] == [3, 4, 4] * 2 + [1, 4, 4, 2] * 2
+    assert [ran for *_, ran in deep_calls] == [True] * 3 + [False] * 3 + [True] * 4 + [False] * 4
+
+
+def test_short_of_ram_nothing_is_kept(core, loaded, clip, deep_calls, monkeypatch, caplog):
+    from cascadevsr.nodes.host import deep
+
+    monkeypatch.setattr(deep.services, "free_bytes", lambda device: 0)
+    _ddim(core, _faster(_cut(loaded.model, tiles=False), 3), clip, steps=3)
+    assert all(ran for *_, ran in deep_calls) and "RAM is short" in caplog.text
+
+
+def test_what_cannot_be_left_out_is_refused(core, folder, loaded, model):
+    published = _load(folder, "auto", "auto", "reference").model
+    with pytest.raises(ValueError, match="repeats the published numbers; got work to be left out"):
+        _faster(published, 2)
+    with pytest.raises(ValueError, match="repeats the published numbers; got joints alternating"):
+        _cut(published, "alternating")
+    with pytest.raises(ValueError, match="deep_every above 1 needs Upscale-A-Video or MGLD-VSR; got"):
+        _faster(model, 2)
+    with pytest.raises(ValueError, match="guidance_start must be below guidance_end; got 0.5 and 0.5"):
+        _faster(loaded.model, 1, 0.5, 0.5)
+    with pytest.raises(ValueError, match="joints must be one of shared frames, alternating; got 'both'"):
+        _cut(loaded.model, "both")
+
+
+def test_the_plan_counts_what_is_left_out(core, loaded, clip, deep_calls):
+    """Its calls are those of the run, and what a call costs is less without the deep half."""
+    from cascadevsr.models.layout.sizes import ClipSize
+    from cascadevsr.nodes import plan
+    from cascadevsr.nodes.sampling import RefineSigmas
+
+    size, shape, conds = ClipSize(11, 48, 64), (1, 4, 11, 12, 16), {"positive": [{}], "negative": [{}]}
+    whole = plan.make_plan(_cut(loaded.model, tiles=False), None, conds, size, shape, 4)
+    assert whole.work[0] == whole.work[1] and whole.work[0].calls == whole.passes == 2 * 4 * 4
+    assert "left out" not in whole.text() and "TFLOP" in whole.text() or "GFLOP" in whole.text()
+    model = _faster(_cut(loaded.model, "alternating", tiles=False), 2, 0.0, 0.4)
+    sigmas = RefineSigmas.execute(model, 1.0, 4, 1.0).args[0]
+    made = plan.make_plan(model, None, conds, size, shape, 4, sigmas)
+    assert plan.make_plan(model, None, conds, size, shape, 4).branches == (2, 2, 1, 1), "evenly spaced"
+    deep_calls.clear()
+    _ddim(core, model, clip, steps=4)
+    assert made.turns == ((3, 4, 4), (1, 4, 4, 2)) and made.branches == (2, 1, 1, 1)
+    assert made.passes == made.work[0].calls == sum(batch for _, batch, _ in deep_calls)
+    assert made.work[1] == whole.work[0] and made.work[0].flops < 0.6 * whole.work[0].flops
+    text = made.text()
+    assert "3 and 4 in turns, of 4 latent frames at most, sharing none" in text
+    assert f"with nothing left out {whole.passes:,}" in text
+
+
+@pytest.mark.parametrize("steps", [5])
+def test_the_plan_counts_the_built_in_model_too(model, steps):
+    from cascadevsr.models.layout.sizes import ClipSize
+    from cascadevsr.nodes import plan
+
+    made = plan.make_plan(model, None, {"positive": [{}]}, ClipSize(5, 64, 80), (1, 16, 2, 8, 10), steps)
+    assert made.work[0].calls == steps and made.work[0].flops > 0

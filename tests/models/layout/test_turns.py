@@ -1,0 +1,28 @@
+"""Windows that take turns: every position once, none too long, joints never at the same place twice in a row."""
+
+import pytest
+from cascadevsr.models.layout.turns import alternating_windows
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 9))
+def test_every_position_is_covered_once(length, window, turn):
+    plan = alternating_windows(length, window, turn)
+    assert [p for each in plan for p in range(each.start, each.stop)] == list(range(length))
+    assert all(1 <= each.length <= max(window, 1) for each in plan)
+
+
+@given(st.integers(2, 300), st.integers(2, 40))
+def test_joints_of_two_turns_lie_apart(length, window):
+    joints = [{each.start for each in alternating_windows(length, window, turn)} - {0} for turn in (0, 1)]
+    assert not joints[0] & joints[1]
+
+
+def test_turns_by_hand():
+    spans = [[(w.start, w.stop) for w in alternating_windows(33, 8, turn)] for turn in (0, 1, 2)]
+    assert spans[0] == [(0, 6), (6, 13), (13, 19), (19, 26), (26, 33)] == spans[2]
+    assert spans[1] == [(0, 3), (3, 9), (9, 16), (16, 23), (23, 29), (29, 33)]
+    assert [(w.start, w.stop) for w in alternating_windows(8, 8, 1)] == [(0, 8)]
+    with pytest.raises(ValueError, match="at least 1"):
+        alternating_windows(0, 8, 0)
