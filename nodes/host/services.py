@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.latent_formats
 import comfy.ldm.modules.attention
 import comfy.model_management as management
 import comfy.model_patcher
@@ -179,6 +181,16 @@ def video_format(title: str, model: comfy.model_patcher.ModelPatcher) -> comfy.l
             f"{latent_format.latent_dimensions}-dimensional latents. Link the restorer."
         )
     return latent_format
+
+
+def frames_a_latent(model: comfy.model_patcher.ModelPatcher) -> int:
+    """Give how many frames of a clip a latent frame of a MODEL holds: what its VAE says, where its format does not."""
+    latent_format = model.get_model_object("latent_format")
+    told = getattr(latent_format, "temporal_downscale_ratio", 1)
+    seedvr2 = sys.modules.get("comfy.ldm.seedvr.constants")
+    if told == 1 and seedvr2 is not None and isinstance(latent_format, comfy.latent_formats.SeedVR2):
+        return seedvr2.BYTEDANCE_VAE_TEMPORAL_DOWNSAMPLE
+    return told
 
 
 def has_guides(conds: Iterable) -> bool:
