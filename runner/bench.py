@@ -21,6 +21,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "upscale_a_video": ("research.restorers", "upscale_a_video", False),
     "mgld_vsr": ("research.restorers", "mgld_vsr", False),
     "cascade4k": ("research.cascade4k", "cascade4k", False),
+    "accelerators": ("research.accelerators", "accelerators", False),
 }
 
 
