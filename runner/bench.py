@@ -22,6 +22,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "mgld_vsr": ("research.restorers", "mgld_vsr", False),
     "cascade4k": ("research.cascade4k", "cascade4k", False),
     "accelerators": ("research.accelerators", "accelerators", False),
+    "gpu": ("research.gpu", "gpu", False),
 }
 
 
