@@ -283,7 +283,8 @@ def newest_change(path: Path) -> int | str:
 
 def check_cancelled() -> None:
     """Raise the host's interruption (not an Exception) when the user pressed stop."""
-    management.throw_exception_if_processing_interrupted()
+    if not torch.compiler.is_compiling():  # its lock would cut a compiled graph
+        management.throw_exception_if_processing_interrupted()
 
 
 # Devices, layers, attention
@@ -317,7 +318,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, precision: torc
         step = max(_BLOCK, _PAIRS // (q.shape[:-2].numel() * k.shape[-2]) // _BLOCK * _BLOCK)
         parts = []
         for part in q.split(step, -2):  # a large clip takes minutes here: Interrupt must find a way out
-            management.throw_exception_if_processing_interrupted()
+            check_cancelled()
             parts.append(F.scaled_dot_product_attention(part, k, v))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
     optimized = comfy.ldm.modules.attention.optimized_attention

@@ -176,3 +176,25 @@ def test_refine_sigmas_names_what_is_wrong(bench):
             with pytest.raises(ValueError, match=f"^Refine Sigmas: {system} must be sampled with the schedule it was"):
                 RefineSigmas.execute(replaced, 1.0, 4, 1.0)
         RefineSigmas.execute(bench.subjects[system].model, 1.0, 4, 1.0)
+
+
+@pytest.mark.parametrize("system", OURS)
+def test_networks_compile_in_one_piece_once_for_a_shape(bench, system):
+    """In front of tiles and windows of unequal sizes; graphs are traced, but not turned into machine code here."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+    from torch._dynamo import reset
+    from torch._dynamo.utils import counters
+
+    module, subject, calls = bench.module, bench.subjects[system], []
+    model = subject.model.clone(disable_dynamic=True)
+    options = {"guard_filter_fn": skip_torch_compile_dict}  # as TorchCompileModel, which would go on after a break
+    set_torch_compile_wrapper(model=model, backend="eager", fullgraph=True, options=options)
+    reset()
+    counters.clear()
+    found = module.sample(subject, module.cut(subject, model, True, False), 2, calls)
+    found_too = module.sample(subject, module.cut(subject, model, False, True), 2, calls)
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= len(set(calls))
+    for result, parts in ((found, (True, False)), (found_too, (False, True))):
+        plain = module.sample(subject, module.cut(subject, subject.model, *parts), 2)
+        assert module.likeness(result, plain) > 100
