@@ -25,7 +25,7 @@ from comfy_api.latest import io
 from ..models.layout.noise import LR_STREAM
 from ..models.layout.sizes import ClipSize, latent_frames, pad_clip, padded_size, resize_clip, target_size
 from ..models.unimmvsr.references import AFTER, IMAGE, MANUAL, MODEL, PAPER, POLICIES, VIDEO, Reference, References
-from .host import services
+from .host import seedvr2, services
 from .host.keys import ALPHAS_KEY, DEVIATION_KEY, FIRST_KEY, LEVEL_KEY, LR_KEY, LR_NOISE_KEY, REFERENCES_KEY, SYSTEM_KEY
 from .host.model import unanswered_level, unanswered_references
 from .host.progress import Progress
@@ -171,6 +171,7 @@ class ClipConditions:
                 unanswered["noise_level"] = unanswered_level(noise_level)
                 values[LR_NOISE_KEY] = _draw(title, noise, lr, lr_latent)
                 lr = (1 - noise_level) * lr + noise_level * values[LR_NOISE_KEY]
+            values.update(seedvr2.clip_values(lr))
         values[LR_KEY] = lr
         if FIRST_KEY in lr_latent:  # samplers that draw noise look for it here
             values[FIRST_KEY] = lr_latent[FIRST_KEY]

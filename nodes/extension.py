@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
-from .host import pages, services
+from .host import folders, pages
 
 
 class CascadeVSRExtension(ComfyExtension):
@@ -14,7 +14,7 @@ class CascadeVSRExtension(ComfyExtension):
         from .samples import place_samples
         from .templates import serve_old_names
 
-        services.register_folders()
+        folders.register_folders()
         pages.register_pages()
         add_routes()
         place_samples()

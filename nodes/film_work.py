@@ -44,6 +44,7 @@ from .host.film import (
 )
 from .host.progress import Progress, speeds, where
 from .host.room import check_room
+from .host.seedvr2 import texts_of
 from .looks import BEST, DRAFT, LOOKS, MIRRORED, STANDARD, Mirrored, draft_sigmas
 from .motion import check_flow_model
 from .plan import sampling_seconds, usual_seconds
@@ -158,7 +159,9 @@ class Chosen:
         if self.guider is not None:
             return self.guider
         guider = comfy.samplers.CFGGuider(self.model)
-        guider.set_conds(self.positive or [[None, {}]], self.negative or [[None, {}]])
+        own = texts_of(self.model)
+        texts = {"positive": self.positive, "negative": self.negative}
+        guider.set_conds(*(text or own.get(name) or [[None, {}]] for name, text in texts.items()))
         guider.set_cfg(self.cfg)
         return guider
 

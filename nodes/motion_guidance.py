@@ -26,7 +26,6 @@ from .motion import motion_input
 from .prediction import (
     MotionEdit,
     Wanted,
-    frames_a_latent,
     from_clip,
     percent_inputs,
     percent_range,
@@ -115,7 +114,7 @@ class MotionGuidance(io.ComfyNode):
         patched = model.clone()
         if strength == 0:
             return io.NodeOutput(patched)
-        guidance = _Guidance(motion, frames_a_latent(model), wanted, strength, direction, form)
+        guidance = _Guidance(motion, services.frames_a_latent(model), wanted, strength, direction, form)
         guidance.attach(patched, _KEY)
         if form == PUBLISHED:
             options = patched.model_options["transformer_options"]

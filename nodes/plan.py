@@ -220,7 +220,7 @@ def _conditions(guider: CFGGuider | None, cfg: float, references: References | N
 def _measure(patcher: ModelPatcher, samples: dict | None, size: ClipSize | None) -> tuple[ClipSize, tuple[int, ...]]:
     """Give (the size in px and frames, the (b, c, T, h, w) that will be sampled)."""
     latent_format = services.video_format(_WHO, patcher)
-    space, time = latent_format.spacial_downscale_ratio, latent_format.temporal_downscale_ratio
+    space, time = latent_format.spacial_downscale_ratio, services.frames_a_latent(patcher)
     if (samples is None) == (size is None):
         got = "neither" if size is None else "both"
         raise ValueError(
@@ -257,7 +257,7 @@ def make_plan(
         size=size,
         latent=tuple(shape),
         space=latent_format.spacial_downscale_ratio,
-        time=latent_format.temporal_downscale_ratio,
+        time=services.frames_a_latent(patcher),
         patch=patch_of(patcher.get_model_object("diffusion_model")),
         references=tuple(tuple(latent.shape[2:]) for latent in latents),
         tiles=tuple(tiles),
@@ -327,7 +327,7 @@ def _branches(
 
 def patch_of(network: torch.nn.Module) -> tuple[int, int, int]:
     """Read the latent frames, rows and columns that one token of a network stands for; 1 each where none is told."""
-    for owner in (network, getattr(network, "patchifier", None)):
+    for owner in (network, getattr(network, "patchifier", None), getattr(network, "vid_in", None)):
         patch = getattr(owner, "patch_size", None)
         if isinstance(patch, int):
             return 1, patch, patch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -125,6 +126,12 @@ class MotionEdit(PredictionEdit):
 
     def prepare(self, x: torch.Tensor, options: Mapping) -> None:
         """Bring the motion to the grid of x."""
+        if len(options.get("sample_sigmas", ())) == 2:
+            logging.getLogger(__name__).warning(
+                "%s: it needs several steps, of which each takes up what the one before has moved; this run has one "
+                "(SeedVR2 is made for one). Take the node out, or use Steady Upscaled Video behind it.",
+                self.title,
+            )
         motion, grid = self._motion(options), clip_shape(self.title, x)
         time = self._time if x.ndim == 5 else 1
         if not self._of or self._of[0] is not motion or self._of[1] != grid:
@@ -150,11 +157,6 @@ def clip_shape(title: str, x: torch.Tensor) -> tuple[int, int, int]:
             f"{tuple(x.shape)}, which packs sound or other data. Use a model without."
         )
     return (x.shape[2] if x.ndim == 5 else x.shape[0], *x.shape[-2:])
-
-
-def frames_a_latent(model: ModelPatcher) -> int:
-    """Give how many frames of a clip a latent frame of a MODEL holds."""
-    return getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
 
 
 def guide_frames(executor: Callable[..., torch.Tensor], x: torch.Tensor, frames: int) -> int:

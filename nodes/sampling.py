@@ -29,8 +29,9 @@ from ..models.layout.noise import STEP_STREAM, addressed_noise
 from ..models.layout.sizes import ClipSize
 from ..models.schedules import ddim_update, ddpm_posterior, ddpm_update, flow_sigmas, pndm_weights
 from .host import services
+from .host.foreign import refuse_replaced
 from .host.keys import AFTER_STEP_KEY, FIRST_KEY, STEPPING_KEY, UNEDITED_KEY
-from .host.model import RestorerModel, Spacing
+from .host.model import RestorerModel, Spacing, system_of
 
 # Adams-Bashforth weights, newest first: the pseudo linear multistep method of PNDM (Liu et al. 2022), on v.
 _MULTISTEP = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -355,17 +356,18 @@ class RefineSigmas(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, start_sigma: float, steps: int, shift: float):
         """Compute the sigmas, and read the model's own shift for the denoise."""
-        sampling = model.get_model_object("model_sampling")
+        sampling, name = model.get_model_object("model_sampling"), type(model.model).__name__
+        spacing = model.model.spacing if isinstance(model.model, RestorerModel) else None
+        if system_of(model) is not None:
+            refuse_replaced(_SIGMAS, model, spacing is not None)
+            name = model.model.system.name
         if isinstance(sampling, comfy.model_sampling.CONST):
             denoise = round(_flow_denoise(sampling, start_sigma), 6)
             with services.titled(_SIGMAS):
                 return io.NodeOutput(flow_sigmas(steps, start_sigma, shift), denoise)
-        name = type(model.model).__name__
-        spacing = model.model.spacing if isinstance(model.model, RestorerModel) else None
-        if spacing is None or sampling is not model.model.model_sampling:
-            got = name if spacing is None else f"{name} with another sampling than it was trained with"
+        if spacing is None:
             raise ValueError(
-                f"{_SIGMAS}: the model must be a flow model, Upscale-A-Video or MGLD-VSR; got {got}. Use the host's "
+                f"{_SIGMAS}: the model must be a flow model, Upscale-A-Video or MGLD-VSR; got {name}. Use the host's "
                 "BasicScheduler for it."
             )
         if shift != 1:

@@ -30,6 +30,7 @@ from ..models.layout.pieces import Tile, TileFuser, Window, plan_tiles, plan_wei
 from ..models.layout.sizes import latent_frames
 from ..models.layout.turns import alternating_windows
 from .host import services
+from .host.caches import as_piece
 from .host.cropping import crop_conds
 from .host.keys import DEFAULT, PRESET_KEY, PUBLISHED, REFERENCE_CONDS, REFERENCES_KEY, SAVING_KEY, TILES_KEY
 from .host.model import part_of_step, reference_cells, system_of
@@ -152,7 +153,8 @@ class TemporalWindows(io.ComfyNode):
         alternate = joints != _JOINTS[0]
         if alternate:
             services.refuse_published(_WINDOWS, model, "joints alternating")
-        time, plan = services.video_format(_WINDOWS, model).temporal_downscale_ratio, None
+        services.video_format(_WINDOWS, model)
+        time, plan = services.frames_a_latent(model), None
         system = system_of(model)
         size = system.windows if system else WindowSize()
         if kind == "manual":
@@ -259,7 +261,7 @@ def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
                 x = x_in[tiles[0].region]
                 if len(tiles) > 1:
                     x = torch.cat([x_in[tile.region] for tile in tiles])
-                results = executor(model, part, x, timestep.repeat(len(tiles)), options)
+                results = as_piece(executor, str(tiles))(model, part, x, timestep.repeat(len(tiles)), options)
                 for fuser, result in zip(fusers, results, strict=True):
                     for tile, one in zip(tiles, result.chunk(len(tiles)), strict=True):
                         fuser.add(tile, one)
@@ -366,9 +368,10 @@ class WindowHandler(context_windows.IndexListContextHandler):
     ):
         """Evaluate as the host does, with the progress of a window's share of the step."""
         count = len(self._plan(x_in.shape[self.dim])[0])
-        options = part_of_step(model_options, enumerated[0][0], count)
+        number, window = enumerated[0]
+        options, predict = part_of_step(model_options, number, count), as_piece(calc_cond_batch, str(window.index_list))
         return super().evaluate_context_windows(
-            calc_cond_batch, model, x_in, conds, timestep, enumerated, options, *args, **kwargs
+            predict, model, x_in, conds, timestep, enumerated, options, *args, **kwargs
         )
 
     def combine_context_window_results(

@@ -26,6 +26,8 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "motion": ("research.motion", "motion", False),
     "memory-law": ("research.memory_law", "memory_law", False),
     "cascade4k": ("research.cascade4k", "cascade4k", False),
+    "accelerators": ("research.accelerators", "accelerators", False),
+    "gpu": ("research.gpu", "gpu", False),
 }
 
 

@@ -97,9 +97,10 @@ def test_template(name):
         "Restore-with-MGLD-VSR": "VSRMotionGuidance",
         "Cascade-to-1080p": "VSRLowFrequencyTie",
         "Cascade-to-4K": "VSRPlan",
+        "Upscale-with-SeedVR2": "VSRTemporalWindows",
     }
     own = published.get(name, "VSRReferenceSet")
-    long = name == "Upscale-a-Film"  # nothing of it is decoded before
+    long = name in ("Upscale-a-Film", "Upscale-with-SeedVR2")  # nothing of it is decoded before
     loader, saver = ("VSRSampleClip", "VSRUpscaleFilm") if long else ("VSRLoadFilm", "VSRSaveFilm")
     inputs = [n for n in nodes.values() if n["type"] == loader and n.get("title") == "Input"]
     others = [n for n in nodes.values() if n["type"] == loader and n not in inputs]

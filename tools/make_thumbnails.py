@@ -43,6 +43,7 @@ SUBJECTS = {  # the starter shows the sample of `run.py demo`
     "Upscale-with-Identity-Images": "astronaut",
     "Upscale-an-Edited-Video": "coins",
     "Restore-with-MGLD-VSR": "gravel",
+    "Upscale-with-SeedVR2": "hubble_deep_field",
     "Restore-with-Upscale-A-Video": "moon",
     "Cascade-from-a-Base-Model": "retina",
     "Cascade-to-1080p": "hubble_deep_field",
@@ -56,7 +57,9 @@ def main() -> int:
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue
         sample = make_sample(photo=PHOTOS / f"{SUBJECTS[name]}.jpg") if name in SUBJECTS else make_sample()
-        if name.startswith("Restore-with"):  # these weights are not ours to ship: show what needs none
+        if (
+            name.startswith("Restore-with") or "SeedVR2" in name
+        ):  # these weights are not ours to ship: show what needs none
             picture = split(sample, motion(sample, "MGLD" in name), "its motion")
             save_jpeg(file.with_suffix(".jpg"), picture, THUMBNAIL_BYTES)
             continue

@@ -389,7 +389,7 @@ class VideoUNet(nn.Module):
                 f"{tuple(text.shape)}. Encode it with the text encoder of this model."
             )
         level = torch.as_tensor(noise_level)
-        if level.is_meta:
+        if level.is_meta or torch.compiler.is_compiling():  # reading a value would cut a compiled graph
             return
         low, high = int(level.min()), int(level.max())
         if low < 0 or high > config.max_noise_level:

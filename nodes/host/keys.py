@@ -32,6 +32,7 @@ UNEDITED_KEY = "vsr_unedited"  # {"x0": tensor or None}: what the network predic
 TILES_KEY = "vsr_tiles"  # the TileChoice of a run; also the key of that wrapper
 PROGRESS_KEY = "vsr_progress"  # the SamplingProgress of a run
 CLIP_KEY = "vsr_clip"  # the RunClip that Upscale Film samples now, for patches without a clip of their own
+CACHE_KEY = "easycache"  # the host's own name for what EasyCache and LazyCache keep in a run
 PART_KEY = "vsr_part"  # (start, length) of a call within its step, 0..1
 SAVING_KEY = "vsr_saving"  # the Saving of a MODEL: what Faster Sampling leaves out
 DEEP_KEY = "vsr_deep"  # the DeepMemory of a run

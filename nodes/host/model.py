@@ -28,6 +28,7 @@ from ...models.schedules import SAME
 from ...models.unimmvsr.references import References, StartRule
 from . import services
 from .deep import DeepMemory
+from .foreign import answer_foreign, check_foreign
 from .keys import DEEP_KEY, LR_KEY, PART_KEY, PROGRESS_KEY, REFERENCES_KEY, SAVING_KEY, UNEDITED_KEY
 from .progress import SamplingProgress
 from .services import SAMPLER
@@ -57,12 +58,15 @@ class RestorerNetwork(torch.nn.Module):
     ):
         """Predict through the wrappers of the host and of other nodes."""
         options = transformer_options or {}
-        run = options.get(PROGRESS_KEY)
-        if run is not None:
-            run.count(x, conditions.get("references", ()))
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
+        executor = WrapperExecutor.new_class_executor(self._counted, self, wrappers)
         return executor.execute(x, timestep, context, options, **conditions)
+
+    def _counted(self, x: torch.Tensor, timestep: torch.Tensor, context: Any, options: dict, **conditions):
+        run = run_of(options)
+        if run is not None:  # calls that a cache answers do not come here
+            run.count(x, conditions.get("references", ()))
+        return self.predict(x, timestep, context, options, **conditions)
 
     def predict(
         self,
@@ -76,9 +80,14 @@ class RestorerNetwork(torch.nn.Module):
         raise NotImplementedError
 
 
+def run_of(options: Mapping) -> SamplingProgress | None:
+    """Give the watched run that a call of a network is of; None inside of a compiled network, which it would cut."""
+    return None if torch.compiler.is_compiling() else options.get(PROGRESS_KEY)
+
+
 def block_progress(options: Mapping) -> Callable[[int, int], None] | None:
     """Give the `progress(done, total)` callback of one call of a network; None where no run is watched."""
-    run = options.get(PROGRESS_KEY)
+    run = run_of(options)
     return None if run is None else run.blocks(options)
 
 
@@ -159,6 +168,7 @@ def as_native(
     state = {key: value.to(storage) for key, value in state.items()}
     model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "vsr_run", _outer_sample)
+    answer_foreign(model, model.spacing is not None)
     return patcher
 
 
@@ -253,9 +263,11 @@ def _outer_sample(
     *args,
     **kwargs,
 ):
-    """Refuse a schedule that breaks the run, and start its progress."""
+    """Refuse what breaks the run, and start its progress."""
+    patcher = executor.class_obj.model_patcher
+    check_foreign(patcher, executor.class_obj.model_options, patcher.model.spacing is not None)
     check_sigmas(sigmas)
-    sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")
+    sampling = patcher.get_model_object("model_sampling")
     if isinstance(sampling, comfy.model_sampling.CONST):
         check_flow_run(sampler, sigmas, latent_image)
     options = executor.class_obj.model_options.setdefault("transformer_options", {})
@@ -263,7 +275,7 @@ def _outer_sample(
     if SAVING_KEY in options and options[SAVING_KEY].interval > 1:
         options[DEEP_KEY], run.partial = DeepMemory(options[SAVING_KEY].interval), True
     result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    run.end(executor.class_obj.model_patcher)
+    run.end(patcher)
     return result
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.latent_formats
 import comfy.ldm.modules.attention
 import comfy.model_management as management
 import comfy.model_patcher
@@ -36,7 +38,6 @@ RESTORER_FOLDER = "video_restorers"
 FLOW_FOLDER = "optical_flow"  # the host's own
 ADAPTER_FOLDER = "vsr_adapters"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_EXTENSIONS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
 _PAIRS, _BLOCK = (
     1 << 27,
     512,
@@ -210,6 +211,16 @@ def refuse_published(title: str, model: comfy.model_patcher.ModelPatcher, what: 
         )
 
 
+def frames_a_latent(model: comfy.model_patcher.ModelPatcher) -> int:
+    """Give how many frames of a clip a latent frame of a MODEL holds: what its VAE says, where its format does not."""
+    latent_format = model.get_model_object("latent_format")
+    told = getattr(latent_format, "temporal_downscale_ratio", 1)
+    seedvr2 = sys.modules.get("comfy.ldm.seedvr.constants")
+    if told == 1 and seedvr2 is not None and isinstance(latent_format, comfy.latent_formats.SeedVR2):
+        return seedvr2.BYTEDANCE_VAE_TEMPORAL_DOWNSAMPLE
+    return told
+
+
 def has_guides(conds: Iterable) -> bool:
     """Tell whether processed conditionings (groups of dicts) bring guide frames at the end of a clip, as LTX's do."""
     return any("keyframe_idxs" in cond.get("model_conds", {}) for group in conds for cond in group or ())
@@ -255,21 +266,6 @@ def latent_target(title: str, latent: Mapping, space: int, time: int) -> tuple[C
 # Folders
 
 
-def register_folders() -> None:
-    """Make the folders of our models, and make them known to the host, with the extensions of weight files."""
-    # add_model_folder_path alone would leave the set of extensions empty, which means "every file".
-    known = folder_paths.folder_names_and_paths
-    for name in (RESTORER_FOLDER, FLOW_FOLDER, ADAPTER_FOLDER):
-        folder = str(Path(folder_paths.models_dir) / name)
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # models that many machines share are often read-only
-            logging.getLogger(__name__).info("Cascade VSR: %s could not be made (%s).", folder, error)
-        paths, extensions = known.get(name, ([], set()))
-        paths = [*paths, *([] if folder in paths else [folder])]
-        known[name] = (paths, {*extensions, *_EXTENSIONS})
-
-
 def listed_path(title: str, what: str, folders: Mapping[str, Iterable[str]], name: str, remedy: str) -> Path:
     """Find a file or folder by the name in a list; names come from outside and may point nowhere.
 
@@ -286,21 +282,13 @@ def listed_path(title: str, what: str, folders: Mapping[str, Iterable[str]], nam
     )
 
 
-def newest_change(path: Path) -> int | str:
-    """Give the time in ns of the last change to a file, or to any file of a released folder."""
-    if not path.exists():
-        return "missing"
-    parts = [path, *(each for each in path.iterdir() if each.is_dir())] if path.is_dir() else []
-    files = (file for part in parts for file in part.iterdir() if file.is_file())
-    return max((file.stat().st_mtime_ns for file in files), default=path.stat().st_mtime_ns)
-
-
 # Interruption
 
 
 def check_cancelled() -> None:
     """Raise the host's interruption (not an Exception) when the user pressed stop."""
-    management.throw_exception_if_processing_interrupted()
+    if not torch.compiler.is_compiling():  # its lock would cut a compiled graph
+        management.throw_exception_if_processing_interrupted()
 
 
 # Devices, layers, attention
@@ -342,7 +330,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, precision: torc
         step = max(_BLOCK, _PAIRS // (q.shape[:-2].numel() * k.shape[-2]) // _BLOCK * _BLOCK)
         parts = []
         for part in q.split(step, -2):  # a large clip takes minutes here: Interrupt must find a way out
-            management.throw_exception_if_processing_interrupted()
+            check_cancelled()
             parts.append(F.scaled_dot_product_attention(part, k, v))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
     optimized = comfy.ldm.modules.attention.optimized_attention

@@ -34,7 +34,7 @@ from ...models.unimmvsr.vae import (
     piece_encoder,
 )
 from ..host import services
-from ..host.keys import LEVEL_KEY, PROGRESS_KEY, REFERENCES_KEY
+from ..host.keys import LEVEL_KEY, REFERENCES_KEY
 from ..host.model import (
     RestorerModel,
     RestorerNetwork,
@@ -42,6 +42,7 @@ from ..host.model import (
     block_progress,
     reference_cells,
     reference_conds,
+    run_of,
     set_precision,
 )
 from ..host.vae import RestorerVAE, VAELaw
@@ -114,7 +115,7 @@ class HostDiT(RestorerNetwork, UniMMVSRDiT):
         noisy, lr = x.chunk(2, dim=1)
         level = torch.zeros_like(timestep) if noise_level is None else noise_level
         show = block_progress(transformer_options)
-        run = transformer_options.get(PROGRESS_KEY)
+        run = run_of(transformer_options)
         if references and run is not None and run.changes is None:
             run.changes = self.changes(noisy, timestep, lr, level, references, context, reference_starts)
         return -UniMMVSRDiT.forward(self, noisy, timestep, lr, level, references, context, show, reference_starts)

@@ -52,9 +52,9 @@ def core(comfyui, tmp_path_factory):
         import nodes
     finally:
         sys.argv = before
-    from cascadevsr.nodes.host import services
+    from cascadevsr.nodes.host import folders
 
-    services.register_folders()
+    folders.register_folders()
     return SimpleNamespace(nodes=nodes, custom=custom, samplers=comfy.samplers, sampler_helpers=comfy.sampler_helpers)
 
 

@@ -89,9 +89,9 @@ def still_motion():
 @pytest.fixture(scope="module")
 def flow_folder(core):
     import folder_paths
-    from cascadevsr.nodes.host import services
+    from cascadevsr.nodes.host import folders
 
-    services.register_folders()
+    folders.register_folders()
     from pathlib import Path
 
     folder = Path(folder_paths.get_folder_paths("optical_flow")[0])

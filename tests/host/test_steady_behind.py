@@ -5,14 +5,14 @@ strong as what a trained model draws, with colours that are not quite the clip's
 """
 
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from .base_models import make_model, make_prompt, make_vae, randomise
+from . import small_seedvr2
+from .base_models import make_model, make_prompt, make_vae
 from .mgld_release import write_checkpoints
 from .uav_release import recorded, write_release
 
@@ -82,22 +82,10 @@ def wan_cascade(core, low, _):
 def seedvr2(core, low, _):
     """Run the host's own nodes around its own classes."""
     pytest.importorskip("comfy_extras.nodes_seedvr", reason="this ComfyUI has no SeedVR2")
-    import comfy.ldm.seedvr.vae as place
-    import comfy.model_patcher
-    import comfy.sd
-    import comfy.supported_models as supported
     from cascadevsr.nodes.frames import TemporalDecode
     from comfy_extras.nodes_seedvr import SeedVR2Conditioning, SeedVR2PostProcessing, SeedVR2Preprocess
 
-    shape = {"vid_dim": 96, "heads": 2, "head_dim": 48, "num_layers": 2, "mm_layers": 1, "rope_dim": 48}
-    config = supported.SeedVR2({"image_model": "seedvr2", **shape, "norm_eps": 1e-5, "mlp_type": "swiglu"})
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, device=torch.device("cpu"))
-    randomise(model.diffusion_model, 1)
-    cpu = torch.device("cpu")
-    model = comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
-    with mock.patch.object(place, "BYTEDANCE_BLOCK_OUT_CHANNELS", (32, 32, 32, 32)):
-        vae = comfy.sd.VAE(sd=randomise(place.VideoAutoencoderKLWrapper(), 2).state_dict())
+    model, vae = small_seedvr2.make_model(), small_seedvr2.make_vae()
     resized = enlarged(low)
     latent = {"samples": vae.encode(SeedVR2Preprocess.execute(resized).args[0])}
     texts = SeedVR2Conditioning.execute(model, latent).args
