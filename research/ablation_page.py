@@ -20,6 +20,7 @@ ABOUT = (
     "Mean ± standard error over the test clips, and over trainings (seeds) where there are several: the root "
     "of the sum of both squares. A difference is clear above twice its error."
 )
+RESTORER = "What neighbours, motion and steps of the built-in decoder gain: [restorer.md](restorer.md)."
 
 
 def mean_and_error(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -72,7 +73,7 @@ def report(ablations: Sequence[Ablation], outcomes: Mapping[str, Outcomes], path
     path = Path(path)
     pictures = path.parent / path.stem
     pictures.mkdir(parents=True, exist_ok=True)
-    lines = ["# Ablations", "", about, "", ABOUT, ""]
+    lines = ["# Ablations", "", about, "", ABOUT, "", RESTORER, ""]
     for ablation in ablations:
         lines += _chapter(ablation, outcomes[ablation.name], pictures)
     partial = path.with_name(f".{path.name}.part")

@@ -12,6 +12,8 @@ x (b, 3, H, W). D is the resize from (H, W) to (h, w), U the one back; the sides
       beyond it is enlarged, brought back along the motion, and averaged by trust.
    c. A small network takes x, both residuals, trust and features on the 4x4 grid, and says what to add to x.
 
+4. The mean colour becomes that of U y again: with weights for worn frames it drifted by a level of 255.
+
 So every step asks how the estimate would look in each LR frame nearby: the physics of sampling is built in, and what
 is learned is how far to believe a residual. Irani and Peleg (1991) did it by hand; unrolled into a network as in Haris
 et al. (2018). Nothing is carried from frame to frame.
@@ -103,6 +105,7 @@ class Restorer(nn.Module):
         padding = (0, GRID * grid[1] - width, 0, GRID * grid[0] - height)
         mean = frame.mean((2, 3), keepdim=True)
         x = _resized(frame, large)
+        colour = x.mean((2, 3), keepdim=True)
         features = self.head((_CONTRAST * (_resized(frame, grid) - mean)).to(dtype))
         others = [_Other(frame, *neighbour, large) for neighbour in neighbours]
         total = sum((other.trust for other in others), torch.zeros_like(frame[:, :1]))
@@ -117,7 +120,7 @@ class Restorer(nn.Module):
             cells = [F.pixel_unshuffle(cell, GRID) for cell in cells]
             features, added = step(torch.cat((*(part.to(dtype) for part in (*cells, *planes)), features), 1))
             x = x + _ADDED * F.pixel_shuffle(added.float(), GRID)[..., :height, :width]
-        return x, features
+        return x + (colour - x.mean((2, 3), keepdim=True)), features
 
 
 class Judge(nn.Module):

@@ -38,6 +38,15 @@ def test_what_adds_nothing_gives_bicubic(restorer):
     torch.testing.assert_close(restored, resize_clip(low.unsqueeze(2), 60, 90)[:, :, 0])
 
 
+def test_the_mean_colour_stays(restorer):
+    for step in restorer.steps:
+        torch.nn.init.constant_(step.out.bias, 0.3)
+    low = frame()
+    restored, bicubic = restorer(low, [], 60, 90)[0], resize_clip(low.unsqueeze(2), 60, 90)[:, :, 0]
+    assert not torch.allclose(restored, bicubic, atol=1e-4)
+    torch.testing.assert_close(restored.mean((2, 3)), bicubic.mean((2, 3)))
+
+
 def test_a_neighbour_of_another_scene_changes_nothing(restorer):
     low, other = frame(), 1 - frame()
     alone = restorer(low, [], 72, 104)[0]
