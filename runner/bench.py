@@ -16,6 +16,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "import": ("research.graphs", "import_time", True),
     "memory": ("research.graphs", "memory", False),
     "looks": ("research.looks", "run", False),
+    "pace": ("research.pace", "run", False),
     "quality": ("research.quality", "run", False),
     "references": ("research.reference_gains", "run", False),
     "neighbours": ("research.neighbours", "run", False),

@@ -458,6 +458,11 @@ def test_save_video_copies_what_is_written(upscaled, restoring, source, tmp_path
     assert seen(tmp_path / "copy.mp4")[0] == seen(out)[0] and np.array_equal(pixels(tmp_path / "copy.mp4"), pixels(out))
 
 
+def test_without_a_link_it_is_the_sample_clip(upscaled, restoring):
+    out = upscaled(None, **{**restoring, "first": 3})
+    assert pixels(out).shape == (3, 180, 320, 3) and "no video is linked: this is the sample clip" in upscaled.said
+
+
 def test_frames_in_memory_are_refused(upscaled, restoring, noise):
     from comfy_api.latest import InputImpl, Types
 

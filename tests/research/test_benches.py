@@ -10,8 +10,9 @@ import pytest
 import torch
 from cascadevsr.media.reader import read_frames
 from cascadevsr.media.writer import write_video
-from cascadevsr.research import graphs, quality, reference_gains, restorers, steady
+from cascadevsr.research import graphs, looks, pace, quality, reference_gains, restorers, steady
 from cascadevsr.runner.bench import BENCHMARKS
+from cascadevsr.runner.client import Progress
 from cascadevsr.runner.errors import RunnerError
 from cascadevsr.runner.pack import load
 from PIL import Image
@@ -169,3 +170,28 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
     assert rows["b"]["right"] == 0 and rows["b"]["wrong"] == 0, "the video changes nothing in the region"
     with pytest.raises(RunnerError, match="--region"):
         reference_gains.parse_region("b=1,2")
+
+
+def test_looks_are_measured_beside_bicubic(tmp_path, comfyui):
+    options = Namespace(**vars(clips(tmp_path)), image_models=[], device="cpu")
+    result = looks.run(options, comfyui)
+    assert list(result) == ["built-in draft", "built-in standard", "built-in best"]
+    assert len({row["psnr"] for row in result.values()}) == 3
+    assert all(row["cpu_seconds_per_frame"] > 0 and row["sharpness"] > 0 for row in result.values())
+    with pytest.raises(RunnerError, match="needs --clips"):
+        looks.run(Namespace(**{**vars(options), "lr": None}), comfyui)
+
+
+def test_the_time_left_is_compared_with_what_it_took(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    watch = pace.Watch()
+    for now[0], text in (
+        (1.0, "frame 1/40, 1 fps, 9:59 left"),
+        (10.0, "frame 5/40, 1 fps, 1:25 left, 1.1 GB"),
+        (50.0, "frame 20/40, 1 fps, 1:00:00 left"),
+        (98.0, "frame 39/40, 1 fps, 0:01 left"),
+    ):
+        watch(Progress("1", "Output", text=text))
+    now[0] = 100.0
+    assert watch.gap == 48 and watch.errors() == pytest.approx([-5, 3550])
