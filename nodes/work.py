@@ -68,8 +68,6 @@ def with_work(plan: RunPlan, patcher: ModelPatcher) -> RunPlan:
 
 def deep_share(plan: RunPlan, patcher: ModelPatcher) -> float:
     """Say what share of the time of its passes a run takes that keeps the deep half over steps."""
-    if plan.deep_every == 1:
-        return 1.0
     return _work(plan, patcher).flops / _work(plan, patcher, keeps=False).flops
 
 
