@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as management
@@ -29,10 +30,10 @@ from ..models.unimmvsr.references import References
 from .frames import asked_size, multiple_input, target_input
 from .guidance import ReferenceGuider, ReferencePatch
 from .host import services
-from .host.keys import REFERENCES_KEY, TILES_KEY
+from .host.keys import REFERENCES_KEY, SAVING_KEY, TILES_KEY
 from .host.model import system_of
 from .host.progress import pass_name, speeds, where
-from .work import guided_counts, with_work
+from .work import deep_share, guided_counts, with_turns, with_work
 
 _WHO = "VSR Plan"
 
@@ -140,7 +141,7 @@ class VSRPlan(io.ComfyNode):
             given = _enlarged(clip, target, multiple)
         size, shape = _measure(patcher, samples, given)
         steps = steps if sigmas is None else max(0, len(sigmas) - 1)
-        plan = make_plan(patcher, guider, conds, size, shape, steps, sigmas)
+        plan = with_work(make_plan(patcher, guider, conds, size, shape, steps, sigmas), patcher)
         for warning in plan.warnings():
             logging.getLogger(__name__).warning("%s: %s", _WHO, warning)
         text = plan.text(time_words(plan, patcher))
@@ -174,9 +175,8 @@ def sampling_seconds(plan: RunPlan, patcher: ModelPatcher) -> float | None:
     for away in (0, -1, 1, -2, 2, -3, 3):
         cells = plan.pass_cells * 2.0**away
         if seconds := speeds().known(pass_name(patcher, cells)):
-            share = plan.work[0].flops / plan.work[1].flops if plan.deep_every > 1 else 1
-            passes = plan.work[1].calls if plan.deep_every > 1 else plan.passes
-            return share * seconds * passes * plan.pass_cells * _cost(plan.pass_cells) / _cost(cells)
+            passes = plan.passes if plan.deep_every == 1 else deep_share(plan, patcher) * plan.passes
+            return seconds * passes * plan.pass_cells * _cost(plan.pass_cells) / _cost(cells)
     return None
 
 
@@ -263,10 +263,13 @@ def make_plan(
         tiles=tuple(tiles),
         windows=windows,
         window=window,
-        branches=guided_counts(patcher, _branches(patcher, guider, conds, steps, bool(latents)), sigmas),
+        branches=_branches(patcher, guider, conds, steps, bool(latents)),
         memory=memory,
     )
-    return with_work(plan, patcher, handler)
+    if getattr(handler, "alternate", False) or SAVING_KEY in options["transformer_options"]:
+        plan = with_turns(plan, patcher, handler)
+        plan = replace(plan, branches=guided_counts(patcher, plan.branches, sigmas))
+    return plan
 
 
 def _rehearse(patcher: ModelPatcher, conds: dict, shape: tuple[int, ...]) -> tuple[dict, Memory]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..models.layout.pieces import plan_windows
+from ..models.layout.pieces import Window, plan_windows
 from ..models.layout.plan import RunPlan, Work
 from ..models.layout.turns import alternating_windows
 from .host.deep import Saving
@@ -40,36 +41,49 @@ def guided_counts(patcher: ModelPatcher, counts: Sequence[int], sigmas: torch.Te
     return tuple(count - (count == 2 and not inside) for count, inside in zip(counts, guided, strict=True))
 
 
-def with_work(plan: RunPlan, patcher: ModelPatcher, handler: Any) -> RunPlan:
-    """Add to a plan which windows take turns, and for our networks what all passes cost, references apart."""
-    saving = saving_of(patcher)
-    plan = replace(plan, deep_every=saving.interval)
-    frames, length, whole = plan.latent[2], plan.window, plan
-    if getattr(handler, "alternate", False) and frames > length:
-        turns = (alternating_windows(frames, length, turn) for turn in (0, 1))
-        ahead = bool(handler.causal_window_fix)
-        found = tuple(tuple(each.length + (ahead and each.start > 0) for each in turn) for turn in turns)
-        shared = plan_windows(frames, length, handler.context_overlap)
-        whole = replace(plan, windows=tuple(each.length + (ahead and each.start > 0) for each in shared))
-        plan = replace(plan, turns=found)
-    if (saving.start, saving.end) != (0.0, 1.0):
-        whole = replace(whole, branches=(max(2, *plan.branches),) * len(plan.branches))
+def with_turns(plan: RunPlan, patcher: ModelPatcher, handler: Any) -> RunPlan:
+    """Add to a plan which windows take turns, and how often the deep half is computed."""
+    plan = replace(plan, deep_every=saving_of(patcher).interval)
+    frames, length = plan.latent[2], plan.window
+    if not getattr(handler, "alternate", False) or frames <= length:
+        return plan
+    ahead = bool(handler.causal_window_fix)
+    plans = [alternating_windows(frames, length, turn) for turn in (0, 1)]
+    return replace(plan, turns=tuple(_lengths(each, ahead) for each in plans))
+
+
+def with_work(plan: RunPlan, patcher: ModelPatcher) -> RunPlan:
+    """Add to the plan of one of our networks what all passes cost, references apart, and with nothing left out."""
     if system_of(patcher) is None or not plan.branches:
         return plan
-    channels = plan.latent[1] + patcher.model.lr_channels
-    network = patcher.get_model_object("diffusion_model")
-    return replace(plan, work=tuple(_work(each, network, channels) for each in (plan, replace(whole, deep_every=1))))
+    saving, whole = saving_of(patcher), replace(plan, deep_every=1, turns=())
+    if plan.turns:
+        handler = patcher.model_options["context_handler"]
+        shared = plan_windows(plan.latent[2], plan.window, handler.context_overlap)
+        whole = replace(whole, windows=_lengths(shared, bool(handler.causal_window_fix)))
+    if (saving.start, saving.end) != (0.0, 1.0):
+        whole = replace(whole, branches=(max(plan.branches),) * len(plan.branches))
+    return replace(plan, work=(_work(plan, patcher), _work(whole, patcher)))
 
 
-def _work(plan: RunPlan, network: Any, channels: int) -> Work:
-    total = 0.0
-    sizes = [(tile.height, tile.width) for tile in plan.tiles]
+def deep_share(plan: RunPlan, patcher: ModelPatcher) -> float:
+    """Say what share of the time of its passes a run takes that keeps the deep half over steps."""
+    return _work(plan, patcher).flops / _work(plan, patcher, keeps=False).flops
+
+
+def _lengths(windows: Sequence[Window], ahead: bool) -> tuple[int, ...]:
+    """Give the latent frames of windows, with the one that later ones have in front."""
+    return tuple(each.length + (ahead and each.start > 0) for each in windows)
+
+
+def _work(plan: RunPlan, patcher: ModelPatcher, keeps: bool = True) -> Work:
+    network, channels = patcher.get_model_object("diffusion_model"), plan.latent[1] + patcher.model.lr_channels
+    total, sizes = 0.0, Counter((tile.height, tile.width) for tile in plan.tiles)
     for step, branches in enumerate(plan.branches):
-        given = step % plan.deep_every > 0
+        given = keeps and step % plan.deep_every > 0
+        parts = [2] * (branches // 2) + [1] * (branches % 2)  # a guided pair shares its beginning
         for frames in plan.windows_at(step):
-            for rows, columns in set(sizes):
-                # References, which make a third branch, are left out of the count: a pair and one alone
-                parts = [2] * (branches // 2) + [1] * (branches % 2)
+            for (rows, columns), count in sizes.items():
                 calls = (call_flops(network, channels, (part, frames, rows, columns), given) for part in parts)
-                total += sizes.count((rows, columns)) * sum(calls)
+                total += count * sum(calls)
     return Work(plan.passes * plan.latent[0], plan.latent[0] * total)

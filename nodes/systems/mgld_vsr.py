@@ -44,8 +44,7 @@ from ...models.mgld_vsr.vae import (
 from ...models.schedules import ddpm_timesteps
 from ...models.transformer import TOKENS_AT_ONCE
 from ..host import services
-from ..host.deep import recalled, remember
-from ..host.keys import DEVIATION_KEY, PUBLISHED, WORK_KEY
+from ..host.keys import DEEP_KEY, DEVIATION_KEY, PUBLISHED, WORK_KEY
 from ..host.model import (
     RestorerModel,
     RestorerNetwork,
@@ -143,10 +142,12 @@ class HostNetworks(RestorerNetwork):
         x = pad_clip(x, ClipSize(max(size.frames, self.config.fill), size.height, size.width))
         noisy, lr = x.chunk(2, 1)
         text = (self.empty_prompt if context is None else context).to(x)
-        show, deep = block_progress(transformer_options), recalled(transformer_options, x)
+        show, memory = block_progress(transformer_options), transformer_options.get(DEEP_KEY)
+        deep = None if memory is None else memory.recall(transformer_options, x)
         structure = self.structure(lr, timestep, first=deep is not None and deep.given is not None)
         result = self.unet(noisy, timestep, structure, text, show, deep)
-        remember(transformer_options, x, deep)
+        if memory is not None:
+            memory.keep(transformer_options, x, deep)
         return result[:, :, : size.frames]
 
 

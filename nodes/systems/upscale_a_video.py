@@ -45,8 +45,7 @@ from ...models.upscale_a_video.vae import (
     piece_encoder,
 )
 from ..host import services
-from ..host.deep import recalled, remember
-from ..host.keys import ALPHAS_KEY, LEVEL_KEY, NOISE_STEPS, PUBLISHED
+from ..host.keys import ALPHAS_KEY, DEEP_KEY, LEVEL_KEY, NOISE_STEPS, PUBLISHED
 from ..host.model import (
     RestorerModel,
     RestorerNetwork,
@@ -128,9 +127,11 @@ class HostUNet(RestorerNetwork, VideoUNet):
                 "VSR Conditioning, with its text left empty for no prompt."
             )
         noisy, lr = x.split((LATENT_CHANNELS, x.shape[1] - LATENT_CHANNELS), 1)
-        show, deep = block_progress(transformer_options), recalled(transformer_options, x)
+        show, memory = block_progress(transformer_options), transformer_options.get(DEEP_KEY)
+        deep = None if memory is None else memory.recall(transformer_options, x)
         result = VideoUNet.forward(self, noisy, timestep, lr, context, noise_level, show, deep)
-        remember(transformer_options, x, deep)
+        if memory is not None:
+            memory.keep(transformer_options, x, deep)
         return result
 
 

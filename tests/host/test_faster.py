@@ -166,12 +166,13 @@ def test_the_plan_counts_what_is_left_out(core, loaded, clip, deep_calls):
     from cascadevsr.nodes.sampling import RefineSigmas
 
     size, shape, conds = ClipSize(11, 48, 64), (1, 4, 11, 12, 16), {"positive": [{}], "negative": [{}]}
-    whole = plan.make_plan(_cut(loaded.model, tiles=False), None, conds, size, shape, 4)
+    plain = _cut(loaded.model, tiles=False)
+    whole = plan.with_work(plan.make_plan(plain, None, conds, size, shape, 4), plain)
     assert whole.work[0] == whole.work[1] and whole.work[0].calls == whole.passes == 2 * 4 * 4
     assert "left out" not in whole.text() and "TFLOP" in whole.text() or "GFLOP" in whole.text()
     model = _faster(_cut(loaded.model, "alternating", tiles=False), 2, 0.0, 0.4)
     sigmas = RefineSigmas.execute(model, 1.0, 4, 1.0).args[0]
-    made = plan.make_plan(model, None, conds, size, shape, 4, sigmas)
+    made = plan.with_work(plan.make_plan(model, None, conds, size, shape, 4, sigmas), model)
     assert plan.make_plan(model, None, conds, size, shape, 4).branches == (2, 2, 1, 1), "evenly spaced"
     deep_calls.clear()
     _ddim(core, model, clip, steps=4)
@@ -189,4 +190,5 @@ def test_the_plan_counts_the_built_in_model_too(model, steps):
     from cascadevsr.nodes import plan
 
     made = plan.make_plan(model, None, {"positive": [{}]}, ClipSize(5, 64, 80), (1, 16, 2, 8, 10), steps)
+    made = plan.with_work(made, model)
     assert made.work[0].calls == steps and made.work[0].flops > 0

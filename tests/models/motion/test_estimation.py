@@ -106,7 +106,7 @@ def clip(count=5, height=48, width=64, dx=2.0, dy=-1.0):
 def test_a_clip_gives_motion_both_ways_with_progress():
     ticks, asked = [], []
     motion = estimate_pairs(
-        clip(), BlockFlow(), progress=lambda *t: ticks.append(t), check_cancelled=lambda: asked.append(1)
+        clip(), BlockFlow(), pairs=1, progress=lambda *t: ticks.append(t), check_cancelled=lambda: asked.append(1)
     )
     assert motion.forward.shape == motion.backward.shape == (4, 2, 48, 64)
     assert (motion.frames, motion.height, motion.width, motion.cuts) == (5, 48, 64, ())
@@ -134,8 +134,18 @@ def test_interruption_stops_between_pairs():
             raise Stop
 
     with pytest.raises(Stop):
-        estimate_pairs(clip(), BlockFlow(), check_cancelled=check)
+        estimate_pairs(clip(), BlockFlow(), pairs=1, check_cancelled=check)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("pairs", [2, 3, None])
+def test_several_pairs_in_one_batch_are_the_same_bit_for_bit(pairs):
+    frames = torch.cat((clip(3), 1 - clip(3).flip(2)))  # with a cut
+    ticks, alone = [], estimate_pairs(frames, BlockFlow(), pairs=1)
+    together = estimate_pairs(frames, BlockFlow(), pairs=pairs, progress=lambda *t: ticks.append(t))
+    assert torch.equal(together.forward, alone.forward) and torch.equal(together.backward, alone.backward)
+    assert together.cuts == alone.cuts == (3,)
+    assert ticks == [(done, 5) for done in {2: (0, 2, 4, 5), 3: (0, 3, 5), None: (0, 5)}[pairs]]
 
 
 def constant_motion(frames, dx, dy, height=8, width=16, cuts=()):
