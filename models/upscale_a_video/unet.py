@@ -285,80 +285,45 @@ class VideoUNet(nn.Module):
             x, low_res = x[: len(x) // 2], low_res[: len(x) // 2]
 
         x = per_frame(self.conv_in, torch.cat((x, low_res), 1))
-        skips = [x]
-        x = self._level_down(0, x, temb, text, skips)
-        report(1, 2 * levels + 1)
-        if levels > 1:
-            given = deep is not None and deep.given is not None
-            x = deep.given if given else self._deeper(x, temb, text, report)
-            if deep is not None:
-                deep.kept = x
-            # Halving rounds up, so the double of an odd side is a cell too many; the next skip has the size wanted.
-            x = self.up_blocks[-2].upsamplers[0](x, *skips[-1].shape[-2:])
-            x = x if self.up_temp_blocks[-2] is None else self.up_temp_blocks[-2](x, temb)
-        else:
-            x = self._middle(self._after(0, x, temb), temb, text)
-        x = self._level_up(levels - 1, x, temb, text, skips)
-        x = x if self.up_temp_blocks[-1] is None else self.up_temp_blocks[-1](x, temb)
-        report(2 * levels + 1, 2 * levels + 1)
-        return per_frame(self.conv_out, silu(self.conv_norm_out(x)))
-
-    def _deeper(
-        self, x: torch.Tensor, temb: torch.Tensor, text: torch.Tensor, report: Callable[[int, int], None]
-    ) -> torch.Tensor:
-        """Run all but the outermost level: its features (b or b/2, c, t, h, w) -> (b, c, t, h/2, w/2)."""
-        levels = len(self.down_blocks)
-        x = self.down_blocks[0].downsamplers[0](x)
-        skips = [x]
-        x = self._after(0, x, temb)
-        for i in range(1, levels):
-            x = self._level_down(i, x, temb, text, skips)
-            if i + 1 < levels:
-                x = self.down_blocks[i].downsamplers[0](x)
+        skips, given = [x], levels > 1 and deep is not None and deep.given is not None
+        for i, level in enumerate(self.down_blocks):
+            for k, resnet in enumerate(level.resnets):
+                x = resnet(x, temb[: len(x)])
+                if level.attentions:
+                    x = level.attentions[k](_as_many(x, text), text)
                 skips.append(x)
-            x = self._after(i, x, temb)
             report(i + 1, 2 * levels + 1)
-        x = self._middle(x, temb, text)
-        report(levels + 1, 2 * levels + 1)
-        for i in range(levels - 1):
-            x = self._level_up(i, x, temb, text, skips)
-            if i + 2 < levels:
-                x = self.up_blocks[i].upsamplers[0](x, *skips[-1].shape[-2:])
-                x = x if self.up_temp_blocks[i] is None else self.up_temp_blocks[i](x, temb)
+            if given:  # what is deeper is known from an earlier step
+                break
+            if i + 1 < levels:
+                x = level.downsamplers[0](x)
+                skips.append(x)
+            # The frames after a level, once its skip is kept: the way up sees what the image model made.
+            x = x if self.down_temp_blocks[i] is None else self.down_temp_blocks[i](x, temb[: len(x)])
+
+        if given:
+            x = deep.given
+        else:
+            x = self.mid_block.resnets[0](x, temb[: len(x)])
+            x = self.mid_block.attentions[0](_as_many(x, text), text)
+            x = self.mid_block.resnets[1](x, temb)
+            x = x if self.mid_temp_block is None else self.mid_temp_block(x, temb)
+            report(levels + 1, 2 * levels + 1)
+
+        for i in range(levels - 1 if given else 0, levels):
+            if i == levels - 1 and deep is not None:
+                deep.kept = x
+            if i:
+                # Halving rounds up, so the double of an odd side is a cell too many; the skip has the size wanted.
+                x = self.up_blocks[i - 1].upsamplers[0](x, *skips[-1].shape[-2:])
+                x = x if self.up_temp_blocks[i - 1] is None else self.up_temp_blocks[i - 1](x, temb)
+            for k, resnet in enumerate(self.up_blocks[i].resnets):
+                x = resnet(torch.cat((x, _as_many(skips.pop(), x)), 1), temb)
+                if self.up_blocks[i].attentions:
+                    x = self.up_blocks[i].attentions[k](x, text)
             report(levels + 2 + i, 2 * levels + 1)
-        return x
-
-    def _level_down(
-        self, i: int, x: torch.Tensor, temb: torch.Tensor, text: torch.Tensor, skips: list[torch.Tensor]
-    ) -> torch.Tensor:
-        level = self.down_blocks[i]
-        for k, resnet in enumerate(level.resnets):
-            x = resnet(x, temb[: len(x)])
-            if level.attentions:
-                x = level.attentions[k](_as_many(x, text), text)
-            skips.append(x)
-        return x
-
-    def _after(self, i: int, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        """Look over the frames after a level; the skip was kept before: the way up sees what the image model made."""
-        temporal = self.down_temp_blocks[i]
-        return x if temporal is None else temporal(x, temb[: len(x)])
-
-    def _middle(self, x: torch.Tensor, temb: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        x = self.mid_block.resnets[0](x, temb[: len(x)])
-        x = self.mid_block.attentions[0](_as_many(x, text), text)
-        x = self.mid_block.resnets[1](x, temb)
-        return x if self.mid_temp_block is None else self.mid_temp_block(x, temb)
-
-    def _level_up(
-        self, i: int, x: torch.Tensor, temb: torch.Tensor, text: torch.Tensor, skips: list[torch.Tensor]
-    ) -> torch.Tensor:
-        level = self.up_blocks[i]
-        for k, resnet in enumerate(level.resnets):
-            x = resnet(torch.cat((x, _as_many(skips.pop(), x)), 1), temb)
-            if level.attentions:
-                x = level.attentions[k](x, text)
-        return x
+        x = x if self.up_temp_blocks[-1] is None else self.up_temp_blocks[-1](x, temb)
+        return per_frame(self.conv_out, silu(self.conv_norm_out(x)))
 
     def _embed(self, timestep: torch.Tensor | float, noise_level: torch.Tensor | int, x: torch.Tensor) -> torch.Tensor:
         """Embed time step and noise level together: (b, 4 * first width), before the SiLU of its consumers."""
