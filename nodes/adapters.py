@@ -24,7 +24,7 @@ from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 from comfy_api.latest import io
 
 from ..models.unimmvsr.adapter import LEVEL_KEYS, Adapter, LevelEmbedding, load_adapter
-from .host import folders, services
+from .host import services
 from .host.keys import LEVEL_KEY
 from .host.model import log_licence, system_of
 from .host.wan import attach, check_wan
@@ -131,7 +131,7 @@ class LoadVSRAdapter(io.ComfyNode):
     def fingerprint_inputs(cls, adapter: str, strength: float, model: ModelPatcher | None = None):
         """Load again when the file changed; the host asks before there is a model."""
         path = adapter_path(adapter)
-        return f"{path}:{folders.newest_change(path)}:{strength}"
+        return f"{path}:{services.newest_change(path)}:{strength}"
 
 
 def adapter_names() -> list[str]:

@@ -26,7 +26,7 @@ from ..media.timeline import Timeline
 from ..media.writer import write
 from ..models.layout.sizes import ClipSize
 from .beginning import beginning, first_seconds_input
-from .host import folders, services
+from .host import services
 from .host.film import (
     ENDINGS,
     Film,
@@ -161,7 +161,7 @@ class LoadFilm(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str, **_):
         """Notice a changed file."""
-        return folders.newest_change(Path(folder_paths.get_annotated_filepath(file)))
+        return services.newest_change(Path(folder_paths.get_annotated_filepath(file)))
 
 
 def _sources() -> list[str]:

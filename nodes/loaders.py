@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models.checkpoints import DECODERS, CheckpointError, load_state
-from .host import folders, services
+from .host import services
 from .host.keys import DEFAULT, PRESET_KEY, PRESETS
 from .host.model import log_licence
 from .recognise import refuse
@@ -113,7 +113,7 @@ class LoadVideoRestorer(io.ComfyNode):
     def fingerprint_inputs(cls, restorer: str, precision: str, decoder: str = DECODERS[0], preset: str = DEFAULT):
         """Load again when the file changed."""
         path = restorer_path(restorer)
-        return f"{path}:{folders.newest_change(path)}:{precision}:{decoder}:{preset}"
+        return f"{path}:{services.newest_change(path)}:{precision}:{decoder}:{preset}"
 
 
 def restorer_names() -> list[str]:

@@ -34,7 +34,7 @@ from ..models.motion.flow import DIRECTIONS, flow_picture, propagate
 from ..models.motion.raft import build_raft, is_raft, raft_state
 from ..models.motion.spynet import SpyNet, is_spynet, spynet_state
 from ..models.schedules import step_index
-from .host import folders, services
+from .host import services
 from .host.progress import watched_layers
 from .prediction import MotionEdit, Wanted, percent_inputs, percent_range
 from .recognise import what_flow
@@ -93,7 +93,7 @@ class LoadFlowModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, flow_model: str):
         """Load again when the file changed."""
-        return flow_model if flow_model == services.BUILT_IN else folders.newest_change(flow_path(flow_model))
+        return flow_model if flow_model == services.BUILT_IN else services.newest_change(flow_path(flow_model))
 
 
 def flow_names() -> list[str]:

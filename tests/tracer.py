@@ -25,7 +25,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("models", "nodes", "media")
 # What watches a run (how far, how fast, is there room) and hands nothing of a clip on: no stations of its way
-WATCHES = ("nodes/host/progress.py", "nodes/host/room.py", "media/pace.py", "media/memory.py")
+WATCHES = (
+    "nodes/host/progress.py",
+    "nodes/host/room.py",
+    "nodes/host/foreign.py",
+    "media/pace.py",
+    "media/memory.py",
+)
 
 
 class Trace:

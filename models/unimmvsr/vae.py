@@ -388,7 +388,13 @@ class RestoredFrames:
     def read(self, frames: Window, tile: Tile) -> Seen:
         """Give what frames show in a tile of latent cells; past the end the last frame repeats."""
         if self._held is None or self._held[0] != frames:  # the tiles of one span come one after the other
-            self._held = frames, self._shown(frames)
+            last = len(self._frames) - 1
+            parts = [self._restored(number) for number in range(min(frames.start, last), min(frames.stop, last + 1))]
+            size = padded_size(self._size, SPACE, TIME)
+            whole = ClipSize(frames.length, size.height, size.width)
+            base, restored, hidden = (torch.stack([part[k] for part in parts], 2) for k in range(3))
+            hidden = pad_clip(hidden, ClipSize(frames.length, size.height // GRID, size.width // GRID))
+            self._held = frames, Seen(pad_clip(base, whole), pad_clip(restored, whole), hidden.transpose(1, 2))
         seen, place = self._held[1], (self._device, self._dtype)
         pixels, cells = tile.scaled(SPACE).region, tile.scaled(SPACE // GRID).region
         return Seen(seen.base[pixels].to(*place), seen.restored[pixels].to(*place), seen.hidden[cells].to(*place))
@@ -396,15 +402,6 @@ class RestoredFrames:
     def frame(self, number: int) -> torch.Tensor:
         """Give a restored frame (1, 3, H, W) in 0..1, on the CPU."""
         return (self._restored(number)[1].float() / 2 + 0.5).clamp_(0, 1)
-
-    def _shown(self, frames: Window) -> Seen:
-        last = len(self._frames) - 1
-        parts = [self._restored(number) for number in range(min(frames.start, last), min(frames.stop, last + 1))]
-        size = padded_size(self._size, SPACE, TIME)
-        base, restored, hidden = (torch.stack([part[k] for part in parts], 2) for k in range(3))
-        base, restored = (pad_clip(clip, ClipSize(frames.length, size.height, size.width)) for clip in (base, restored))
-        hidden = pad_clip(hidden, ClipSize(frames.length, size.height // GRID, size.width // GRID))
-        return Seen(base, restored, hidden.transpose(1, 2))
 
     def _restored(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Give (LR frame resized, restored frame, features) of a frame, on the CPU."""

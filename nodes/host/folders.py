@@ -1,4 +1,4 @@
-"""The host's folders of our models: made and made known at the start; what changed in them."""
+"""The folders of our models: made, and made known to the host, at the start."""
 
 from __future__ import annotations
 
@@ -25,12 +25,3 @@ def register_folders() -> None:
         paths, extensions = known.get(name, ([], set()))
         paths = [*paths, *([] if folder in paths else [folder])]
         known[name] = (paths, {*extensions, *_EXTENSIONS})
-
-
-def newest_change(path: Path) -> int | str:
-    """Give the time in ns of the last change to a file, or to any file of a released folder."""
-    if not path.exists():
-        return "missing"
-    parts = [path, *(each for each in path.iterdir() if each.is_dir())] if path.is_dir() else []
-    files = (file for part in parts for file in part.iterdir() if file.is_file())
-    return max((file.stat().st_mtime_ns for file in files), default=path.stat().st_mtime_ns)

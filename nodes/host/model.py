@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,14 +59,8 @@ class RestorerNetwork(torch.nn.Module):
         """Predict through the wrappers of the host and of other nodes."""
         options = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        executor = WrapperExecutor.new_class_executor(self._counted, self, wrappers)
+        executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timestep, context, options, **conditions)
-
-    def _counted(self, x: torch.Tensor, timestep: torch.Tensor, context: Any, options: dict, **conditions):
-        run = run_of(options)
-        if run is not None:  # calls that a cache answers do not come here
-            run.count(x, conditions.get("references", ()))
-        return self.predict(x, timestep, context, options, **conditions)
 
     def predict(
         self,
@@ -85,10 +79,18 @@ def run_of(options: Mapping) -> SamplingProgress | None:
     return None if torch.compiler.is_compiling() else options.get(PROGRESS_KEY)
 
 
-def block_progress(options: Mapping) -> Callable[[int, int], None] | None:
-    """Give the `progress(done, total)` callback of one call of a network; None where no run is watched."""
+def block_progress(
+    options: Mapping, x: torch.Tensor, references: Sequence[torch.Tensor] = ()
+) -> Callable[[int, int], None] | None:
+    """Count a call of a network, and give its `progress(done, total)` callback; None where no run is watched.
+
+    Calls that a cache answers do not come here.
+    """
     run = run_of(options)
-    return None if run is None else run.blocks(options)
+    if run is None:
+        return None
+    run.count(x, references)
+    return run.blocks(options)
 
 
 @dataclass(frozen=True)

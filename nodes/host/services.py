@@ -8,7 +8,6 @@ What a running node shows is in progress.py.
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -282,6 +281,15 @@ def listed_path(title: str, what: str, folders: Mapping[str, Iterable[str]], nam
     )
 
 
+def newest_change(path: Path) -> int | str:
+    """Give the time in ns of the last change to a file, or to any file of a released folder."""
+    if not path.exists():
+        return "missing"
+    parts = [path, *(each for each in path.iterdir() if each.is_dir())] if path.is_dir() else []
+    files = (file for part in parts for file in part.iterdir() if file.is_file())
+    return max((file.stat().st_mtime_ns for file in files), default=path.stat().st_mtime_ns)
+
+
 # Interruption
 
 
@@ -366,21 +374,6 @@ def out_of_memory(title: str, width: int, height: int) -> RuntimeError:
         f"{title}: a tile must fit into memory; got out of memory even at {width}x{height} px. Choose smaller tiles, "
         "fewer frames at once or a smaller output, or free memory in other programs."
     )
-
-
-@contextlib.contextmanager
-def quiet(start: str) -> Iterator[None]:
-    """Drop log lines of the host that begin with `start` and do not apply to what runs inside."""
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(start)
-
-    logger = logging.getLogger()
-    logger.addFilter(wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(wanted)
 
 
 # Results

@@ -79,7 +79,7 @@ class RestorerVAE(comfy.sd.VAE):
         latent_channels: int,
         disable_dynamic: bool = False,
     ):
-        with services.quiet("WARNING: No VAE weights detected"):  # true for the host's own VAEs, not for ours
+        with _quiet("WARNING: No VAE weights detected"):  # true for the host's own VAEs, not for ours
             super().__init__(sd={})
         self.law, space, time = law, law.space, law.time
         self.latent_channels, self.latent_dim, self.output_channels = latent_channels, 3, 3
@@ -325,3 +325,18 @@ def pick_vae_dtype(precision: str, preset: str, device: torch.device) -> torch.d
     if precision == "fp32" or preset == PUBLISHED:
         return torch.float32
     return management.vae_dtype(device, [torch.bfloat16, torch.float32])
+
+
+@contextlib.contextmanager
+def _quiet(start: str) -> Iterator[None]:
+    """Drop log lines of the host that begin with `start` and do not apply to what runs inside."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(start)
+
+    logger = logging.getLogger()
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)

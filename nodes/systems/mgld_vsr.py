@@ -142,7 +142,7 @@ class HostNetworks(RestorerNetwork):
         x = pad_clip(x, ClipSize(max(size.frames, self.config.fill), size.height, size.width))
         noisy, lr = x.chunk(2, 1)
         text = (self.empty_prompt if context is None else context).to(x)
-        show, memory = block_progress(transformer_options), transformer_options.get(DEEP_KEY)
+        show, memory = block_progress(transformer_options, x), transformer_options.get(DEEP_KEY)
         deep = None if memory is None else memory.recall(transformer_options, x)
         structure = self.structure(lr, timestep, first=deep is not None and deep.given is not None)
         result = self.unet(noisy, timestep, structure, text, show, deep)

@@ -114,7 +114,7 @@ class HostDiT(RestorerNetwork, UniMMVSRDiT):
         """Return eps - z_HR for `x` = noisy latent and LR latent on 2c channels."""
         noisy, lr = x.chunk(2, dim=1)
         level = torch.zeros_like(timestep) if noise_level is None else noise_level
-        show = block_progress(transformer_options)
+        show = block_progress(transformer_options, x, references)
         run = run_of(transformer_options)
         if references and run is not None and run.changes is None:
             run.changes = self.changes(noisy, timestep, lr, level, references, context, reference_starts)

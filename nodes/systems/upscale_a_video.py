@@ -127,7 +127,7 @@ class HostUNet(RestorerNetwork, VideoUNet):
                 "VSR Conditioning, with its text left empty for no prompt."
             )
         noisy, lr = x.split((LATENT_CHANNELS, x.shape[1] - LATENT_CHANNELS), 1)
-        show, memory = block_progress(transformer_options), transformer_options.get(DEEP_KEY)
+        show, memory = block_progress(transformer_options, x), transformer_options.get(DEEP_KEY)
         deep = None if memory is None else memory.recall(transformer_options, x)
         result = VideoUNet.forward(self, noisy, timestep, lr, context, noise_level, show, deep)
         if memory is not None:
