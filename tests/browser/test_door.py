@@ -29,7 +29,7 @@ def report(host_server, browser_tools, tmp_path_factory):
         capture_output=True,
         text=True,
         env=browser_tools.environ(),
-        timeout=2400,
+        timeout=1200,
     )
     assert done.returncode == 0, f"{done.stderr[-3000:]} (screenshots: {job['shots']})"
     return json.loads(done.stdout) | {"shots": job["shots"], "output": host_server.output_dir}
