@@ -158,7 +158,7 @@ def _add_upscale(upscale: argparse.ArgumentParser) -> None:
         "--workflow",
         default="Upscale-a-Video",
         metavar="NAME_OR_FILE",
-        help="a name from workflows/ or a json file (default: Upscale-a-Video)",
+        help="a name from workflows/ or a json file (default: Upscale-a-Video, with references the one made for them)",
     )
     upscale.add_argument(
         "--reference",

@@ -63,6 +63,12 @@ def main(options: argparse.Namespace, host: Host) -> int:
     if options.image_model:
         return with_image_model(options, host)
     source = Path(options.input)
+    if options.workflow == "Upscale-a-Video":  # the default, in which references act through the model alone
+        made_for = [
+            ("Upscale-an-Edited-Video", options.reference_video),
+            ("Upscale-with-Identity-Images", options.reference),
+        ]
+        options.workflow = next((name for name, given in made_for if given), options.workflow)
     workflow = Workflow.load(options.workflow)
     references = reference_files(options.reference, options.reference_video)
     fill(workflow, options, {"input": source, **{name: clip.path for name, clip in references.items()}})

@@ -72,6 +72,29 @@ def test_nothing_is_written_over_a_source(tmp_path, monkeypatch, words):
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((), "Upscale-a-Video"),
+        (("--reference-video", "other.mp4"), "Upscale-an-Edited-Video"),
+        (("--reference", "face.png"), "Upscale-with-Identity-Images"),
+        (("--reference", "face.png", "--workflow", "Cascade-to-4K"), "Cascade-to-4K"),
+    ],
+)
+def test_references_choose_the_workflow_that_is_made_for_them(tmp_path, monkeypatch, given, wanted):
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "in.mp4"), film(tmp_path / "other.mp4")
+    Image.fromarray(clip(1)[0]).save(tmp_path / "face.png")
+    chosen = []
+    monkeypatch.setattr(upscale, "run", lambda *_: 0)
+    monkeypatch.setattr(upscale, "fill", lambda *_: None)
+    monkeypatch.setattr(upscale, "expected_size", lambda *_: None)
+    load = Workflow.load
+    monkeypatch.setattr(Workflow, "load", lambda name: chosen.append(name) or load(name))
+    upscale.main(options("in.mp4", "out.mp4", *given), None)
+    assert chosen == [wanted]
+
+
 def test_images_are_staged_as_a_lossless_video(tmp_path):
     (tmp_path / "in").mkdir()
     for number, frame in enumerate(clip(11), 1):
