@@ -173,7 +173,7 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
 
 
 def test_looks_are_measured_beside_bicubic(tmp_path, comfyui):
-    options = Namespace(**vars(clips(tmp_path)), image_models=[], device="cpu")
+    options = Namespace(**vars(clips(tmp_path)), device="cpu")
     result = looks.run(options, comfyui)
     assert list(result) == ["built-in draft", "built-in standard", "built-in best"]
     assert len({row["psnr"] for row in result.values()}) == 3
