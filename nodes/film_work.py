@@ -53,7 +53,7 @@ from .restore import check_restorer
 # Seconds that stages take for a million pixels, where nothing is remembered: of the built-in model on one thread of a
 # CPU. Only their ratios count.
 _USUAL_MODEL = "UniMMVSRModel"
-_USUAL = {"Reading": 0.006, "Encoding": 0.13, "Decoding": 1.43, "Colours": 0.05, "Writing": 0.08}
+_USUAL = {"Reading": 0.006, "Encoding": 0.13, "Decoding": 2.0, "Colours": 0.05, "Writing": 0.08}
 
 
 @dataclass(frozen=True)
