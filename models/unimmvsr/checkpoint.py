@@ -65,7 +65,7 @@ def unpacked(state: Mapping[str, torch.Tensor]) -> State:
     whole = {key: value for key, value in state.items() if not key.startswith(_CHANGE)}
     for key in state.keys() - whole.keys():
         name = key.removeprefix(_CHANGE)
-        whole[_WORN + name] = whole[_CLEAN + name] + (state[key].float() / _SCALE).to(whole[_CLEAN + name])
+        whole[_WORN + name] = whole[_CLEAN + name].float() + state[key].float() / _SCALE  # exact, as half is not
     return whole
 
 
