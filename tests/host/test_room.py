@@ -96,7 +96,7 @@ def test_a_film_whose_segments_do_not_fit(core, refused, tmp_path):
     path, rate = tmp_path / "film.mp4", Fraction(24)
     steps = np.arange(10_000, dtype=np.int64)
     clip = Timeline(path, "film", 90, 160, steps, 1 / rate, rate, last=1 / 24, colour=SDR, depth=8)
-    chosen = SimpleNamespace(segment=0, context=16, colour="off")
+    chosen = SimpleNamespace(segment=0, context=16, colour="off", look="standard", upscale_model=None)
     text = refused(Work(clip, None, path, (9216, 16384), chosen).check_room)
     assert text.startswith("Upscale Film: ") and text.endswith("Ask for a smaller size.")
     Work(clip, None, path, (2160, 3840), chosen).check_room()
