@@ -164,7 +164,7 @@ def make_subjects(folder: Path) -> dict[str, Subject]:
 def _write_built_in(path: Path) -> Path:
     """Write a restorer like the built-in one of few random weights, with text layers: so there is what to guide."""
     dits, vaes = load("models.unimmvsr.dit"), load("models.unimmvsr.vae")
-    small = vaes.VAEConfig(encoder_width=8, latent_width=8, refine_width=8, refine_blocks=1)
+    small = vaes.VAEConfig(encoder_width=8, latent_width=8, restore_width=8, restore_blocks=1)
     generator, state = torch.Generator().manual_seed(0), {}
     for prefix, network in (
         ("vae.", vaes.CausalVideoVAE(small)),

@@ -103,9 +103,9 @@ class Restorer(nn.Module):
         small, large, dtype = frame.shape[-2:], (height, width), self.head.weight.dtype
         grid = (-(-height // GRID), -(-width // GRID))
         padding = (0, GRID * grid[1] - width, 0, GRID * grid[0] - height)
-        mean = frame.mean((2, 3), keepdim=True)
+        mean = _mean(frame)
         x = _resized(frame, large)
-        colour = x.mean((2, 3), keepdim=True)
+        colour = _mean(x)
         features = self.head((_CONTRAST * (_resized(frame, grid) - mean)).to(dtype))
         others = [_Other(frame, *neighbour, large) for neighbour in neighbours]
         total = sum((other.trust for other in others), torch.zeros_like(frame[:, :1]))
@@ -120,7 +120,7 @@ class Restorer(nn.Module):
             cells = [F.pixel_unshuffle(cell, GRID) for cell in cells]
             features, added = step(torch.cat((*(part.to(dtype) for part in (*cells, *planes)), features), 1))
             x = x + _ADDED * F.pixel_shuffle(added.float(), GRID)[..., :height, :width]
-        return x + (colour - x.mean((2, 3), keepdim=True)), features
+        return x + (colour - _mean(x)), features
 
 
 class Judge(nn.Module):
@@ -138,8 +138,9 @@ class Judge(nn.Module):
         x = (_FINE * (frames - coarse)).to(self.first.weight.dtype)  # what is there says nothing of how worn it is
         for layer in (self.first, self.second, self.third):
             x = F.leaky_relu(layer(x), 0.1)
-        verdict, weight = self.said(x).float().flatten(2).unbind(1)
-        return (verdict * weight.softmax(-1)).sum(-1)  # sky and walls say little
+        verdict, weight = self.said(x).float().unbind(1)
+        weight = weight.flatten(1).softmax(-1).view_as(weight)  # sky and walls say little
+        return (verdict * weight).sum(-1).sum(-1)
 
 
 class Restorers(nn.Module):
@@ -190,6 +191,11 @@ class _Other:
         """Give what the neighbour shows beyond the estimate x (b, 3, H, W), brought here and weighed."""
         missing = _resized(self.frame - _resized(sample(x, self.back), small), x.shape[-2:])
         return self.fine * sample(missing, self.there)
+
+
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    """Give the mean colour (b, c, 1, 1), row by row: in one sum its last bits would depend on the number of threads."""
+    return x.mean(3, keepdim=True).mean(2, keepdim=True)
 
 
 def _resized(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
