@@ -162,8 +162,11 @@ class Restorers(nn.Module):
 
     @staticmethod
     def wear_of(verdicts: Sequence[torch.Tensor]) -> float:
-        """Give the wear 0..1 of a frame from what the judge says of it and its neighbours."""
-        return float(torch.stack(list(verdicts)).mean().sigmoid())
+        """Give the wear 0..1 of a frame from what the judge says of it and its neighbours.
+
+        In steps of 1/64: the last bits of a verdict depend on the number of threads, and a film must not.
+        """
+        return round(64 * float(torch.stack(list(verdicts)).mean().sigmoid())) / 64
 
 
 class _Other:
