@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.flow import chain_flows, warp
 from ..models.pixels.degradation import degrade, resize
 from ..models.unimmvsr import checkpoint
-from ..models.unimmvsr.restorer import WARPS, Restorer
-from ..models.unimmvsr.vae import CausalVideoVAE
+from ..models.unimmvsr.restorer import WARPS, Restorer, Restorers
+from ..models.unimmvsr.vae import CausalVideoVAE, RestoredFrames
 from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..training.batches import draw_degradation
@@ -23,6 +26,7 @@ from ..training.clips import make_clip
 from ..training.photos import find_photos, load_photo
 
 SIDE, REACH, CLIPS = 240, 3, 24
+_SMALL, _TIMED = (128, 224), 8
 _INSIDE = (..., slice(8, -8), slice(8, -8))
 _INVERTING = 8  # iterations that invert a smooth flow to a thousandth of a pixel
 _WEIGHTS = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
@@ -37,7 +41,8 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     --photos FOLDER holds photographs that nothing was trained on. Figures: gain over bicubic in dB (luma, mean of the
     middle frames of --frames clips, 24 by default), x4, by LR (bicubic, real): `alone`; `1`, `2`, `3`: neighbours to
     each side, with estimated motion; `exact` and `none`: 2 to each side with exact motion, and with none;
-    `steps 1`, `steps 2`: 2 to each side, stopped early.
+    `steps 1`, `steps 2`: 2 to each side, stopped early. `seconds` a frame of 224x128 to 896x512 take one thread, motion
+    included, with convolutions in each precision (median of seven frames).
     """
     if not options.photos:
         raise RunnerError("bench neighbours: needs --photos FOLDER, photographs that the weights were not trained on.")
@@ -46,6 +51,8 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     vae = CausalVideoVAE(checkpoint.vae_config(release.vae)).eval()
     vae.load_state_dict({key: value.float() for key, value in release.vae.items()})
     restore, estimate, rows = vae.decoder.restore, BlockFlow(WARPS), {}
+    moving = make_clip(np.random.default_rng(7), photos[:1], _TIMED + 2 * REACH, 4 * _SMALL[1], 0).frames
+    rows["seconds"] = _seconds(restore, resize(moving.clamp(0, 1), *_SMALL, "bicubic").clamp(0, 1).movedim(1, -1))
     for mode, network in (("bicubic", restore.clean), ("real", restore.worn)):
         found: dict[str, list[float]] = {}
         for number in range(options.frames or CLIPS):
@@ -63,6 +70,23 @@ def run(options: argparse.Namespace, host: Host) -> dict:
                 found.setdefault(name, []).append(gain)
         rows[mode] = {name: round(float(np.mean(gains)), 3) for name, gains in found.items()}
     return rows
+
+
+def _seconds(restore: Restorers, lr: torch.Tensor) -> dict[str, float]:
+    """Give what a frame of LR frames (t, h, w, 3) takes one thread, x4, by the precision of the convolutions."""
+    size, taken = ClipSize(len(lr), *(4 * side for side in _SMALL)), {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, half in (("float32", False), ("bfloat16", True)):
+        frames = RestoredFrames(lr, size, restore, torch.device("cpu"), torch.float32, half=half)
+        spent = []
+        for number in range(REACH, REACH + _TIMED):  # the first one also pays for the motion before it
+            begun = time.process_time()
+            frames.frame(number)
+            spent.append(time.process_time() - begun)
+        taken[name] = round(statistics.median(spent[1:]), 3)
+    torch.set_num_threads(threads)
+    return taken
 
 
 def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: dict[str, Flows]) -> dict[str, float]:

@@ -416,8 +416,8 @@ class RestoredFrames:
         others = [(lr[k], *chain_flows(self._motion, number, k)) for k in near if k != number]
         self._verdicts = {k: self._verdicts[k] if k in self._verdicts else self._restorer.judge(lr[k]) for k in near}
         height, width, wear = self._size.height, self._size.width, self._restorer.wear_of(self._verdicts.values())
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            restored, hidden = self._restorer(lr[number], others, height, width, wear)
+        dtype = torch.bfloat16 if self._half else None
+        restored, hidden = self._restorer(lr[number], others, height, width, wear, dtype)
         base = resize_clip(lr[number].unsqueeze(2), height, width)[:, :, 0]
         return tuple(part.to("cpu", self._dtype) for part in (base * 2 - 1, restored * 2 - 1, hidden))
 

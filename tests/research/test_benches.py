@@ -1,6 +1,7 @@
 """The benchmarks: those of graphs in a real ComfyUI at toy size, those of clips without it."""
 
 import json
+import shutil
 from argparse import Namespace
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from cascadevsr.media.reader import read_frames
 from cascadevsr.media.writer import write_video
-from cascadevsr.research import graphs, looks, pace, quality, reference_gains, restorers, steady
+from cascadevsr.research import graphs, looks, neighbours, pace, quality, reference_gains, restorers, steady
 from cascadevsr.runner.bench import BENCHMARKS
 from cascadevsr.runner.client import Progress
 from cascadevsr.runner.errors import RunnerError
@@ -170,6 +171,17 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
     assert rows["b"]["right"] == 0 and rows["b"]["wrong"] == 0, "the video changes nothing in the region"
     with pytest.raises(RunnerError, match="--region"):
         reference_gains.parse_region("b=1,2")
+
+
+def test_motion_is_what_makes_neighbours_worth_something(tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbours, "_SMALL", (16, 24))
+    shutil.copy(Path(neighbours.__file__).parents[1] / "assets" / "photos" / "rocket.jpg", tmp_path)
+    rows = neighbours.run(options(frames=2, photos=str(tmp_path)), None)
+    gain = rows["bicubic"]
+    assert gain["2"] > gain["alone"] + 0.1 and gain["none"] < gain["exact"] - 0.1 and gain["steps 1"] < gain["steps 2"]
+    assert rows["real"]["2"] > 0 and rows["seconds"]["float32"] > 0
+    with pytest.raises(RunnerError, match="--photos"):
+        neighbours.run(options(photos=None), None)
 
 
 def test_looks_are_measured_beside_bicubic(tmp_path, comfyui):

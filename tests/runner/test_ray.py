@@ -39,10 +39,14 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def upscale(comfyui):
-    """Run the command in a process of its own: upscale(source, out, *words) -> process."""
+    """Run the command in a process of its own: upscale(source, out, *words) -> process.
+
+    With one thread, as Ray's workers have: torch's sums differ in their last bits between numbers of threads.
+    """
 
     def run(source, out, *words):
         environ = {**os.environ, INSIDE: str(comfyui.path), "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled"}
+        environ["OMP_NUM_THREADS"] = "1"
         command = [sys.executable, "run.py", "upscale", str(source), str(out), *WORDS, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environ, **pipes)
