@@ -175,7 +175,7 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
 
 def test_motion_is_what_makes_neighbours_worth_something(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "_SMALL", (16, 24))
-    shutil.copy(Path(neighbours.__file__).parents[1] / "assets" / "photos" / "rocket.jpg", tmp_path)
+    shutil.copy(Path(neighbours.__file__).parents[1] / "assets" / "photos" / "astronaut.jpg", tmp_path)
     rows = neighbours.run(options(frames=2, photos=str(tmp_path)), None)
     gain = rows["bicubic"]
     assert gain["2"] > gain["alone"] + 0.1 and gain["none"] < gain["exact"] - 0.1 and gain["steps 1"] < gain["steps 2"]
