@@ -234,7 +234,7 @@ class WindowHandler(context_windows.IndexListContextHandler):
     """The host's context windows with our plan (every window full) and our weights (any overlap).
 
     `causal` says that a clip's first latent frame is special; `plan` gives (windows, weights) of a clip's length where
-    the published ones are wanted. With `fade` windows share no frame and take turns, and it mends the last joints.
+    the published ones are wanted. With `fade` windows share no frame and take turns, and it mends their joints.
     `automatic`: windows get shorter where memory is short.
     """
 
@@ -259,7 +259,7 @@ class WindowHandler(context_windows.IndexListContextHandler):
             settings["causal_window_fix"] = causal
         super().__init__(**settings)
         self._published, self._plans, self._made = plan, {}, {}
-        self.alternate, self._fade, self._turn, self._interval = fade is not None, fade, 0, 1
+        self.alternate, self._fade, self._turn = fade is not None, fade, 0
         self.automatic = automatic
 
     def shortened(self, length: int) -> WindowHandler:
@@ -283,8 +283,7 @@ class WindowHandler(context_windows.IndexListContextHandler):
         length, make = x_in.shape[self.dim], context_windows.IndexListContextWindow
         if self.alternate:  # where features are kept over steps, places stay as long as these
             saving = model_options.get("transformer_options", {}).get(SAVING_KEY)
-            self._interval = saving.interval if saving else 1
-            self._turn = self._step // self._interval % 2
+            self._turn = self._step // (saving.interval if saving else 1) % 2
         if (length, self._turn) not in self._made:
             windows = self._plan(length)[0]
             self._made[length, self._turn] = [
@@ -293,15 +292,11 @@ class WindowHandler(context_windows.IndexListContextHandler):
         return self._made[length, self._turn]
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
-        """Predict all windows; at the last step of a run, joints without shared frames fade."""
+        """Predict all windows; joints of windows that take turns fade."""
         results = super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
         if self._fade is None:
             return results
-        plan, steps = (
-            self._plan(x_in.shape[self.dim])[0],
-            len(model_options["transformer_options"]["sample_sigmas"]) - 1,
-        )
-        return self._fade(results, conds, plan, self._step, steps, self._interval)
+        return self._fade(results, conds, self._step, self._turn, self.context_length)
 
     def evaluate_context_windows(
         self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs

@@ -2,8 +2,8 @@
 
 A window that shares frames with its neighbours computes them twice. Windows that lie side by side compute every frame
 once, but neighbours never agree at their joint. Where places alternate from step to step, what was a joint is the
-middle of a window in the next step, which makes both sides agree. At the last step nothing follows that would: there
-the prediction of the turn before is mixed in around the joints (`joint_weights`).
+middle of a window in the next step, which makes both sides agree. For the results of a step to agree, too, the
+prediction of the turn before is mixed in around the joints (`joint_weights`).
 """
 
 import math
