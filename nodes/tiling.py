@@ -15,7 +15,6 @@ import inspect
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.context_windows as context_windows
@@ -26,20 +25,20 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..models.layout.pieces import Tile, TileFuser, Window, plan_tiles, plan_weights, plan_windows
+from ..models.layout.pieces import TileFuser, Window, plan_tiles, plan_weights, plan_windows
 from ..models.layout.sizes import latent_frames
 from ..models.layout.turns import alternating_windows
 from .host import services
 from .host.caches import as_piece
-from .host.cropping import crop_conds
-from .host.keys import DEFAULT, PRESET_KEY, PUBLISHED, REFERENCE_CONDS, REFERENCES_KEY, SAVING_KEY, TILES_KEY
-from .host.model import part_of_step, reference_cells, system_of
+from .host.cropping import crop_conds, refuse_regions
+from .host.joints import JointFade
+from .host.keys import DEFAULT, PRESET_KEY, PUBLISHED, SAVING_KEY, TILES_KEY
+from .host.model import part_of_step, system_of
+from .host.room import CutChoice, tiles_at_once
 from .systems.base import Published, TileSizes, WindowSize
 
 _TILES, _WINDOWS = "Spatial Tiles", "Temporal Windows"
-_JOINTS = "shared frames", "alternating"
-_HEADROOM = 1.3  # what is estimated times this must be free
-_AT_ONCE = 4  # tiles predicted together on a GPU, where they fit
+_JOINTS, _JOINTS_KEY = ("shared frames", "alternating"), "vsr_joints"
 
 
 class SpatialTiles(io.ComfyNode):
@@ -85,18 +84,14 @@ class SpatialTiles(io.ComfyNode):
         space = services.video_format(_TILES, model).spacial_downscale_ratio
         system = system_of(model)
         published = _published(model)
-        size, sizes = published.tile, system.tiles if system else TileSizes()
+        size, sizes = published.tile, (system.tiles if system else TileSizes()) if kind == "auto" else None
         if kind == "manual":
             names = ("tile_height", "tile_width", "overlap")
             size = tuple(max(1, round(tiling[name] / space)) for name in names)
             with services.titled(_TILES):
                 plan_tiles(2 * size[0], 2 * size[1], *size)  # refuses an overlap that does not fit, before the run
-        for place, wrapper in (
-            (WrappersMP.PREPARE_SAMPLING, _TilePreparation(size, sizes, space, published.tiles)),
-            (WrappersMP.CALC_COND_BATCH, _tiled_batch),
-        ):
-            patched.remove_wrappers_with_key(place, TILES_KEY)  # a second Spatial Tiles replaces the first
-            patched.add_wrapper_with_key(place, TILES_KEY, wrapper)
+        _replace(patched, WrappersMP.PREPARE_SAMPLING, CutChoice(_TILES, space, size, sizes, published.tiles))
+        _replace(patched, WrappersMP.CALC_COND_BATCH, _tiled_batch)  # a second Spatial Tiles replaces the first
         return io.NodeOutput(patched)
 
 
@@ -164,9 +159,21 @@ class TemporalWindows(io.ComfyNode):
         length, shared = latent_frames(size.length, time), math.ceil(size.overlap / time)
         with services.titled(_WINDOWS):
             plan_windows(2 * length, length, shared)  # refuses an overlap that does not fit, before the run
-        patched.model_options["context_handler"] = WindowHandler(length, shared, time > 1, plan, alternate)
+        fade = JointFade(max(1, shared // 2)) if alternate else None
+        automatic = kind == "auto" and system is not None and plan is None
+        patched.model_options["context_handler"] = WindowHandler(length, shared, time > 1, plan, fade, automatic)
+        if automatic and not patched.get_wrappers(WrappersMP.PREPARE_SAMPLING, TILES_KEY):  # else Spatial Tiles asks
+            _replace(patched, WrappersMP.PREPARE_SAMPLING, CutChoice(_WINDOWS))
+        _replace(patched, WrappersMP.OUTER_SAMPLE, None if fade is None else fade.outer_sample, _JOINTS_KEY)
         context_windows.create_prepare_sampling_wrapper(patched)
         return io.NodeOutput(patched)
+
+
+def _replace(patched: ModelPatcher, place: str, wrapper: Callable | None, key: str = TILES_KEY) -> None:
+    """Put a wrapper in the place of that of a node before, if any."""
+    patched.remove_wrappers_with_key(place, key)
+    if wrapper is not None:
+        patched.add_wrapper_with_key(place, key, wrapper)
 
 
 def _published(model: Any) -> Published:
@@ -179,79 +186,16 @@ def _published(model: Any) -> Published:
 # Spatial tiles
 
 
-@dataclass
-class TileChoice:
-    """Hold the tile of one run, in latent cells; where it does not fit into memory, it is halved once."""
-
-    height: int
-    width: int
-    overlap: int
-    published: Callable | None = None  # gives (tiles, weights) where the published ones are wanted
-    at_once: int = _AT_ONCE
-    halved: bool = False
-
-    def plan(self, shape: torch.Size) -> tuple[tuple[Tile, ...], tuple[torch.Tensor, ...] | None]:
-        """Plan the tiles of a latent, and their weights where not the smooth ones."""
-        rows, columns = min(self.height, shape[-2]), min(self.width, shape[-1])
-        if self.published is not None and (rows, columns) != tuple(shape[-2:]):
-            return self.published(*shape[-2:], self.height, self.width, self.overlap)
-        return plan_tiles(*shape[-2:], self.height, self.width, self.overlap), None
-
-    def halve(self, shape: torch.Size) -> None:
-        """Take half the sides, from no more than the latent's, and keep the overlap as far as it fits."""
-        self.height = max(1, -(-min(self.height, shape[-2]) // 2))
-        self.width = max(1, -(-min(self.width, shape[-1]) // 2))
-        self.overlap = min(self.overlap, min(self.height, self.width) // 2)
-        self.halved = True
-
-
-@dataclass(frozen=True)
-class _TilePreparation:
-    """The wrapper that settles the tile of a run and tells the memory estimate about it."""
-
-    size: tuple[int, int, int] | None  # height, width, overlap in cells; None: the largest that fits
-    sizes: TileSizes
-    space: int
-    published: Callable | None
-
-    def __call__(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
-        services.check_clip(_TILES, tuple(noise_shape))
-        windows = model_options.get("context_handler")
-        tile = self.size or self._largest(model, noise_shape, conds, windows)
-        model_options.setdefault("transformer_options", {})[TILES_KEY] = TileChoice(*tile, self.published)
-        noise_shape = [*noise_shape[:3], min(noise_shape[3], tile[0]), min(noise_shape[4], tile[1])]
-        return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
-
-    def _largest(self, model: Any, noise_shape: list, conds: dict, windows: Any) -> tuple[int, int, int]:
-        """Pick the largest tile of the list that fits: (height, width, overlap) in latent cells.
-
-        Every tile sees one window of the clip, and beside it all references, whole.
-        """
-        batch, channels, frames, height, width = noise_shape
-        frames = min(frames, getattr(windows, "context_length", frames))
-        free = services.free_bytes(model.load_device)
-        given = (cond for group in conds.values() for cond in group if cond.get(REFERENCES_KEY) is not None)
-        cells = max(map(reference_cells, given), default=0)
-        beside = model.memory_required([batch, channels, 1, 1, cells]) if cells else 0
-        for long, short in self.sizes.sides:
-            tile = (short, long) if width >= height else (long, short)
-            rows, columns = min(height, tile[0] // self.space), min(width, tile[1] // self.space)
-            need = model.memory_required([batch, channels, frames, rows, columns]) + beside
-            if need * _HEADROOM < free:
-                break
-        return rows, columns, min(self.sizes.overlap // self.space, min(rows, columns) // 4)
-
-
 def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
     """Predict every conditioning tile by tile; out of memory, with tiles of half the side for the whole run."""
     choice = model_options.get("transformer_options", {}).get(TILES_KEY)
     while choice is not None:
         plan, weights = choice.plan(x_in.shape)
-        together = _count_together(model, plan, conds, x_in, choice.at_once)
+        together = tiles_at_once(model, plan, conds, x_in, choice.at_once)
         try:
             if len(plan) == 1:
                 return executor(model, conds, x_in, timestep, model_options)
-            _refuse_regions(conds)
+            refuse_regions(_TILES, conds)
             fusers = [TileFuser(plan, weights) for _ in conds]
             for start in range(0, len(plan), together):
                 services.check_cancelled()
@@ -283,35 +227,6 @@ def _tiled_batch(executor, model, conds, x_in, timestep, model_options):
     return executor(model, conds, x_in, timestep, model_options)
 
 
-def _count_together(model: BaseModel, plan: tuple[Tile, ...], conds: list, x_in: torch.Tensor, most: int) -> int:
-    """Say how many tiles to predict as one batch: on a GPU as many as fit, on a CPU one, which is as quick."""
-    if management.is_device_cpu(x_in.device):
-        return 1
-    free = model.current_patcher.get_free_memory(x_in.device)
-    tile, count = plan[0], x_in.shape[0] * len([group for group in conds if group])
-    shape = [*x_in.shape[1:3], tile.height, tile.width]
-    cells = 0  # of the latents that every tile sees whole
-    for cond in (cond for group in conds for cond in group or ()):
-        lists = (getattr(cond["model_conds"].get(key), "cond", None) for key in REFERENCE_CONDS)
-        cells += sum(latent[0, 0].numel() for each in lists if isinstance(each, list) for latent in each)
-    beside = model.memory_required([1, x_in.shape[1], 1, 1, cells]) if cells else 0  # again for every tile
-    for together in range(min(most, len(plan)), 1, -1):
-        need = model.memory_required([together * count, *shape]) + together * beside
-        if need * _HEADROOM < free:
-            return together
-    return 1
-
-
-def _refuse_regions(conds: list) -> None:
-    rule = f"{_TILES}: conditioning in tiles must not depend on places of the whole frame; got"
-    if services.has_guides(conds):
-        raise ValueError(f"{rule} guide frames. Take them out (LTXVCropGuides), or set tiling to off.")
-    for cond in (cond for group in conds for cond in group or ()):
-        for key in ("area", "control", "gligen"):
-            if cond.get(key) is not None:
-                raise ValueError(f"{rule} {key!r}. Remove it, or set tiling to off.")
-
-
 # Temporal windows
 
 
@@ -319,11 +234,18 @@ class WindowHandler(context_windows.IndexListContextHandler):
     """The host's context windows with our plan (every window full) and our weights (any overlap).
 
     `causal` says that a clip's first latent frame is special; `plan` gives (windows, weights) of a clip's length where
-    the published ones are wanted. `alternate`: windows share no frame and take turns.
+    the published ones are wanted. With `fade` windows share no frame and take turns, and it mends their joints.
+    `automatic`: windows get shorter where memory is short.
     """
 
     def __init__(
-        self, length: int, overlap: int, causal: bool = True, plan: Callable | None = None, alternate: bool = False
+        self,
+        length: int,
+        overlap: int,
+        causal: bool = True,
+        plan: Callable | None = None,
+        fade: JointFade | None = None,
+        automatic: bool = False,
     ):
         settings = {
             "context_schedule": context_windows.get_matching_context_schedule("standard_static"),
@@ -337,7 +259,13 @@ class WindowHandler(context_windows.IndexListContextHandler):
             settings["causal_window_fix"] = causal
         super().__init__(**settings)
         self._published, self._plans, self._made = plan, {}, {}
-        self.alternate, self._turn = alternate, 0
+        self.alternate, self._fade, self._turn = fade is not None, fade, 0
+        self.automatic = automatic
+
+    def shortened(self, length: int) -> WindowHandler:
+        """Give windows of `length` latent frames, for one run."""
+        logging.getLogger(__name__).warning("%s: memory is short; windows have %d latent frames", _WINDOWS, length)
+        return WindowHandler(length, min(self.context_overlap, length // 2), self.causal_window_fix, None, self._fade)
 
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         """Leave a clip that fits into one window to the plain call, bit for bit."""
@@ -362,6 +290,13 @@ class WindowHandler(context_windows.IndexListContextHandler):
                 make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in windows
             ]
         return self._made[length, self._turn]
+
+    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
+        """Predict all windows; joints of windows that take turns fade."""
+        results = super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
+        if self._fade is None:
+            return results
+        return self._fade(results, conds, self._step, self._turn, self.context_length)
 
     def evaluate_context_windows(
         self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs

@@ -1,10 +1,10 @@
 """`run.py bench accelerators`: the host's nodes that patch a model, each on all systems, beside the run without it.
 
 1. Build four tiny MODELs in this process: Upscale-A-Video, MGLD-VSR and Wan of random weights, and the built-in model.
-2. Sample each through Spatial Tiles and Temporal Windows, without and with every node of ROWS.
+2. Sample each through Spatial Tiles and Temporal Windows, without and with every node of ROWS and SCHEDULERS.
 3. Compare the latents (dB) and count the calls of the network, or note the line with which the run was refused.
 
-ROWS is what docs/accelerators.md promises; tests/host/test_accelerators.py holds it to that.
+They are what docs/accelerators.md promises; tests/host/test_accelerators.py holds it to that.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ class Row:
             result = kind.execute(model, **self.inputs)
             return getattr(result, "args", result)[0]
         return getattr(kind(), kind.FUNCTION)(model, **self.inputs)[0]
+
+    def sigmas(self, steps: int) -> torch.Tensor:
+        """Give the sigmas of a scheduler."""
+        kind = getattr(importlib.import_module(f"comfy_extras.nodes_{self.module}"), self.node)
+        return kind.execute(steps=steps, **self.inputs).args[0]
 
     def on(self, system: str) -> str:
         """Give what becomes of the node on one of our systems."""
@@ -127,6 +132,11 @@ ROWS = (
     Row("UNetTemporalAttentionMultiply", "attention_multiply", WORKS, IDLE, _STRUCTURE),
     Row("ScaleROPE", "rope", IDLE, IDLE, _ROPE),
     Row("DifferentialDiffusion", "differential_diffusion", IDLE, IDLE, {"strength": 1.0}),
+)
+# Schedulers made for other networks: they give sigmas, and patch nothing
+SCHEDULERS = (
+    Row("AlignYourStepsScheduler", "align_your_steps", WORKS, REFUSED, {"model_type": "SD1", "denoise": 1.0}),
+    Row("GITSScheduler", "gits", WORKS, REFUSED, {"coeff": 1.2, "denoise": 1.0}),
 )
 
 
@@ -229,8 +239,13 @@ def cut(subject: Subject, model: Any, tiles: bool = True, windows: bool = True) 
     return model
 
 
-def sample(subject: Subject, model: Any, steps: int, calls: list | None = None) -> torch.Tensor:
-    """Sample as the host's KSampler does; `calls` receives the shape of every call that reaches the network."""
+def sample(
+    subject: Subject, model: Any, steps: int, calls: list | None = None, sigmas: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sample as the host's KSampler does, or with the sigmas of a scheduler.
+
+    `calls` receives the shape of every call that reaches the network.
+    """
     import comfy_extras.nodes_custom_sampler as custom
     from comfy.patcher_extension import WrappersMP
 
@@ -241,7 +256,8 @@ def sample(subject: Subject, model: Any, steps: int, calls: list | None = None) 
     model = model.clone()
     if calls is not None:  # the last of the wrappers: what a cache answers does not come so far
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", watch)
-    sigmas = custom.BasicScheduler.execute(model, "simple", steps, 1.0).args[0]
+    if sigmas is None:
+        sigmas = custom.BasicScheduler.execute(model, "simple", steps, 1.0).args[0]
     sampler = custom.KSamplerSelect.execute("euler").args[0]
     texts = subject.positive, subject.negative
     done = custom.SamplerCustom.execute(model, True, 1, 2.0, *texts, sampler, sigmas, subject.latent)
@@ -279,18 +295,26 @@ def bench_process(host: str) -> None:
             found = {name: _beside(row, each, steps, *plain[name, steps]) for name, each in subjects.items()}
             print(f"  {row.node:28}", " | ".join(found.values()), file=sys.stderr, flush=True)
             result[row.node] = found
+        for row in SCHEDULERS:
+            sigmas = row.sigmas(_MANY)
+            found = {name: _beside(row, each, _MANY, *plain[name, _MANY], sigmas) for name, each in subjects.items()}
+            print(f"  {row.node:28}", " | ".join(found.values()), file=sys.stderr, flush=True)
+            result[row.node] = found
     print(json.dumps(result))
 
 
-def _run(subject: Subject, model: Any, steps: int) -> tuple[torch.Tensor, int]:
+def _run(subject: Subject, model: Any, steps: int, sigmas: torch.Tensor | None = None) -> tuple[torch.Tensor, int]:
     calls: list = []
-    return sample(subject, cut(subject, model), steps, calls), len(calls)
+    return sample(subject, cut(subject, model), steps, calls, sigmas), len(calls)
 
 
-def _beside(row: Row, subject: Subject, steps: int, plain: torch.Tensor, calls: int) -> str:
+def _beside(
+    row: Row, subject: Subject, steps: int, plain: torch.Tensor, calls: int, sigmas: torch.Tensor | None = None
+) -> str:
     """Say what a node does to a run; errors of any kind are what is looked for here."""
     try:
-        found, count = _run(subject, row.put(subject.model), steps)
+        model = subject.model if sigmas is not None else row.put(subject.model)
+        found, count = _run(subject, model, steps, sigmas)
     except Exception as error:
         return f"refused: {type(error).__name__}: {str(error).splitlines()[0][:60]}"
     decibels = likeness(found, plain)

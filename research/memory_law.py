@@ -29,7 +29,7 @@ from .cascade4k import load_host
 CARDS = (8, 12, 16, 24)  # GB
 _LEFT = 1.0  # GB that the screen, the driver and the host keep
 _SIZES = ((1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
-_HEADROOM = 1.3  # of Spatial Tiles
+_HEADROOM = 1.3  # of what is chosen by itself (nodes/host/room.py)
 _START = """import sys
 sys.path.insert(0, sys.argv[1])
 from runner.pack import load

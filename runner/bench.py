@@ -28,6 +28,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "memory-law": ("research.memory_law", "memory_law", False),
     "cascade4k": ("research.cascade4k", "cascade4k", False),
     "accelerators": ("research.accelerators", "accelerators", False),
+    "distance": ("research.distance", "distance", False),
     "gpu": ("research.gpu", "gpu", False),
 }
 

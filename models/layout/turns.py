@@ -2,10 +2,14 @@
 
 A window that shares frames with its neighbours computes them twice. Windows that lie side by side compute every frame
 once, but neighbours never agree at their joint. Where places alternate from step to step, what was a joint is the
-middle of a window in the next step, which makes both sides agree.
+middle of a window in the next step, which makes both sides agree. For the results of a step to agree, too, the
+prediction of the turn before is mixed in around the joints (`joint_weights`).
 """
 
 import math
+from collections.abc import Sequence
+
+import torch
 
 from .pieces import Window
 
@@ -25,3 +29,17 @@ def alternating_windows(length: int, window: int, turn: int) -> tuple[Window, ..
     joints = [(2 * i + shift) * length // (2 * count) for i in range(1 - shift, count)]
     edges = sorted({0, *joints, length})
     return tuple(Window(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True))
+
+
+def joint_weights(plan: Sequence[Window], reach: int) -> torch.Tensor:
+    """Give float32 weights (length,) of another prediction around the joints: large there, 0 from `reach` on.
+
+    One position to each side is mixed by halves; more fall as a raised cosine.
+    """
+    weights = torch.zeros(plan[-1].stop)
+    for joint in (window.start for window in plan[1:]):
+        for away in range(reach):
+            for place in (joint - 1 - away, joint + away):
+                if 0 <= place < len(weights):
+                    weights[place] = max(float(weights[place]), math.cos(math.pi / 2 * (away + 0.5) / reach) ** 2)
+    return weights

@@ -8,6 +8,7 @@ import comfy.utils
 import torch
 
 from ...models.layout.pieces import Tile
+from .services import has_guides
 
 
 def crop_conds(group: list | None, tiles: tuple[Tile, ...], shape: torch.Size) -> list | None:
@@ -22,6 +23,17 @@ def crop_conds(group: list | None, tiles: tuple[Tile, ...], shape: torch.Size) -
         cond["model_conds"] = {key: _crop(value, tiles, shape) for key, value in cond["model_conds"].items()}
         cropped.append(cond)
     return cropped
+
+
+def refuse_regions(who: str, conds: list) -> None:
+    """Raise where a conditioning depends on places of the whole frame, which a tile does not have."""
+    rule = f"{who}: conditioning in tiles must not depend on places of the whole frame; got"
+    if has_guides(conds):
+        raise ValueError(f"{rule} guide frames. Take them out (LTXVCropGuides), or set tiling to off.")
+    for cond in (cond for group in conds for cond in group or ()):
+        for key in ("area", "control", "gligen"):
+            if cond.get(key) is not None:
+                raise ValueError(f"{rule} {key!r}. Remove it, or set tiling to off.")
 
 
 def _crop(value: Any, tiles: tuple[Tile, ...], shape: torch.Size) -> Any:

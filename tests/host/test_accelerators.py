@@ -62,7 +62,7 @@ def test_the_page_says_the_same(bench):
     text = (ROOT / "docs" / "accelerators.md").read_text(encoding="utf-8")
     found = {cells[0]: cells[1:3] for cells in (re.findall(r"[^|]+", line) for line in text.splitlines()) if cells}
     told = {name.strip().strip("`"): [each.strip() for each in cells] for name, cells in found.items()}
-    for row in bench.module.ROWS:
+    for row in (*bench.module.ROWS, *bench.module.SCHEDULERS):
         assert told.get(row.node) == [row.fixed, row.flow], row.node
 
 
@@ -164,6 +164,27 @@ def test_easycache_beside_our_tools(bench, core, scene, worded, parts, tool):
     assert torch.equal(run(0.0)[0], plain)
     found, fewer = run(1.5)  # the random network changes much from step to step
     assert torch.isfinite(found).all() and fewer < 0.9 * calls
+
+
+@pytest.mark.parametrize("system", OURS)
+@pytest.mark.parametrize("number", [0, 1], ids=["AlignYourSteps", "GITS"])
+def test_schedulers_of_other_networks(bench, system, number):
+    """Noise of the published schedules is spaced anew: the run comes out as with steps of their own, and nearer the
+    finer they are. Flow models have other noise; there the host would sample it in silence."""
+    module, subject, row, calls = bench.module, bench.subjects[system], bench.module.SCHEDULERS[number], []
+    if row.on(system) == module.REFUSED:
+        with pytest.raises(
+            ValueError, match="sigmas of this flow model must start between .* Refine Sigmas"
+        ) as refused:
+            module.sample(subject, subject.model, 8, calls, row.sigmas(8))
+        assert not calls and "\n" not in str(refused.value)
+        return
+    exact = module.sample(subject, subject.model, 48)
+    coarse, fine = (
+        module.likeness(module.sample(subject, subject.model, steps, calls, row.sigmas(steps)), exact)
+        for steps in (6, 24)
+    )
+    assert calls and fine > 25 and fine > coarse
 
 
 def test_refine_sigmas_names_what_is_wrong(bench):

@@ -137,6 +137,50 @@ def test_windows_that_take_turns_compute_every_frame_once(core, loaded, clip, de
     assert [ran for *_, ran in deep_calls] == [True] * 3 + [False] * 3 + [True] * 4 + [False] * 4
 
 
+def test_joints_fade_into_what_the_turn_before_said(core, loaded, clip, monkeypatch):
+    """The network answers with the number of the step: at joints a result is half of the last two turns'."""
+    from cascadevsr.models.upscale_a_video.unet import VideoUNet
+    from cascadevsr.nodes.host.joints import JointFade
+
+    seen = []
+    call = JointFade.__call__
+
+    def watched(self, predictions, conds, step, turn, window):
+        numbered = [prediction * 0 + step for prediction in predictions]
+        faded = call(self, numbered, conds, step, turn, window)
+        seen.append((self, [float(each[0, 0, frame, 0, 0]) for each in faded[:1] for frame in range(11)], faded))
+        return faded
+
+    monkeypatch.setattr(JointFade, "__call__", watched)
+    monkeypatch.setattr(VideoUNet, "forward", lambda self, x, *rest: x[:, :4] * 0)
+    model = _cut(loaded.model, "alternating", tiles=False)
+    _ddim(core, model, clip, steps=3)
+    # joints at 3 and 7; at 1, 5 and 9 in odd turns
+    assert seen[0][1] == [0] * 11
+    assert seen[1][1] == [0.5, 0.5, 1, 1, 0.5, 0.5, 1, 1, 0.5, 0.5, 1]
+    assert seen[2][1] == [2, 2, 1.5, 1.5, 2, 2, 1.5, 1.5, 2, 2, 2]
+    assert all(torch.equal(*each[2][:2]) for each in seen if each[2][1] is not None), "the negative fades alike"
+    assert seen[0][0]._said == ({}, {}), "nothing is kept after a run"
+    seen.clear()
+    _ddim(core, _faster(model, 2), clip, steps=4)  # a turn lasts two steps; what is mixed in is the last said
+    assert [each[1][2] for each in seen] == [0, 1, 2, 3] and [each[1][0] for each in seen] == [0, 1, 1.5, 2]
+    shared = _cut(model, "shared frames", tiles=False)  # a node behind it replaces it
+    seen.clear()
+    _ddim(core, shared, clip, steps=2)
+    assert not seen
+
+
+def test_predictions_of_one_step_fade_in_their_order():
+    """Other nodes predict a condition twice in a step."""
+    from cascadevsr.nodes.host.joints import JointFade
+
+    fade, conds = JointFade(1), [[{"uuid": "a"}], None]
+    say = lambda value, step: fade([torch.full((1, 1, 8, 1, 1), value)] * 2, conds, step, step % 2, 4)[0][0, 0, :, 0, 0]  # noqa: E731
+    say(0.0, 0), say(10.0, 0)
+    assert say(1.0, 1).tolist() == [1, 0.5, 0.5, 1, 1, 0.5, 0.5, 1]
+    assert say(11.0, 1)[1] == 10.5 and say(7.0, 1)[1] == 7, "the third time there is nothing to mix in"
+
+
 def test_short_of_ram_nothing_is_kept(core, loaded, clip, deep_calls, monkeypatch, caplog):
     from cascadevsr.nodes.host import deep
 

@@ -142,7 +142,7 @@ def test_tiles_predicted_together_are_those_predicted_alone(core, model, clip, k
     tiled.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", watch)
     alone = ksample(tiled, clip, steps=2, cfg=2.0)["samples"]
     count = len(seen)
-    monkeypatch.setattr(tiling, "_count_together", lambda model, plan, conds, x, most: min(most, len(plan)))
+    monkeypatch.setattr(tiling, "tiles_at_once", lambda model, plan, conds, x, most: min(most, len(plan)))
     seen.clear()
     together = ksample(tiled, clip, steps=2, cfg=2.0)["samples"]
     assert max(seen) > 2 and len(seen) < count and torch.allclose(together, alone, atol=1e-4)

@@ -1,7 +1,7 @@
 """Windows that take turns: every position once, none too long, joints never at the same place twice in a row."""
 
 import pytest
-from cascadevsr.models.layout.turns import alternating_windows
+from cascadevsr.models.layout.turns import alternating_windows, joint_weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,3 +26,11 @@ def test_turns_by_hand():
     assert [(w.start, w.stop) for w in alternating_windows(8, 8, 1)] == [(0, 8)]
     with pytest.raises(ValueError, match="at least 1"):
         alternating_windows(0, 8, 0)
+
+
+def test_what_is_mixed_in_at_joints():
+    plan = alternating_windows(8, 4, 0)  # (0, 4), (4, 8)
+    assert joint_weights(plan, 1).tolist() == pytest.approx([0, 0, 0, 0.5, 0.5, 0, 0, 0], abs=1e-6)
+    outer, inner = 0.1464466, 0.8535534  # cos^2 of 3/8 and 1/8 of pi
+    assert joint_weights(plan, 2).tolist() == pytest.approx([0, 0, outer, inner, inner, outer, 0, 0], abs=1e-6)
+    assert not joint_weights(alternating_windows(4, 4, 0), 2).any(), "one window has no joint"
