@@ -351,6 +351,14 @@ def main_device() -> torch.device:
     return management.get_torch_device()
 
 
+def roomy_device(scratch: int) -> torch.device:
+    """Give the device that computes, with `scratch` bytes free on it where it is a GPU."""
+    device = management.get_torch_device()
+    if not management.is_device_cpu(device):
+        management.free_memory(scratch, device)
+    return device
+
+
 def wrap_network(network: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
     """Put a network behind a patcher, so that the host moves and unloads it as it does its own."""
     return comfy.model_patcher.ModelPatcher(

@@ -192,10 +192,11 @@ class RestorerVAE(comfy.sd.VAE):
             told["cuts"] = _cuts_of(options["lr"], told["motion"])
         for latent, clip in zip(samples.split(1), output, strict=True):
             grid = ClipSize(*latent.shape[2:])
-            for pieces, running in self._attempts("Decoding", size, grid, law.decode_bytes, law.spans, *cuts):
+            attempts = self._attempts("Decoding", size, grid, law.decode_bytes, law.spans, *cuts)
+            for number, (pieces, running) in enumerate(attempts):
                 with running as show:
                     decode = self.piece_decoder(latent, options["lr"], size, options["lr_weight"], **told)
-                    place = (clip.zero_(), pieces, law.space, law.time)
+                    place = (clip.zero_() if number else clip, pieces, law.space, law.time)
                     decode_pieces(decode, *place, show.shows(clip, pieces, law.time), services.check_cancelled)
                     break
         return services.mark_finite(output)

@@ -278,7 +278,7 @@ class MGLDVAE(RestorerVAE):
         self, frames: torch.Tensor, size: ClipSize, mode: str, deviation: bool = False
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece."""
-        clip = EnlargedClip(frames, size, mode, self.published)
+        clip = EnlargedClip(frames, size, mode, self.published, self.device)
         return piece_encoder(self.first_stage_model, clip, deviation, self.device, self.vae_dtype)
 
     def piece_decoder(
@@ -287,7 +287,7 @@ class MGLDVAE(RestorerVAE):
         """Give what decodes a piece; the published program fills its last segment up."""
         clip, least = None, plan.SEGMENT if self.published else 1
         if lr is not None and self.first_stage_model.takes_lr_frames:
-            clip = EnlargedClip(lr, size, published=self.published)
+            clip = EnlargedClip(lr, size, published=self.published, device=self.device)
         place = (self.device, self.vae_dtype)
         return piece_decoder(self.first_stage_model, latent, clip, lr_weight, least, *place)
 
