@@ -78,7 +78,7 @@ def motion_gradient(
     x, gradient = x.float(), torch.zeros_like(x, dtype=torch.float32)
     loss = torch.zeros((), device=x.device)
     for meeting in _meetings(x, flows, form, direction, cuts, segment):
-        loss += _add_gradient(gradient, x, meeting, knee)
+        loss += _add_gradient(gradient, x, meeting, knee, True)
     return loss, gradient
 
 
@@ -112,7 +112,7 @@ def guide_clean(
             meetings = list(meetings) if x[0, 0].numel() <= _KEPT else meetings
         gradient = torch.zeros_like(moved)
         for meeting in meetings:
-            _add_gradient(gradient, moved, meeting, knee)
+            _add_gradient(gradient, moved, meeting, knee, False)
         moved = moved - length * gradient
     return moved.to(x.dtype)
 
@@ -197,25 +197,26 @@ def _meeting(x: torch.Tensor, flows: Flows, terms: Sequence[_Term]) -> _Meeting:
 
 
 def _add_gradient(
-    gradient: torch.Tensor, x: torch.Tensor, meeting: _Meeting, knee: torch.Tensor | None
-) -> torch.Tensor:
-    """Add the gradient of summands of one direction, worked out by hand, and give their loss."""
+    gradient: torch.Tensor, x: torch.Tensor, meeting: _Meeting, knee: torch.Tensor | None, told: bool
+) -> torch.Tensor | float:
+    """Add the gradient of summands of one direction, worked out by hand, and give their loss, where it is `told`."""
     target, source = (
         x.index_select(2, frames).transpose(1, 2).flatten(0, 1) for frames in (meeting.targets, meeting.sources)
     )
     difference = sample(source, meeting.grid, padding="zeros").sub_(target).mul_(meeting.seen)
-    size, count = difference.abs(), x[:, :, 0].numel()
-    if knee is None:
-        slope = difference.sign()
-    else:
-        size = torch.where(size < knee, size.square() / (2 * knee), size - knee / 2)
-        slope = difference.div_(knee).clamp_(-1, 1)
+    loss, count = 0.0, x[:, :, 0].numel()
+    if told:
+        size = difference.abs()
+        if knee is not None:
+            size = torch.where(size < knee, size.square() / (2 * knee), size - knee / 2)
+        loss = size.sum() / count
+    slope = difference.sign() if knee is None else difference.div_(knee).clamp_(-1, 1)
     slope = slope.mul_(meeting.seen).div_(count)
     corners = min(x.shape[-2:]) > 1  # as sample() has them
     back = torch.ops.aten.grid_sampler_2d_backward(slope, source, meeting.grid, 0, 0, corners, (True, False))[0]
     for frames, part in ((meeting.targets, slope.neg_()), (meeting.sources, back)):
         gradient.index_add_(2, frames, part.unflatten(0, (len(x), -1)).transpose(1, 2))
-    return size.sum() / count
+    return loss
 
 
 def _along(terms: Sequence[_Term], flows: Flows, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

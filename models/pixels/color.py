@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from ..layout.pages import zeros_like
 from ..layout.sizes import resize_clip
 
 _EPSILON = 1e-5 / 4  # on the variance: the published 1e-5 holds for values in -1..1
@@ -106,7 +107,7 @@ def _by_chunk(
     device = frames.device if device is None else device
     total, height, width = frames.shape[:3]
     step = max(1, _CHUNK_PIXELS // (height * width))
-    result = torch.empty_like(frames)
+    result = zeros_like(frames)
     for start in range(0, total, step):
         span = slice(start, min(start + step, total))
         source = frames[span].to(device).movedim(-1, 1).float()

@@ -285,8 +285,8 @@ def lr_grid(
 ) -> torch.Tensor:
     """Bring frames (t, h, w, 3) in 0..1 to the latent grid of an output of `size`: (1, 3, t, h, w) in -1..1, on CPU.
 
-    They are resized on `device`. Frames already at that grid stay as they are. Where the output is no multiple of 4 the frames fill its exact size
-    first, so that the padding lies outside the picture.
+    They are resized on `device`. Frames already at that grid stay as they are. Where the output is no multiple of 4 the
+    frames fill its exact size first, so that the padding lies outside the picture.
     """
     rows, columns = -(-size.height // SCALE), -(-size.width // SCALE)
     exact = (size.height, size.width) == (SCALE * rows, SCALE * columns)

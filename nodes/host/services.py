@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from ...media.memory import free_memory
+from ...models.layout.pages import zeros
 from ...models.layout.sizes import ClipSize
 from ...models.motion.estimation import Motion
 from .keys import DEFAULT, PRESET_KEY, PUBLISHED, SIZE_KEY, WORK_KEY
@@ -389,7 +390,8 @@ def out_of_memory(title: str, width: int, height: int) -> RuntimeError:
 
 def output_tensor(shape: tuple[int, ...]) -> torch.Tensor:
     """Make a tensor of zeros where and how the host keeps IMAGE and LATENT tensors."""
-    return torch.zeros(shape, device=management.intermediate_device(), dtype=management.intermediate_dtype())
+    device, dtype = management.intermediate_device(), management.intermediate_dtype()
+    return zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, device=device, dtype=dtype)
 
 
 def to_output(tensor: torch.Tensor) -> torch.Tensor:
