@@ -382,3 +382,29 @@ def piece_decoder(
         return frames_of(clip[:, :, : window.length])
 
     return decode
+
+
+def frame_decoder(
+    vae: Autoencoder,
+    latent: torch.Tensor,
+    lr: EnlargedClip | None,
+    lr_weight: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[Tile], Iterator[torch.Tensor]]:
+    """Make what decodes a tile of (1, 4, t, h, w), unscaled, frame by frame, for `decode_frames`.
+
+    Frames are those of a span as long as the clip, but each is decoded once.
+    """
+
+    def given(tile: Tile) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        for window in (Window(number, number + 1) for number in range(latent.shape[2])):
+            z = latent[:, :, window.span][tile.region].to(device, dtype)
+            yield z, None if lr is None else lr.read(window, tile).to(device, dtype)
+
+    def decode(tile: Tile) -> Iterator[torch.Tensor]:
+        if not vae.takes_lr_frames:
+            return (vae.first_stage.decode(z) for z, _ in given(tile))
+        return vae.sequence.decode_each(given(tile), lr_weight)
+
+    return decode
