@@ -41,16 +41,17 @@ def silu(x: torch.Tensor) -> torch.Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def over_time(layer: nn.Conv3d) -> nn.Conv3d:
+def over_time(layer: nn.Conv3d, padding: int | None = None) -> nn.Conv3d:
     """Let a Conv3d whose kernel is (k, 1, 1) compute as a convolution of pictures (t, h * w); returns it.
 
-    The same to rounding, in 0.35 to 0.45 of the time on a CPU. Only the innermost call is another: weights keep their
-    names and shapes, and layers of a host cast and offload them as before.
+    `padding` zeros stand before and after the clip (None: as many as the layer says). The same to rounding, in 0.35 to
+    0.45 of the time on a CPU. Only the innermost call is another: weights keep their names and shapes, and layers of a
+    host cast and offload them as before.
     """
-    padding = layer.padding[0], 0
+    around = (layer.padding[0] if padding is None else padding), 0
 
     def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *_, **__) -> torch.Tensor:
-        return F.conv2d(x.flatten(3), weight.flatten(3), bias, padding=padding).unflatten(3, x.shape[3:])
+        return F.conv2d(x.flatten(3), weight.flatten(3), bias, padding=around).unflatten(3, x.shape[3:])
 
     layer._conv_forward = convolve
     return layer

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..models.pixels.color import METHODS, match_colour
+from ..models.pixels.color import METHODS, SCRATCH, match_colour
 from .host import services
 from .host.progress import Progress
 
@@ -53,5 +53,7 @@ class ColourMatch(io.ComfyNode):
         """Match the clip a few frames at a time."""
         images = services.check_frames(_TITLE, "images", images)
         reference = services.check_frames(_TITLE, "reference", reference)
+        device = services.roomy_device(SCRATCH)
         with services.titled(_TITLE):
-            return io.NodeOutput(match_colour(images, reference, method, strength, Progress(_TITLE, len(images))))
+            show = Progress(_TITLE, len(images))
+            return io.NodeOutput(match_colour(images, reference, method, strength, show, device))

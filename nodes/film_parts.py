@@ -32,7 +32,7 @@ from ..models.layout.plan import RunPlan
 from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import FlowNetwork, Motion
-from ..models.pixels.color import match_colour
+from ..models.pixels.color import SCRATCH, match_colour
 from ..models.source import cleanness
 from ..models.unimmvsr.references import References
 from .conditioning import ClipConditions
@@ -229,7 +229,7 @@ def _coloured(images: torch.Tensor, frames: torch.Tensor, method: str, progress:
         return images
     progress.stage("Colours")
     with services.titled(TITLE):
-        return match_colour(images, frames, method, 1.0, Progress())
+        return match_colour(images, frames, method, 1.0, Progress(), services.roomy_device(SCRATCH))
 
 
 @dataclass(frozen=True)

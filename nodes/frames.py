@@ -27,6 +27,7 @@ from .motion import MotionType
 CASCADE, _DECODE = "Cascade Input", services.DECODE
 _SIZE_KINDS = ("scale", "short side", "largest edge", "exact size")
 _SCALE = "Output size as a multiple of the input's."
+_JOINTS = ("shared frames", "carried over")  # of the chunks that are decoded
 FILTERS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -79,10 +80,8 @@ def filter_input() -> io.Combo.Input:
         "filter",
         options=list(FILTERS),
         default="bilinear",
-        tooltip=(
-            "Filter that resizes the clip before it is encoded. The built-in restorer was trained with bilinear, "
-            "MGLD-VSR with bicubic."
-        ),
+        tooltip="Filter that resizes the clip before it is encoded. The built-in restorer was trained with bilinear, "
+        "MGLD-VSR with bicubic.",
     )
 
 
@@ -268,10 +267,8 @@ class TemporalDecode(io.ComfyNode):
                 io.Image.Input(
                     "lr_frames",
                     optional=True,
-                    tooltip=(
-                        "The low-resolution frames from Cascade Input; with them the result is sharper and more "
-                        "faithful."
-                    ),
+                    tooltip="The low-resolution frames from Cascade Input; with them the result is sharper and more "
+                    "faithful.",
                 ),
                 io.Float.Input(
                     "lr_weight",
@@ -279,10 +276,8 @@ class TemporalDecode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip=(
-                        "Influence of the low-resolution frames on the decoder: 1 full, 0 none (the built-in decoder "
-                        "then uses its own estimate of them); it is dec_w of MGLD-VSR."
-                    ),
+                    tooltip="Influence of the low-resolution frames on the decoder: 1 full, 0 none (the built-in "
+                    "decoder then uses its own estimate of them); it is dec_w of MGLD-VSR.",
                 ),
                 io.Int.Input(
                     "chunk",
@@ -291,10 +286,8 @@ class TemporalDecode(io.ComfyNode):
                     max=1024,
                     step=4,
                     advanced=True,
-                    tooltip=(
-                        "Frames decoded together; fewer need less memory. Upscale-A-Video "
-                        "decodes at most 8 together, MGLD-VSR 5, and blends the chunks."
-                    ),
+                    tooltip="Frames decoded together; fewer need less memory. Upscale-A-Video decodes at most 8 "
+                    "together, MGLD-VSR 5, and blends the chunks.",
                 ),
                 io.Int.Input(
                     "tile",
@@ -308,10 +301,8 @@ class TemporalDecode(io.ComfyNode):
                 MotionType.Input(
                     "motion",
                     optional=True,
-                    tooltip=(
-                        "The motion of lr_frames, from Estimate Motion. The built-in decoder restores every frame from "
-                        "its neighbours along it; empty, it estimates the same itself. Other decoders need none."
-                    ),
+                    tooltip="The motion of lr_frames, from Estimate Motion. The built-in decoder restores every frame "
+                    "from its neighbours along it; empty, it estimates the same itself. Other decoders need none.",
                 ),
                 io.Float.Input(
                     "detail",
@@ -320,10 +311,17 @@ class TemporalDecode(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip=(
-                        "Fidelity or detail, with the built-in decoder and lr_frames. 0: only what the frames and "
-                        "their neighbours show. 1: also what the sampled latent adds, from references for example."
-                    ),
+                    tooltip="Fidelity or detail, with the built-in decoder and lr_frames. 0: only what the frames and "
+                    "their neighbours show. 1: also what the sampled latent adds, from references for example.",
+                ),
+                io.Combo.Input(
+                    "joints",
+                    options=list(_JOINTS),
+                    default=_JOINTS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="shared frames: chunks overlap and fade into each other; carried over: MGLD-VSR's decoder "
+                    "keeps what later frames need and decodes each frame once. Other decoders stay as they are.",
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The clip at its exact size.")],
@@ -340,10 +338,13 @@ class TemporalDecode(io.ComfyNode):
         lr_frames: torch.Tensor | None = None,
         motion: Motion | None = None,
         detail: float = 1.0,
+        joints: str = _JOINTS[0],
     ):
         """Decode with the restorer's VAE, or with another one and crop."""
         check_vae(_DECODE, "vae", vae)
-        return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, lr_frames, lr_weight, motion, detail))
+        services.check_choice(_DECODE, "joints", joints, _JOINTS)
+        seen = lr_frames, lr_weight, motion, detail
+        return io.NodeOutput(decode_exact(_DECODE, samples, vae, chunk, tile, *seen, joints != _JOINTS[0]))
 
 
 def decode_exact(
@@ -356,6 +357,7 @@ def decode_exact(
     lr_weight: float = 1.0,
     motion: Motion | None = None,
     detail: float = 1.0,
+    carried: bool = False,
 ) -> torch.Tensor:
     """Decode a video LATENT to frames of exactly the size it stands for, the clips of a batch one after the other."""
     latent = services.check_latent(title, "samples", samples, vae.latent_channels)
@@ -379,7 +381,7 @@ def decode_exact(
         )
     if own:
         options = {"lr": lr_frames, "lr_weight": lr_weight, "size": work, "chunk": chunk}
-        options |= {"side": tile // space, "motion": motion, "detail": detail}
+        options |= {"side": tile // space, "motion": motion, "detail": detail, "carried": carried}
         frames = services.mark_finite(vae.decode(latent, options).flatten(0, 1))
     elif lr_frames is not None:
         raise ValueError(

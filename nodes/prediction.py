@@ -134,9 +134,9 @@ class MotionEdit(PredictionEdit):
             )
         motion, grid = self._motion(options), clip_shape(self.title, x)
         time = self._time if x.ndim == 5 else 1
-        if not self._of or self._of[0] is not motion or self._of[1] != grid:
-            self._flows, self._cuts = motion.on_grid(*grid, time), motion.latent_cuts(time)
-            self._of = motion, grid
+        if not self._of or self._of[0] is not motion or self._of[1:] != (grid, x.device):
+            self._flows, self._cuts = motion.on_grid(*grid, time, x.device), motion.latent_cuts(time)
+            self._of = motion, grid, x.device
 
 
 def to_clip(x: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ Latents are (b, c, t, h, w), or (t, c, h, w) for picture models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import comfy.model_sampling
@@ -35,6 +36,7 @@ from .host.model import RestorerModel, Spacing, system_of
 
 # Adams-Bashforth weights, newest first: the pseudo linear multistep method of PNDM (Liu et al. 2022), on v.
 _MULTISTEP = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+_BESIDE = ThreadPoolExecutor(1, "vsr-noise")
 _NOISE, _SAMPLER, _SIGMAS = "Seeded Noise", "Restorer Sampler", "Refine Sigmas"
 
 
@@ -46,6 +48,7 @@ class AddressedNoise:
 
     def generate_noise(self, input_latent: dict) -> torch.Tensor:
         """Draw noise shaped like the latent; a 4-D latent holds its frames in the batch."""
+        services.check_cancelled()
         return noise_like(input_latent["samples"], self.seed, input_latent.get(FIRST_KEY, 0))
 
 
@@ -58,7 +61,6 @@ def noise_like(samples: torch.Tensor, seed: int, first: int = 0) -> torch.Tensor
         )
     clips = samples if samples.ndim == 5 else samples.transpose(0, 1).unsqueeze(0)
     size = ClipSize(*clips.shape[2:])
-    services.check_cancelled()
     channels, seeds = clips.shape[1], [(seed + i) % 2**64 for i in range(clips.shape[0])]
     noise = torch.stack([addressed_noise(each, (channels, size), frame0=first) for each in seeds])
     noise = noise if samples.ndim == 5 else noise.squeeze(0).transpose(0, 1)
@@ -171,14 +173,14 @@ def sample_restorer_ddim(model, x, sigmas, extra_args=None, callback=None, disab
     for step, sigma, following in _steps(sigmas, alphas):
         alpha = alphas[step]
         scaled = x / alpha.sqrt()
+        fresh = _drawn_beside(model, x, extra_args, step) if eta > 0 else None
         kept = options[UNEDITED_KEY] = {"x0": None}  # where a node edits the prediction, what it was before
         clean = model(scaled, sigma * x.new_ones(len(x)), **extra_args)
         if callback is not None:
             callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
         unedited = clean if kept["x0"] is None else kept["x0"]
         estimate = (x - alpha.sqrt() * unedited) / (1 - alpha).sqrt()
-        fresh = _fresh_noise(model, x, extra_args, step) if eta > 0 else None
-        x = ddim_update(clean, estimate, alpha, following, eta, fresh)
+        x = ddim_update(clean, estimate, alpha, following, eta, fresh and fresh())
     # The published run ends at the first alpha, and its latent goes to the decoder as it is.
     return x if float(sigmas[-1]) <= float(sampling.sigma_min) * 1.001 else x / alphas[-1].sqrt()
 
@@ -196,10 +198,11 @@ def sample_restorer_ddpm(model, x, sigmas, extra_args=None, callback=None, disab
     for step, sigma, following in _steps(sigmas, alphas):
         alpha = alphas[step]
         scaled = x / alpha.sqrt().to(x.dtype)
+        fresh = _drawn_beside(model, x, extra_args, step) if float(following) != 1 else None
         clean = model(scaled, sigma * x.new_ones(len(x)), **extra_args)
         if callback is not None:
             callback({"x": scaled, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
-        x = ddpm_update(x, clean, _fresh_noise(model, x, extra_args, step), alpha, following)
+        x = ddpm_update(x, clean, fresh and fresh(), alpha, following)
         log_variance = float(ddpm_posterior(alpha, following)[2])
         for change in options.get(AFTER_STEP_KEY, ()):
             x = change(x, log_variance, float(sigma), options)
@@ -229,6 +232,11 @@ def _with_options(extra_args: dict | None, added: dict) -> tuple[dict, dict]:
     model_options = dict((extra_args or {}).get("model_options", {}))
     options = model_options["transformer_options"] = {**model_options.get("transformer_options", {}), **added}
     return {**(extra_args or {}), "model_options": model_options}, options
+
+
+def _drawn_beside(model: Any, x: torch.Tensor, extra_args: dict, step: int) -> Callable[[], torch.Tensor]:
+    """Begin to draw the noise of a step, which takes the CPU while the network works; give what waits for it."""
+    return _BESIDE.submit(_fresh_noise, model, x, extra_args, step).result
 
 
 def _fresh_noise(model: Any, x: torch.Tensor, extra_args: dict, step: int) -> torch.Tensor:
@@ -268,12 +276,10 @@ class RestorerSampler(io.ComfyNode):
                     "sampler",
                     options=list(_SAMPLERS),
                     default="euler",
-                    tooltip=(
-                        "euler: straight steps, suits one step; plms: multistep, for 8 steps and more; ddim: for "
-                        "Upscale-A-Video, as published also with Latent Propagation; ddpm: ancestral, for MGLD-VSR, as "
-                        "published also with Motion Guidance; pndm: multistep with exactly one network call a step, at "
-                        "any shift, for the paper's 50 steps."
-                    ),
+                    tooltip="euler: straight steps, suits one step; plms: multistep, for 8 steps and more; ddim: for "
+                    "Upscale-A-Video, as published also with Latent Propagation; ddpm: ancestral, for MGLD-VSR, as "
+                    "published also with Motion Guidance; pndm: multistep with exactly one network call a step, at "
+                    "any shift, for the paper's 50 steps.",
                 ),
                 io.Float.Input(
                     "eta",
@@ -322,20 +328,16 @@ class RefineSigmas(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip=(
-                        "Share of noise at the start: 1 generates the clip from its conditioning "
-                        "alone, 0.3 keeps most of the latent it starts from."
-                    ),
+                    tooltip="Share of noise at the start: 1 generates the clip from its conditioning alone, 0.3 keeps "
+                    "most of the latent it starts from.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=1,
                     min=1,
                     max=1000,
-                    tooltip=(
-                        "Number of steps: 1 is the fidelity mode of the built-in model; as "
-                        "published, 30 for Upscale-A-Video and 50 for MGLD-VSR."
-                    ),
+                    tooltip="Number of steps: 1 is the fidelity mode of the built-in model; as published, 30 for "
+                    "Upscale-A-Video and 50 for MGLD-VSR.",
                 ),
                 io.Float.Input(
                     "shift",

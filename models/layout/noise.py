@@ -5,12 +5,15 @@
 3. So length, size, tiles, windows and a resumed run do not change any value.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
 from .sizes import ClipSize
 
 _SEEDS = 1 << 64
+_THREADS, _MANY = 4, 1 << 18  # threads that draw, and the values from which they are worth their start
 # Xor with the seed of a run: its several noises must not repeat each other.
 LR_STREAM = 0x5A5A_1F2E_9D3C_7B41  # mixed into the LR clip
 STEP_STREAM = 0x1D0C_77E3_A4B2_596F  # added between the steps of a sampler
@@ -41,16 +44,25 @@ def addressed_noise(
             f"noise needs at least one channel and no negative position; got {channels} channels at frame "
             f"{frame0}, row {row0}, column {col0}. Count positions from the start of the whole clip."
         )
-    philox = np.random.Philox(key=np.array([seed, _TAG], np.uint64))
-    draw, state, single = np.random.Generator(philox).standard_normal, philox.state, np.dtype(np.float32)
-    counter = state["state"]["counter"]  # the two low words run within a row; the high ones hold the address
     noise = np.empty((channels, grid.frames, grid.height, grid.width), np.float32)
-    drawn = np.empty((grid.height, col0 + grid.width, channels), np.float32)  # a frame at a time stays in the cache
-    for frame in range(grid.frames):
-        counter[3] = frame0 + frame
-        for row, values in enumerate(drawn, row0):
-            counter[2] = row
-            philox.state = state  # one generator, set to every row: making one costs nearly as much as the drawing
-            draw(None, single, values)
-        noise[:, frame] = np.moveaxis(drawn[:, col0:], -1, 0)
+
+    def draw(frames: range) -> None:
+        philox = np.random.Philox(key=np.array([seed, _TAG], np.uint64))
+        fill, state, single = np.random.Generator(philox).standard_normal, philox.state, np.dtype(np.float32)
+        counter = state["state"]["counter"]  # the two low words run within a row; the high ones hold the address
+        drawn = np.empty((grid.height, col0 + grid.width, channels), np.float32)  # a frame at a time: it stays in cache
+        for frame in frames:
+            counter[3] = frame0 + frame
+            for row, values in enumerate(drawn, row0):
+                counter[2] = row
+                philox.state = state  # one generator, set to every row: making one costs nearly as much as the drawing
+                fill(None, single, values)
+            noise[:, frame] = np.moveaxis(drawn[:, col0:], -1, 0)
+
+    hands = min(_THREADS, torch.get_num_threads(), grid.frames) if noise.size >= _MANY else 1
+    if hands < 2:
+        draw(range(grid.frames))
+    else:  # while a row is drawn, the interpreter is free for another
+        with ThreadPoolExecutor(hands) as pool:
+            list(pool.map(draw, (range(first, grid.frames, hands) for first in range(hands))))
     return torch.from_numpy(noise).to(dtype)

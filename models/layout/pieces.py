@@ -24,6 +24,7 @@ from functools import cached_property
 
 import torch
 
+from .pages import zeros_like
 from .sizes import ClipSize, first_frame
 
 Progress = Callable[[int, int], None]  # (pieces done, pieces in all)
@@ -329,10 +330,10 @@ class NotFinite(ValueError):
 
 
 def frames_of(clip: torch.Tensor) -> torch.Tensor:
-    """Turn a finite clip (1, 3, n, H, W) in about -1..1 into frames (n, H, W, 3) float32 in 0..1; or NotFinite."""
+    """Turn a finite clip (1, 3, n, H, W) in about -1..1, used up, into frames (n, H, W, 3) in 0..1; or NotFinite."""
     if not math.isfinite(clip.sum(dtype=torch.float32)):  # in one pass, without a mask as large as the clip
         raise NotFinite(f"frames must be finite numbers; got NaN or infinity in {clip.dtype}.")
-    return clip[0].float().permute(1, 2, 3, 0).clamp(-1, 1).add_(1).div_(2)
+    return clip[0].float().clamp_(-1, 1).add_(1).div_(2).permute(1, 2, 3, 0)
 
 
 @torch.no_grad()
@@ -348,8 +349,8 @@ def decode_pieces(
     """Fill `output` (t, H, W, 3), zeros at its exact size, with the frames that `decode` gives of every piece.
 
     `decode(window, tile)` gives (n, H, W, 3) in 0..1 for the latent frames of a span's window and the cells of a tile,
-    with all that its padding holds; what lies beyond `output` is cut off. A latent cell is `space` px, a latent frame
-    after the first `time` frames. One piece is copied; of several every pixel is a mean whose weights sum to one.
+    with all that its padding holds, to be used up; what lies beyond `output` is cut off. A latent cell is `space` px, a
+    latent frame after the first `time` frames. Of several pieces every pixel is a mean whose weights sum to one.
     """
     kept = [Window(first_frame(span.kept.start, time), first_frame(span.kept.stop, time)) for span in pieces.spans]
     fades, starts = [fade.tolist() for fade in plan_weights(kept)], pieces.starts(time)
@@ -359,14 +360,14 @@ def decode_pieces(
         view = output[kept[number].span, place.region[1], place.region[2]]
         skipped = kept[number].start - starts[number]
         frames = frames[skipped : skipped + view.shape[0], : view.shape[1], : view.shape[2]]
-        weight = None
-        if len(plan) > 1:
-            weight = tile_weight(place, plan)[: view.shape[1], : view.shape[2], None].to(view)
+        carrier = None if frames.device == view.device else zeros_like(view[0])
+        weight = tile_weight(place, plan)[: view.shape[1], : view.shape[2], None].to(frames) if len(plan) > 1 else None
         for frame, into, fade in zip(frames, view, fades[number], strict=False):  # one by one: no second piece
             if weight is None and fade == 1:
                 into.copy_(frame)
-            else:
-                into += frame.to(into) * (fade if weight is None else weight * fade)
+                continue
+            frame.mul_(fade if weight is None else weight * fade)
+            into += frame if carrier is None else carrier.copy_(frame)
     return output if pieces.whole else output.clamp_(0, 1)
 
 

@@ -198,12 +198,16 @@ class RegionReader:
     Resizing is linear along rows and along columns, so a rectangle needs those rows of two matrices only.
     """
 
-    def __init__(self, frames: torch.Tensor, size: ClipSize, padded: ClipSize, mode: str):
+    def __init__(
+        self, frames: torch.Tensor, size: ClipSize, padded: ClipSize, mode: str, device: torch.device | None = None
+    ):
         """Take LR frames (t, h, w, 3) in 0..1, the size to resize them to, and that with padding.
 
-        Raises ValueError for a mode other than bilinear, bicubic and lanczos.
+        They are resized on `device` (None: where they are), one at a time, and given back where they were. Raises
+        ValueError for a mode other than bilinear, bicubic and lanczos.
         """
         self._frames, self._last = frames, len(frames) - 1
+        self._device = frames.device if device is None else device
         self._rows = padded_matrix(frames.shape[1], size.height, padded.height, mode)
         self._columns = padded_matrix(frames.shape[2], size.width, padded.width, mode)
 
@@ -212,9 +216,10 @@ class RegionReader:
         down, above = matrix_support(self._rows[rows])
         across, left = matrix_support(self._columns[columns])
         result = self._frames.new_empty((stop - start, len(down), len(across), 3), dtype=torch.float32)
+        down, across = down.to(self._device), across.to(self._device)
         for number in range(start, stop):
-            frame = self._frames[min(number, self._last), above, left, :3].float().movedim(-1, 0)
-            result[number - start] = (down @ frame @ across.T).clamp_(0, 1).movedim(0, -1)
+            frame = self._frames[min(number, self._last), above, left, :3].to(self._device, torch.float32)
+            result[number - start] = (down @ frame.movedim(-1, 0) @ across.T).clamp_(0, 1).movedim(0, -1)
         return result
 
 

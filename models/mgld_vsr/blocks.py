@@ -16,7 +16,8 @@ Module names are those of the published weights. docs/systems/mgld_vsr.md descri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import copy
 from types import ModuleType
 
 import torch
@@ -150,6 +151,27 @@ class TemporalConv(nn.Module):
         for part in clip.split(rows, 3):
             part.lerp_(self.temporal_conv(part), alpha)
         return x
+
+    def each(self, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Mix frames (1, c, h, w) that come one by one; each leaves when the next one is there, the last at the end."""
+        layer = over_time(copy(self.temporal_conv), 0)  # the same weights: neighbours are given, and zeros at both ends
+        before, now = None, next(frames)
+        for after in frames:
+            yield self._between(layer, before, now, after)
+            before, now = now, after
+        yield self._between(layer, before, now, None)
+
+    def _between(
+        self, layer: nn.Module, before: torch.Tensor | None, now: torch.Tensor, after: torch.Tensor | None
+    ) -> torch.Tensor:
+        result, alpha = torch.empty_like(now), self.temporal_alpha.to(now)
+        rows = max(1, NUMBERS_AT_ONCE // (3 * now[:, :, 0].numel()))
+        for top in range(0, now.shape[2], rows):
+            span = slice(top, top + rows)
+            middle = now[:, :, span]
+            clip = [torch.zeros_like(middle) if each is None else each[:, :, span] for each in (before, now, after)]
+            result[:, :, span] = torch.lerp(middle, layer(torch.stack(clip, 2))[:, :, 0], alpha)
+        return result
 
 
 class FrameAttention(nn.Module):

@@ -18,7 +18,8 @@ docs/systems/mgld_vsr.md describes the system.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from types import ModuleType
@@ -107,6 +108,37 @@ class SequenceDecoder(nn.Module):
             enlarge = level.upsample
         return in_turn(lambda part: self.conv_out(silu(self.norm_out(part))), x)
 
+    def each(
+        self, given: Iterator[tuple[torch.Tensor, dict[int, torch.Tensor]]], weight: float
+    ) -> Iterator[torch.Tensor]:
+        """Decode (z, features) of one frame after the other: the same frames, each computed once.
+
+        What waits for its neighbours is kept, two frames of every convolution over frames: a frame leaves when its
+        13th successor has come, or the clip has ended.
+        """
+        waiting: dict[int, deque[torch.Tensor]] = {i: deque() for i in range(len(self.up))}
+
+        def entering() -> Iterator[torch.Tensor]:
+            for z, features in given:
+                for i, part in features.items():
+                    waiting[i].append(part)
+                yield self.mid.block_1(self.conv_in(z))
+
+        def fused(fuse: FuseBlock, queue: deque[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+            return fuse(queue.popleft(), x, weight) if queue else x
+
+        frames = self.temporal_mixing.each(entering())
+        frames = map(self.mid.block_2, map(self.mid.attn_1, frames))
+        for i in reversed(range(len(self.up))):
+            level = self.up[i]
+            for block, mix in zip(level.block, level.temporal_mixing, strict=True):
+                frames = mix.each(map(block, frames))
+            if hasattr(self, f"fusion_layer_{i}"):
+                frames = map(partial(fused, self.get_submodule(f"fusion_layer_{i}"), waiting[i]), frames)
+            if level.upsample is not None:
+                frames = map(level.upsample, frames)
+        return map(lambda x: self.conv_out(silu(self.norm_out(x))), frames)
+
 
 def fused_levels(config: VAEConfig) -> range:
     """Number the levels that take features of the LR clip: all but the finest and the deepest."""
@@ -155,6 +187,23 @@ class SequenceVAE(nn.Module):
             folded = {i: fold(each.to(z)) for i, each in zip(fused_levels(self.config), features, strict=True)}
         frames = self.decoder(self.post_quant_conv(fold(z)), z.shape[0], folded, weight)
         return unfold(frames, z.shape[0])
+
+    def decode_each(
+        self, given: Iterable[tuple[torch.Tensor, torch.Tensor | None]], weight: float = 1.0
+    ) -> Iterator[torch.Tensor]:
+        """Decode frames (1, 4, 1, h, w), each with that of the LR clip (1, 3, 1, 8h, 8w), as `decode` does all of them.
+
+        Gives frames (1, 3, 1, 8h, 8w), each computed once; without LR frames, or at weight 0, latents do it alone.
+        """
+
+        def parts() -> Iterator[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
+            for z, lr in given:
+                check_latent(z, self.config)
+                found = [] if lr is None or not weight else self.features(lr)
+                features = {i: fold(each) for i, each in zip(fused_levels(self.config), found, strict=False)}
+                yield self.post_quant_conv(fold(z)), features
+
+        return (unfold(frame, 1) for frame in self.decoder.each(parts(), weight))
 
     def _check(self, z: torch.Tensor, features: Sequence[torch.Tensor] | None, weight: float) -> None:
         check_latent(z, self.config)

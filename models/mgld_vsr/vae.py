@@ -33,6 +33,7 @@ LATENT_CHANNELS = 4
 LATENT_SCALE = 0.18215  # the sampler's latents are the autoencoder's times this
 EPS = 1e-6  # of every norm here
 _MOST = 8  # times that a small picture is enlarged to work on it
+_HELD = 1 << 28  # bytes of enlarged LR frames that stay on the device
 
 
 @dataclass(frozen=True)
@@ -292,25 +293,51 @@ def work_size(size: ClipSize, shortest: int) -> ClipSize:
 
 
 class EnlargedClip:
-    """LR frames (t, h, w, 3) in 0..1, enlarged when asked for; `published` is PyTorch's bicubic, not Pillow's."""
+    """LR frames (t, h, w, 3) in 0..1, enlarged when asked for; `published` is PyTorch's bicubic, not Pillow's.
 
-    def __init__(self, frames: torch.Tensor, size: ClipSize, mode: str = "bicubic", published: bool = False):
-        self._frames, self._size, self._mode, self._published = frames, size, mode, published
+    They are enlarged on `device`, each frame once: of the span before, what the next one shares is kept.
+    """
+
+    def __init__(
+        self,
+        frames: torch.Tensor,
+        size: ClipSize,
+        mode: str = "bicubic",
+        published: bool = False,
+        device: torch.device | str = "cpu",
+    ):
+        self._frames, self._size, self._mode, self._device = frames, size, mode, torch.device(device)
+        self._published = published and mode == "bicubic"
         self._held: tuple[Window, torch.Tensor] | None = None
 
     def read(self, window: Window, tile: Tile) -> torch.Tensor:
-        """Give frames (1, 3, n, 8h, 8w) float32 in -1..1 on the CPU of a tile in cells, padded to whole cells."""
+        """Give frames (1, 3, n, 8h, 8w) float32 in -1..1 of a tile in cells, padded to whole cells; only to be read.
+
+        They lie on the device, or on the CPU where a span of them is large.
+        """
         if self._held is None or self._held[0] != window:  # the tiles of one span come one after the other
-            clip = self._frames[window.span, ..., :3].float().cpu().permute(3, 0, 1, 2).unsqueeze(0)
-            target = (self._size.height, self._size.width)
-            if self._published and self._mode == "bicubic" and clip.shape[-2:] != target:
-                frames = F.interpolate(clip[0].transpose(0, 1), target, mode="bicubic", align_corners=False)
-                clip = frames.transpose(0, 1)[None]
+            self._held = window, self._enlarged(window)
+        return self._held[1][tile.scaled(SPACE).region]
+
+    def _enlarged(self, window: Window) -> torch.Tensor:
+        target = self._size.height, self._size.width
+        rows, columns = (SPACE * -(-side // SPACE) for side in target)
+        large = 12 * window.length * rows * columns > _HELD
+        clip = torch.empty((1, 3, window.length, rows, columns), device="cpu" if large else self._device)
+        first = window.start
+        if self._held is not None and self._held[0].start <= first < self._held[0].stop:
+            before, kept = self._held
+            first = min(before.stop, window.stop)
+            clip[:, :, : first - window.start] = kept[:, :, window.start - before.start : first - before.start]
+        for number in range(first, window.stop):
+            frame = self._frames[number : number + 1, ..., :3].to(self._device, torch.float32).permute(3, 0, 1, 2)[None]
+            if self._published and frame.shape[-2:] != target:
+                frame = F.interpolate(frame[:, :, 0], target, mode="bicubic", align_corners=False)[:, :, None]
             else:
-                clip = resize_clip(clip, *target, self._mode)
-            rows, columns = (SPACE * -(-side // SPACE) for side in target)
-            self._held = window, pad_clip(clip.clamp(0, 1), ClipSize(clip.shape[2], rows, columns))
-        return self._held[1][tile.scaled(SPACE).region] * 2 - 1
+                frame = resize_clip(frame, *target, self._mode)
+            frame = pad_clip(frame.clamp(0, 1), ClipSize(1, rows, columns))
+            clip[:, :, number - window.start] = frame.mul(2).sub_(1)[:, :, 0]
+        return clip
 
 
 def piece_encoder(
@@ -353,5 +380,31 @@ def piece_decoder(
             features = vae.sequence.features(filled(lr.read(window, tile)).to(device).to(dtype))
         clip = vae.sequence.decode(z, features, 0.0 if features is None else lr_weight)
         return frames_of(clip[:, :, : window.length])
+
+    return decode
+
+
+def frame_decoder(
+    vae: Autoencoder,
+    latent: torch.Tensor,
+    lr: EnlargedClip | None,
+    lr_weight: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[Tile], Iterator[torch.Tensor]]:
+    """Make what decodes a tile of (1, 4, t, h, w), unscaled, frame by frame, for `decode_frames`.
+
+    Frames are those of a span as long as the clip, but each is decoded once.
+    """
+
+    def given(tile: Tile) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        for window in (Window(number, number + 1) for number in range(latent.shape[2])):
+            z = latent[:, :, window.span][tile.region].to(device, dtype)
+            yield z, None if lr is None else lr.read(window, tile).to(device, dtype)
+
+    def decode(tile: Tile) -> Iterator[torch.Tensor]:
+        if not vae.takes_lr_frames:
+            return (vae.first_stage.decode(z) for z, _ in given(tile))
+        return vae.sequence.decode_each(given(tile), lr_weight)
 
     return decode

@@ -14,17 +14,19 @@ What guide_clean() does with a clean latent:
 published_update() instead moves the noisy latent once a step, as the published program does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from .flow import DIRECTIONS, occlusion, warp
+from .flow import DIRECTIONS, occlusion, sample, sampling_grid
 
 DEFAULT, PUBLISHED = "default", "published"
 FORMS = (DEFAULT, PUBLISHED)
 SEGMENT = 5  # frames that the published program samples, and guides, by themselves
 PUBLISHED_STRENGTH = 10.0  # of its inference scripts
+_KEPT = 1 << 23  # cells of a clip up to which the places where pairs meet are kept for all steps
+_OUTSIDE = -8.0  # of a grid whose frames reach from -1 to 1
 _AT_ONCE = 1 << 22  # latent values of the frames whose pairs are differentiated together, or else one pair
 
 # Of the clean latent: a frame is in four summands and an alternating one doubles that, so that steps of an eighth never
@@ -73,18 +75,10 @@ def motion_gradient(
     `knee`, which broadcasts to (n, c, h, w), count by their square (Huber's loss, slope 1 beyond it).
     """
     _check(x, flows, form, direction)
+    x, gradient = x.float(), torch.zeros_like(x, dtype=torch.float32)
     loss = torch.zeros((), device=x.device)
-    gradient = torch.zeros_like(x, dtype=torch.float32)
-    at_once = max(1, _AT_ONCE // max(1, x[:, :, 0].numel()))
-    for ahead in (True, False):
-        terms = [
-            term
-            for start, stop in spans(x.shape[2], cuts, segment)
-            for term in _terms(start, stop, form, direction)
-            if term.ahead == ahead
-        ]
-        for first in range(0, len(terms), at_once):
-            loss += _add_gradient(gradient, x, flows, terms[first : first + at_once], knee)
+    for meeting in _meetings(x, flows, form, direction, cuts, segment):
+        loss += _add_gradient(gradient, x, meeting, knee, True)
     return loss, gradient
 
 
@@ -110,9 +104,16 @@ def guide_clean(
     moved = x.float()
     knee = strength * _KNEE * moved.std((0, 2, 3, 4), correction=0, keepdim=True)[:, :, 0].clamp_min(1e-6)
     length = _STEP * knee[:, :, None] * moved[:, :, 0].numel()  # of a mean's gradient
+    _check(x, on_device, form, direction)
+    meetings: Iterable[_Meeting] | None = None
     for _ in range(_ROUNDS):
-        options = {"form": form, "direction": direction, "cuts": cuts, "segment": segment, "knee": knee}
-        moved = moved - length * motion_gradient(moved, on_device, **options)[1]
+        if meetings is None or x[0, 0].numel() > _KEPT:
+            meetings = _meetings(moved, on_device, form, direction, cuts, segment)
+            meetings = list(meetings) if x[0, 0].numel() <= _KEPT else meetings
+        gradient = torch.zeros_like(moved)
+        for meeting in meetings:
+            _add_gradient(gradient, moved, meeting, knee, False)
+        moved = moved - length * gradient
     return moved.to(x.dtype)
 
 
@@ -159,34 +160,63 @@ def _terms(start: int, stop: int, form: str, direction: str) -> Iterator[_Term]:
             yield _Term(i, None if first else i - 1, False, max(i - 1 - published, start), i - 1)
 
 
-def _add_gradient(
-    gradient: torch.Tensor, x: torch.Tensor, flows: Flows, terms: Sequence[_Term], knee: torch.Tensor | None
-) -> torch.Tensor:
-    """Add the gradient of summands of one direction, and give their loss."""
-    targets = [term.target for term in terms]
-    sources = [term.target if term.source is None else term.source for term in terms]  # those are masked
-    present = torch.tensor([term.source is not None for term in terms], device=x.device, dtype=torch.float32)
+class _Meeting(NamedTuple):
+    """Summands of one direction, n pairs: the numbers of their frames (n,), and where and what both see."""
+
+    targets: torch.Tensor
+    sources: torch.Tensor
+    grid: torch.Tensor  # (b * n, h, w, 2), where the neighbour is found
+    seen: torch.Tensor  # (b * n, 1, h, w), or 0 where the neighbour is made of zeros
+
+
+def _meetings(
+    x: torch.Tensor, flows: Flows, form: str, direction: str, cuts: Sequence[int], segment: int | None
+) -> Iterator[_Meeting]:
+    """Give all summands, as many at a time as memory should hold."""
+    at_once = max(1, _AT_ONCE // max(1, x[:, :, 0].numel()))
+    for ahead in (True, False):
+        terms = [
+            term
+            for start, stop in spans(x.shape[2], cuts, segment)
+            for term in _terms(start, stop, form, direction)
+            if term.ahead == ahead
+        ]
+        for first in range(0, len(terms), at_once):
+            yield _meeting(x, flows, terms[first : first + at_once])
+
+
+def _meeting(x: torch.Tensor, flows: Flows, terms: Sequence[_Term]) -> _Meeting:
     flow, seen = _along(terms, flows, x)
-    # Hosts run inside inference mode, where nothing can be differentiated; copies made outside of it can.
-    with torch.inference_mode(False), torch.enable_grad():
-        flow, seen, present = flow.clone(), seen.clone(), present.clone()
-        knee = None if knee is None else knee.detach().clone()
-        target, source = (_fold(x, frames).detach().clone().requires_grad_() for frames in (targets, sources))
-        warped = warp(source, flow, padding="zeros") * present.repeat(len(x)).view(-1, 1, 1, 1)
-        size = (seen * (warped - target)).abs()
+    grid = sampling_grid(flow)
+    # Nothing is found outside of a frame: a grid that leads there gives the zeros that some published pairs meet.
+    absent = torch.tensor([term.source is None for term in terms], device=x.device).repeat(len(x))
+    grid = torch.where(absent.view(-1, 1, 1, 1), torch.full_like(grid, _OUTSIDE), grid)
+    targets = [term.target for term in terms]
+    sources = [term.target if term.source is None else term.source for term in terms]
+    return _Meeting(*(torch.tensor(frames, device=x.device) for frames in (targets, sources)), grid, seen)
+
+
+def _add_gradient(
+    gradient: torch.Tensor, x: torch.Tensor, meeting: _Meeting, knee: torch.Tensor | None, told: bool
+) -> torch.Tensor | float:
+    """Add the gradient of summands of one direction, worked out by hand, and give their loss, where it is `told`."""
+    target, source = (
+        x.index_select(2, frames).transpose(1, 2).flatten(0, 1) for frames in (meeting.targets, meeting.sources)
+    )
+    difference = sample(source, meeting.grid, padding="zeros").sub_(target).mul_(meeting.seen)
+    loss, count = 0.0, x[:, :, 0].numel()
+    if told:
+        size = difference.abs()
         if knee is not None:
             size = torch.where(size < knee, size.square() / (2 * knee), size - knee / 2)
-        loss = size.sum() / x[:, :, 0].numel()
-        parts = torch.autograd.grad(loss, (target, source))
-    for frames, part in zip((targets, sources), parts, strict=True):
-        unfolded = part.unflatten(0, (len(x), -1)).transpose(1, 2)
-        gradient.index_add_(2, torch.tensor(frames, device=x.device), unfolded)
-    return loss.detach()
-
-
-def _fold(stack: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
-    """Give frames of (b, c, t, h, w) as (b * n, c, h, w), in float32."""
-    return stack[:, :, list(frames)].float().transpose(1, 2).flatten(0, 1)
+        loss = size.sum() / count
+    slope = difference.sign() if knee is None else difference.div_(knee).clamp_(-1, 1)
+    slope = slope.mul_(meeting.seen).div_(count)
+    corners = min(x.shape[-2:]) > 1  # as sample() has them
+    back = torch.ops.aten.grid_sampler_2d_backward(slope, source, meeting.grid, 0, 0, corners, (True, False))[0]
+    for frames, part in ((meeting.targets, slope.neg_()), (meeting.sources, back)):
+        gradient.index_add_(2, frames, part.unflatten(0, (len(x), -1)).transpose(1, 2))
+    return loss
 
 
 def _along(terms: Sequence[_Term], flows: Flows, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

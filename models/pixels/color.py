@@ -10,10 +10,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from ..layout.pages import zeros_like
 from ..layout.sizes import resize_clip
 
 _EPSILON = 1e-5 / 4  # on the variance: the published 1e-5 holds for values in -1..1
-_CHUNK_PIXELS = 1 << 22  # pixels matched at a time: a few frames, scratch memory below about 500 MB
+_CHUNK_PIXELS = 1 << 22  # pixels matched at a time: a few frames
+SCRATCH = 500 << 20  # bytes that these take at most
 _BLUR = (0.25, 0.5, 0.25)
 
 
@@ -23,11 +25,16 @@ def match_colour(
     method: str = "wavelet",
     strength: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Match by one of METHODS, mix by strength (0 = unchanged), clamp; progress(done, total) in frames."""
+    """Match by one of METHODS, mix by strength (0 = unchanged), clamp; progress(done, total) in frames.
+
+    It is computed on `device` (None: where the frames are), with SCRATCH bytes of it.
+    """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}. Choose wavelet.")
-    return _by_chunk(frames, reference, METHODS[method], strength=strength, clamp=True, progress=progress)
+    settings = {"strength": strength, "clamp": True, "progress": progress, "device": device}
+    return _by_chunk(frames, reference, METHODS[method], **settings)
 
 
 def adain(frames: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -94,16 +101,18 @@ def _by_chunk(
     strength: float = 1.0,
     clamp: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     _check(frames, reference)
+    device = frames.device if device is None else device
     total, height, width = frames.shape[:3]
     step = max(1, _CHUNK_PIXELS // (height * width))
-    result = torch.empty_like(frames)
+    result = zeros_like(frames)
     for start in range(0, total, step):
         span = slice(start, min(start + step, total))
-        source = frames[span].movedim(-1, 1).float()
+        source = frames[span].to(device).movedim(-1, 1).float()
         target = reference if reference.shape[0] == 1 else reference[span]
-        target = target.to(frames.device).movedim(-1, 1).float()
+        target = target.to(device).movedim(-1, 1).float()
         target = resize_clip(target[:, :, None], height, width, "bicubic")[:, :, 0].expand_as(source)
         matched = function(source, target)
         if strength != 1.0:

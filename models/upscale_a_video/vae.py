@@ -280,24 +280,26 @@ class UpscaleVAE(nn.Module):
 # shift a little with its content; spans may overlap and are blended.
 
 
-def lr_grid(frames: torch.Tensor, size: ClipSize, mode: str = "bilinear") -> torch.Tensor:
+def lr_grid(
+    frames: torch.Tensor, size: ClipSize, mode: str = "bilinear", device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Bring frames (t, h, w, 3) in 0..1 to the latent grid of an output of `size`: (1, 3, t, h, w) in -1..1, on CPU.
 
-    Frames already at that grid stay as they are. Where the output is no multiple of 4 the frames fill its exact size
-    first, so that the padding lies outside the picture.
+    They are resized on `device`. Frames already at that grid stay as they are. Where the output is no multiple of 4 the
+    frames fill its exact size first, so that the padding lies outside the picture.
     """
     rows, columns = -(-size.height // SCALE), -(-size.width // SCALE)
     exact = (size.height, size.width) == (SCALE * rows, SCALE * columns)
     parts = []
     for part in frames[..., :3].split(_RESIZED):
-        clip = part.float().cpu().permute(3, 0, 1, 2).unsqueeze(0)
+        clip = part.to(device, torch.float32).permute(3, 0, 1, 2).unsqueeze(0)
         if exact:
             clip = resize_clip(clip, rows, columns, mode)
         elif clip.shape[-2:] != (rows, columns):
             clip = resize_clip(clip, size.height, size.width, mode)
             clip = pad_clip(clip, ClipSize(clip.shape[2], SCALE * rows, SCALE * columns))
             clip = F.avg_pool3d(clip, (1, SCALE, SCALE))
-        parts.append(clip.clamp(0, 1) * 2 - 1)
+        parts.append((clip.clamp(0, 1) * 2 - 1).cpu())
     return torch.cat(parts, 2)
 
 

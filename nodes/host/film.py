@@ -38,6 +38,7 @@ from ...media.sound import Samples, read_sound
 from ...media.timeline import Timeline
 from ...media.tracks import KEEP
 from ...media.writer import write, write_video
+from ...models.layout.pages import zeros
 from . import services
 from .progress import Progress
 
@@ -233,7 +234,7 @@ def images_of(
     alpha: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Collect `shape` (frames, h, w) pictures as IMAGE in 0..1, and their opacity in `alpha`, where that is given."""
-    images = torch.empty(*shape, 3)
+    images = zeros((*shape, 3))
     for index, frame in enumerate(pictures):
         picture = torch.from_numpy(frame.astype(np.float32)) / float(np.iinfo(frame.dtype).max)
         images[index] = picture[..., :3]

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from ...media.memory import free_memory
+from ...models.layout.pages import zeros
 from ...models.layout.sizes import ClipSize
 from ...models.motion.estimation import Motion
 from .keys import DEFAULT, PRESET_KEY, PUBLISHED, SIZE_KEY, WORK_KEY
@@ -351,6 +352,14 @@ def main_device() -> torch.device:
     return management.get_torch_device()
 
 
+def roomy_device(scratch: int) -> torch.device:
+    """Give the device that computes, with `scratch` bytes free on it where it is a GPU."""
+    device = management.get_torch_device()
+    if not management.is_device_cpu(device):
+        management.free_memory(scratch, device)
+    return device
+
+
 def wrap_network(network: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
     """Put a network behind a patcher, so that the host moves and unloads it as it does its own."""
     return comfy.model_patcher.ModelPatcher(
@@ -381,7 +390,8 @@ def out_of_memory(title: str, width: int, height: int) -> RuntimeError:
 
 def output_tensor(shape: tuple[int, ...]) -> torch.Tensor:
     """Make a tensor of zeros where and how the host keeps IMAGE and LATENT tensors."""
-    return torch.zeros(shape, device=management.intermediate_device(), dtype=management.intermediate_dtype())
+    device, dtype = management.intermediate_device(), management.intermediate_dtype()
+    return zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, device=device, dtype=dtype)
 
 
 def to_output(tensor: torch.Tensor) -> torch.Tensor:

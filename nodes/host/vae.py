@@ -34,9 +34,11 @@ from ...models.layout.pieces import (
     decode_pieces,
     encode_pieces,
     list_cuts,
+    plain_spans,
     plan_tiles,
 )
 from ...models.layout.sizes import ClipSize, latent_size
+from ...models.layout.streams import decode_frames
 from ...models.motion.estimation import Motion
 from ...models.motion.flow import scene_cuts
 from . import services
@@ -59,6 +61,7 @@ class VAELaw:
     spans: Callable[[int, int], tuple[Span, ...]]  # (latent frames, length) -> spans that are decoded
     encode_spans: Callable[[int, int], tuple[Span, ...]]
     streamed: bool = False  # the network remembers the spans before
+    carried: float = 0.0  # peak per output pixel where frames are decoded one by one, each once
 
 
 class RestorerVAE(comfy.sd.VAE):
@@ -122,6 +125,12 @@ class RestorerVAE(comfy.sd.VAE):
         """
         raise NotImplementedError
 
+    def frame_decoder(
+        self, latent: torch.Tensor, lr: torch.Tensor | None, size: ClipSize, lr_weight: float
+    ) -> Callable[[Tile], Iterator[torch.Tensor]] | None:
+        """Give what decodes a tile frame by frame, nothing twice: see `decode_frames`; None where frames need all."""
+        return None
+
     def frame_layers(self) -> Sequence[torch.nn.Module]:
         """Give those parts of the network that decode frame by frame; none where frames are decoded together."""
         return ()
@@ -177,7 +186,7 @@ class RestorerVAE(comfy.sd.VAE):
 
         vae_options: lr (B, h, w, 3), lr_weight 0..1, size (ClipSize, the exact result), chunk (frames of a span at
         most), side (cells of a tile, 0: what fits), overlap (cells), motion (Motion of lr) and detail (share of what
-        the latent adds to restored frames), for who uses them.
+        the latent adds to restored frames), carried (no frame is decoded twice), for who uses them.
         """
         options, law = {"lr": None, "lr_weight": 1.0, "size": None, **(vae_options or {})}, self.law
         samples = services.check_latent("VAE Decode", "samples", {"samples": samples_in}, self.latent_channels)
@@ -192,10 +201,18 @@ class RestorerVAE(comfy.sd.VAE):
             told["cuts"] = _cuts_of(options["lr"], told["motion"])
         for latent, clip in zip(samples.split(1), output, strict=True):
             grid = ClipSize(*latent.shape[2:])
-            for pieces, running in self._attempts("Decoding", size, grid, law.decode_bytes, law.spans, *cuts):
+            each = options.get("carried") and self.frame_decoder(latent, options["lr"], size, options["lr_weight"])
+            least = min(law.lengths[-1], grid.frames)  # of the frames that a span is thought to have
+            need = (law.carried / least, plain_spans, least * law.time, *cuts[1:])
+            attempts = self._attempts("Decoding", size, grid, *(need if each else (law.decode_bytes, law.spans, *cuts)))
+            for number, (pieces, running) in enumerate(attempts):
                 with running as show:
+                    if each:
+                        place = (clip.zero_() if number else clip, pieces.tiles, law.space)
+                        decode_frames(each, *place, show, services.check_cancelled)
+                        break
                     decode = self.piece_decoder(latent, options["lr"], size, options["lr_weight"], **told)
-                    place = (clip.zero_(), pieces, law.space, law.time)
+                    place = (clip.zero_() if number else clip, pieces, law.space, law.time)
                     decode_pieces(decode, *place, show.shows(clip, pieces, law.time), services.check_cancelled)
                     break
         return services.mark_finite(output)

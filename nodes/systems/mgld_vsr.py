@@ -8,7 +8,7 @@ noised to the last trained time, never noise alone (`_condition`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ from ...models.mgld_vsr.vae import (
     EnlargedClip,
     FirstStage,
     VAEConfig,
+    frame_decoder,
     piece_decoder,
     piece_encoder,
     work_size,
@@ -71,6 +72,8 @@ from .base import (
 # Peak per output pixel and frame, in numbers per channel of the first level: 3.5 to 4.3 and 0.6 to 1.0 were counted
 # on the published size (live tensors, spans of 5 and 3 frames); the rest is for the work space of convolutions.
 _DECODE_NUMBERS, _ENCODE_NUMBERS = 5.5, 1.5
+# The same where frames are decoded one by one: 11 wait in the 13 convolutions over frames, 7 as features of LR frames.
+_CARRIED_NUMBERS = 18 + _DECODE_NUMBERS
 _FIRST_STAGE = "first_stage."
 _FIRST_DECODER = (f"{_FIRST_STAGE}decoder.", f"{_FIRST_STAGE}post_quant_conv.")
 
@@ -256,6 +259,7 @@ class MGLDVAE(RestorerVAE):
             lengths=(plan.SEGMENT, 4, 3),
             spans=_published_spans if self.published else blended_spans,
             encode_spans=_published_spans if self.published else plain_spans,  # frames are encoded one by one
+            carried=_CARRIED_NUMBERS * numbers,
         )
         super().__init__(network, state, dtype, law, LATENT_CHANNELS, disable_dynamic)
 
@@ -278,7 +282,7 @@ class MGLDVAE(RestorerVAE):
         self, frames: torch.Tensor, size: ClipSize, mode: str, deviation: bool = False
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what encodes a piece."""
-        clip = EnlargedClip(frames, size, mode, self.published)
+        clip = EnlargedClip(frames, size, mode, self.published, self.device)
         return piece_encoder(self.first_stage_model, clip, deviation, self.device, self.vae_dtype)
 
     def piece_decoder(
@@ -287,9 +291,22 @@ class MGLDVAE(RestorerVAE):
         """Give what decodes a piece; the published program fills its last segment up."""
         clip, least = None, plan.SEGMENT if self.published else 1
         if lr is not None and self.first_stage_model.takes_lr_frames:
-            clip = EnlargedClip(lr, size, published=self.published)
+            clip = EnlargedClip(lr, size, published=self.published, device=self.device)
         place = (self.device, self.vae_dtype)
         return piece_decoder(self.first_stage_model, latent, clip, lr_weight, least, *place)
+
+    def frame_decoder(
+        self, latent: torch.Tensor, lr: torch.Tensor | None, size: ClipSize, lr_weight: float
+    ) -> Callable[[Tile], Iterator[torch.Tensor]]:
+        """Give what decodes a tile frame by frame; the published program decodes segments."""
+        if self.published:
+            raise ValueError(
+                f"{services.DECODE}: the preset {PUBLISHED} of Load Video Restorer decodes segments of {plan.SEGMENT} "
+                "frames, as published; got joints carried over. Choose shared frames."
+            )
+        seen = lr is not None and lr_weight > 0 and self.first_stage_model.takes_lr_frames
+        clip = EnlargedClip(lr, size, device=self.device) if seen else None
+        return frame_decoder(self.first_stage_model, latent, clip, lr_weight, self.device, self.vae_dtype)
 
 
 def _published_spans(frames: int, length: int) -> tuple:

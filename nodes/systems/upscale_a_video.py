@@ -229,7 +229,7 @@ class UpscaleAVideoVAE(RestorerVAE):
 
     def lr_latent(self, frames: torch.Tensor, size: ClipSize, mode: str) -> dict:
         """Give the LR frames themselves, at the latent's grid: this model sees pixels, not latents."""
-        samples = services.to_output(lr_grid(frames, size, mode))
+        samples = services.to_output(lr_grid(frames, size, mode, self.device))
         return {"samples": samples, ALPHAS_KEY: self._lr_alphas}
 
     def piece_encoder(self, frames: torch.Tensor, size: ClipSize, mode: str) -> Callable[[Window, Tile], torch.Tensor]:
@@ -240,7 +240,8 @@ class UpscaleAVideoVAE(RestorerVAE):
         self, latent: torch.Tensor, lr: torch.Tensor | None, size: ClipSize, lr_weight: float
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what decodes a piece; a plain decoder has no place for LR frames."""
-        guide = lr_grid(lr, size) if lr is not None and self.first_stage_model.config.condition else None
+        guided = lr is not None and self.first_stage_model.config.condition
+        guide = lr_grid(lr, size, device=self.device) if guided else None
         return piece_decoder(self.first_stage_model, latent, guide, lr_weight, self.device, self.vae_dtype)
 
 

@@ -1,5 +1,7 @@
 """Tiles and windows: whole ones change nothing, bit for bit; smaller ones call the network as planned."""
 
+import time
+
 import pytest
 import torch
 
@@ -51,6 +53,22 @@ def test_whole_tile_and_whole_window_are_none(model, clip, ksample, steps):
     ]
     for variant in patched:
         assert torch.equal(ksample(variant, clip, steps=steps)["samples"], plain)
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_a_step_of_a_long_clip_is_not_planned_again(core, alternate):
+    """10,000 frames: a step's plan takes at most a millisecond once its windows were planned."""
+    from types import SimpleNamespace
+
+    from cascadevsr.nodes.tiling import WindowHandler
+
+    handler, x, taken = WindowHandler(8, 2, False, None, alternate), torch.empty(1, 4, 10_000, 1, 1), []
+    for step in range(12):
+        handler._step = step  # as the host counts them
+        began = time.thread_time()
+        windows = handler.get_context_windows(SimpleNamespace(), x, {})
+        taken.append(time.thread_time() - began)
+    assert len(windows) == (1251 if alternate else 1667) and min(taken[2:]) <= 1e-3
 
 
 def test_windows_outside_tiles_inside_references_whole(model, vae, prepare, noise, ksample, calls):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cascadevsr.models.motion import guidance
+from cascadevsr.models.motion.flow import warp
 from cascadevsr.models.motion.guidance import (
     Flows,
     _terms,
@@ -148,21 +149,44 @@ def test_half_precision_and_short_clips():
 
 
 def test_memory_does_not_grow_with_the_clip(monkeypatch):
-    """Differentiating sees few frames at a time, however long the clip is, with the same result."""
-    largest = 0
+    """Few frames at a time are compared, however long the clip is, with the same result."""
+    largest, sample = 0, guidance.sample
 
-    def count(tensor):
+    def count(source, grid, padding):
         nonlocal largest
-        largest = max(largest, tensor.numel())
-        return tensor
+        largest = max(largest, source.numel())
+        return sample(source, grid, padding=padding)
 
     x, flows = clip(9, batch=2), with_seen(swirl(9))
     loss, gradient = motion_gradient(x, flows)
+    guided = guide_clean(x, flows)
     monkeypatch.setattr(guidance, "_AT_ONCE", 1)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        found = motion_gradient(x, flows)
+    monkeypatch.setattr(guidance, "_KEPT", 0)
+    monkeypatch.setattr(guidance, "sample", count)
+    found = motion_gradient(x, flows)
     assert 0 < largest <= 2 * x[:, :, 0].numel()
     assert torch.allclose(found[0], loss) and torch.allclose(found[1], gradient, atol=1e-7)
+    assert torch.allclose(guide_clean(x, flows), guided, atol=1e-6)
+
+
+@pytest.mark.parametrize("knee", [None, 0.3])
+def test_the_gradient_is_the_one_that_differentiation_gives(knee):
+    flows = with_seen(swirl(6))
+    x = clip(6).clone().requires_grad_()
+    terms = [(i, i + 1, flows.forward, flows.forward_seen, i) for i in range(5)]
+    terms += [(i + 1, i, flows.backward, flows.backward_seen, i) for i in range(5)]
+    loss = 0.0
+    for target, source, flow, seen, pair in terms:
+        warped = warp(x[:, :, source], flow[:, :, pair].expand(len(x), -1, -1, -1), padding="zeros")
+        size = (seen[:, :, pair] * (warped - x[:, :, target])).abs()
+        if knee is not None:
+            size = torch.where(size < knee, size.square() / (2 * knee), size - knee / 2)
+        loss = loss + size.sum() / x[:, :, 0].numel()
+    wanted = torch.autograd.grad(loss, x)[0]
+    shape = None if knee is None else torch.full((1, x.shape[1], 1, 1), knee)
+    found = motion_gradient(x.detach(), flows, knee=shape)
+    assert torch.allclose(found[0], loss.detach(), rtol=1e-5)
+    assert torch.allclose(found[1], wanted, atol=1e-7) and wanted.any()
 
 
 def test_what_does_not_fit_is_refused():
