@@ -221,8 +221,20 @@ class Viewer {
     for (const name of ["pointerdown", "pointermove", "pointerup", "mousedown", "dblclick"]) {
       this.root.addEventListener(name, (event) => event.button !== 1 && event.stopPropagation()); // no drag of the node
     }
+    // Nodes 2.0 leaves wheel and keys to what has the focus: the pointer brings it where nothing is being written.
+    this.root.addEventListener("pointermove", () => {
+      if (/^(BODY|CANVAS)$/.test(document.activeElement?.tagName ?? "BODY")) {
+        this.root.focus({ preventScroll: true });
+        this.lent = true;
+      }
+    });
+    this.root.addEventListener("pointerleave", () => {
+      if (this.lent) this.root.blur();
+      this.lent = false;
+    });
     this.stage.addEventListener("pointerdown", (event) => {
       this.root.focus({ preventScroll: true });
+      this.lent = false;
       if (event.button !== 0) return;
       held = event.pointerType === "mouse" ? inside(event) : null;
       this.stage.setPointerCapture(event.pointerId);

@@ -89,7 +89,7 @@ async function work(page, key, held) {
   await settled(page, 20000);
   await page.mouse.move(box.x + box.width / 2, box.y + box.height / 2);
   for (let turn = 0; turn < 8; turn++) await page.mouse.wheel(0, -100);
-  await page.waitForFunction(() => window.app.graph._nodes[0].compareVideo.details.after, null, { timeout: 30000 });
+  await page.waitForFunction(() => window.app.graph._nodes[0].compareVideo.details.after, null, { timeout: 180000 });
   await note("zoomed");
   found.zoomed = await inside(page, (viewer) => Object.fromEntries(Object.entries(viewer.details).map(
     ([side, { bitmap, box }]) => [side, { pixels: [bitmap.width, bitmap.height], share: box }])));

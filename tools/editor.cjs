@@ -207,6 +207,9 @@ const STEPS = {
       const found = {
         title: node.title, inputs: node.inputs.map(shown), outputs: node.outputs.map(shown),
         widgets: Object.fromEntries((node.widgets || []).map((each) => [each.name, [shown(each), each.tooltip]])),
+        choices: Object.fromEntries((node.widgets || []).filter((each) => each.type === "combo").flatMap((each) =>
+          [each.options.values].flat().filter((value) => typeof value === "string").map(
+            (value) => [value, each.options.getOptionLabel?.(value) ?? value]))),
       };
       window.app.graph.remove(node);
       return found;

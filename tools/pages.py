@@ -15,18 +15,18 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from . import locales
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, SOURCES = ROOT / "js" / "docs", ROOT / "tools" / "languages" / "pages"
 NODES = ("VSRUpscaleFilm", "VSRLoadFilm", "VSRSaveFilm", "VSRCompareVideo", "VSRCascadeInput", "VSRPlan")
 TABLES = {"Inputs": "inputs", "Outputs": "outputs"}
-FACTS = ("choice of", "default", "optional", "advanced", "as source", "automatic")  # words in the facts of an input
+FACTS = ("choice of", "default", "optional", "advanced")  # words in the facts of an input
 _ENTRY = re.compile(r"(- |\d+\. )")
 _ROW = re.compile(r"\| `(\w+)` \| (?:\*\*.+?\*\*, )?\*(.+?)\*<br>.* \|")
 _LINE = re.compile(r"\|[-| ]+\|")
-_WORD = re.compile(r"[^\W\d_]{3,}")
+_WORD = re.compile(r"[^\W\d_]{3,}|\bno\b")
 _CODE = re.compile(r"`[^`]*`")
-
-Block = tuple[str, str]  # what stands before it (and, of cells, the end of a row after it), and the text
 
 
 def english(node: str) -> str:
@@ -54,11 +54,15 @@ def blocks(page: str) -> Iterator[tuple[str, list[str]]]:
             mark, _, title = line.partition(" ")
             yield mark, [title]
         elif line.startswith("|"):
-            yield "|", [line] if _ROW.fullmatch(line) or _LINE.fullmatch(line) else line.strip("| ").split(" | ")
+            yield "|", [line] if _ROW.fullmatch(line) or _LINE.fullmatch(line) else _cells(line)
         elif begins:
             kind, text = begins[0], line[len(begins[0]) :]
         elif line:
             text = f"{text} {line.strip()}".strip()
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line[1:-1].split("|")]
 
 
 def wanted() -> list[str]:
@@ -67,7 +71,9 @@ def wanted() -> list[str]:
     for node in NODES:
         for kind, texts in list(blocks(english(node)))[1:]:
             for text in texts:
-                if kind != "```" and not (kind == "|" and (_ROW.fullmatch(text) or not _WORD.search(_CODE.sub("", text)))):
+                if kind != "```" and not (
+                    kind == "|" and (_ROW.fullmatch(text) or not _WORD.search(_CODE.sub("", text)))
+                ):
                     found[text] = None
     return list(found)
 
@@ -75,6 +81,18 @@ def wanted() -> list[str]:
 def read_source(language: str) -> dict[str, str]:
     """Read what a language says, by English text."""
     return json.loads((SOURCES / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def missing(source: Mapping[str, str]) -> list[str]:
+    """List the texts that a language does not say."""
+    return [text for text in wanted() if not source.get(text)]
+
+
+def page_files(language: str, info: Mapping[str, dict]) -> dict[Path, str]:
+    """Give the pages of a language by their paths."""
+    said, texts = read_source(language), locales.locale_files(language, info)["nodeDefs.json"]
+    said = {**locales.choices(language, info), **said}
+    return {PAGES / node / f"{language}.md": page(node, said, texts[node]) for node in NODES}
 
 
 def page(node: str, said: Mapping[str, str], texts: Mapping[str, dict]) -> str:
@@ -101,13 +119,23 @@ def page(node: str, said: Mapping[str, str], texts: Mapping[str, dict]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _fact(fact: str, said: Mapping[str, str]) -> str:
+    """Say a fact of an input: "choice of scale", "default scale", "100; default 1", "optional"."""
+    before, mark, rest = fact.rpartition("; ")
+    for word in FACTS:
+        if rest == word or rest.startswith(f"{word} "):
+            value = rest[len(word) :].strip()
+            rest = f"{said[word]} {said.get(value, value)}".strip()
+            return f"{before and said.get(before, before)}{mark}{rest}"
+    return f"{before and said.get(before, before)}{mark}{said.get(rest, rest)}"
+
+
 def _row(row: re.Match, rows: dict[str, dict], said: Mapping[str, str]) -> str:
     """Lay out the row of an input or output; what is below a choice is called by both names in `rows`."""
     name, facts = row.groups()
     key = next((key for key in rows if key == name or key.endswith(f"_{name}")), None)
     entry = rows.pop(key) if key else rows.pop(next(iter(rows)))  # outputs go by their order
-    for word in FACTS:
-        facts = re.sub(rf"\b{word}\b", said[word], facts)
+    facts = ", ".join(_fact(part, said) for part in facts.split(", "))
     facts = re.sub(r"(\d) to (\d)", "\\1 – \\2", facts)
     called = entry.get("name") or name
     title = f"`{name}`" if called == name else f"`{name}`<br>**{called}**"

@@ -105,6 +105,12 @@ async function work(page, job, shot, held) {
   }
   const stage = () => page.locator(".vsr-compare-stage").first().boundingBox();
   let box = await stage();
+  const focused = () => inside(page, (viewer) => viewer.root.contains(document.activeElement));
+  await page.evaluate(() => document.activeElement?.blur());
+  await page.mouse.move(box.x + box.width / 2, box.y + box.height / 2);
+  seen.hovered = [await focused()];
+  await page.mouse.move(box.x + box.width / 2, box.y - 120);
+  seen.hovered.push(await focused());
   await page.mouse.click(box.x + box.width / 2, box.y + box.height / 2);
   await inside(page, (viewer) => viewer.go(2));
   await still(page);

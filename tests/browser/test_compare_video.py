@@ -72,6 +72,10 @@ def test_every_step_lands_on_its_frame(report):
     assert seen["burst"] == [25, 25]
 
 
+def test_the_pointer_brings_keys_and_wheel_and_takes_them_away(report):
+    assert report["seen"]["hovered"] == [True, False]
+
+
 def test_it_plays_and_stands_still_on_the_frame_it_names(report):
     seen = report["seen"]
     assert seen["playing"] and len(set(seen["paused"])) == 1
