@@ -270,7 +270,7 @@ class Work:
     def _expected(
         self, maker: Restored | Steadied, names: tuple[str, ...], frames: int
     ) -> tuple[dict[str, float], bool]:
-        """Give the seconds of each stage of a segment of `frames`, as far as known, and whether they were measured here."""
+        """Give the seconds of each stage of a segment of `frames`, as far as known, and whether from this machine."""
         pixels = frames * self.size[0] * self.size[1] / 1e6
         found = {name: speeds().known(self._work(name, maker.name)) for name in names}
         expected = {name: seconds * pixels for name, seconds in found.items() if seconds}
