@@ -304,6 +304,7 @@ const STEPS = {
           category: listed.category, inputs: node.inputs.filter((each) => !each.widget).map((each) => each.name),
           outputs: node.outputs.map((each) => each.name),
           widgets: Object.fromEntries(node.widgets.map((each) => [each.name, each.value])),
+          labels: node.widgets.map((each) => each.label || each.name),
           missing: node.subgraph._nodes.filter((each) => !(each.type in window.LiteGraph.registered_node_types)).length,
         };
       }
