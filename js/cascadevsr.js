@@ -94,6 +94,19 @@ app.registerExtension({
   },
 });
 
+// What appears below a choice loses its label when a graph is opened, and a blueprint calls its dials by labels, or by ids.
+app.registerExtension({
+  name: "cascadevsr.DialsBelowChoices",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!nodeData.name.startsWith("VSR")) return;
+    const inherited = nodeType.prototype.onInputAdded;
+    nodeType.prototype.onInputAdded = function (input) {
+      inherited?.apply(this, arguments);
+      if (input.name.includes(".") && input.localized_name !== input.name) input.label ??= input.localized_name;
+    };
+  },
+});
+
 // Load Film had no `first_seconds` at first: its saved values end with that of the upload button, by position.
 app.registerExtension({
   name: "cascadevsr.SavedFilms",

@@ -2,7 +2,8 @@
 //
 // The server makes one small film that holds both clips in every frame (nodes/host/comparisons.py): they cannot get out
 // of step. Every frame of it is a key frame, and is asked for in the middle of its time: a step lands on it exactly.
-// The <video> is drawn from as it is: a canvas between them keeps copies of its frames for seconds.
+// Its pixels are copied by a VideoFrame, which also tells the time of what it holds. Chromium without a GPU keeps every
+// frame that a canvas or a bitmap takes from a <video> itself, up to 512 MB.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -16,6 +17,8 @@ const BLINK = 500; // ms that each clip is shown
 const SETTLE = 200; // ms that the picture stands still before its full size is asked for
 const SAME_SHAPE = 0.02; // shapes that differ by less are those of rounded sizes, and lie over each other exactly
 const MOST_ZOOM = 64;
+const TRIES = 50; // looks at a film that does not show yet what it was asked for
+const PATIENCE = 20; // ms between two of them
 const WORDS = {
   empty: "Run to compare.",
   waiting: "Waiting for another comparison ...",
@@ -87,6 +90,49 @@ function made(tag, parent, attributes = {}) {
   return element;
 }
 
+const wait = (time) => new Promise((done) => setTimeout(done, time));
+
+/** Both clips' pixels of the frame that a film shows, each on a canvas of its own. */
+class Copies {
+  constructor() {
+    this.canvases = this.pixels = null;
+    this.offered = "VideoFrame" in window; // not over plain HTTP from another machine
+  }
+
+  /** Copy both parts; gives the time of the frame in s, null where that is not offered, NaN where there is none yet. */
+  async take(video, sides) {
+    if (!this.offered) return null;
+    let frame;
+    try {
+      frame = new VideoFrame(video);
+    } catch {
+      return NaN;
+    }
+    const time = frame.timestamp / 1e6;
+    try {
+      this.pixels ??= SIDES.map((side) => new ImageData(sides[side].box[2], sides[side].box[3]));
+      await Promise.all(this.pixels.map(({ data }, number) => {
+        const [x, y, width, height] = sides[SIDES[number]].box;
+        return frame.copyTo(data, { format: "RGBA", rect: { x, y, width, height } });
+      }));
+      this.canvases ??= this.pixels.map(({ width, height }) => made("canvas", null, { width, height }));
+      this.canvases.forEach((canvas, number) => canvas.getContext("2d").putImageData(this.pixels[number], 0, 0));
+    } catch { // a browser that cannot convert
+      this.drop();
+      this.offered = false;
+      return null;
+    } finally {
+      frame.close();
+    }
+    return time;
+  }
+
+  drop() {
+    for (const canvas of this.canvases ?? []) canvas.width = canvas.height = 0;
+    this.canvases = this.pixels = null;
+  }
+}
+
 class Viewer {
   constructor(node) {
     this.node = node;
@@ -99,6 +145,8 @@ class Viewer {
     this.flip = false;
     this.details = {}; // parts in full size, by side
     this.paints = 0;
+    this.copies = new Copies();
+    this.taking = false;
     this.build();
     translated().then((found) => { this.words = found; this.name(); });
     this.watch = setInterval(() => this.tend(), BLINK);
@@ -173,8 +221,20 @@ class Viewer {
     for (const name of ["pointerdown", "pointermove", "pointerup", "mousedown", "dblclick"]) {
       this.root.addEventListener(name, (event) => event.button !== 1 && event.stopPropagation()); // no drag of the node
     }
+    // Nodes 2.0 leaves wheel and keys to what has the focus: the pointer brings it where nothing is being written.
+    this.root.addEventListener("pointermove", () => {
+      if (/^(BODY|CANVAS)$/.test(document.activeElement?.tagName ?? "BODY")) {
+        this.root.focus({ preventScroll: true });
+        this.lent = true;
+      }
+    });
+    this.root.addEventListener("pointerleave", () => {
+      if (this.lent) this.root.blur();
+      this.lent = false;
+    });
     this.stage.addEventListener("pointerdown", (event) => {
       this.root.focus({ preventScroll: true });
+      this.lent = false;
       if (event.button !== 0) return;
       held = event.pointerType === "mouse" ? inside(event) : null;
       this.stage.setPointerCapture(event.pointerId);
@@ -271,13 +331,14 @@ class Viewer {
       const text = facts.text || (this.words[facts.state] ?? facts.state);
       this.say(text.replace("{done}", facts.done).replace("{total}", facts.total));
       if (facts.state === "failed" || facts.state === "removed") return;
-      await new Promise((done) => setTimeout(done, 300));
+      await wait(300);
     }
   }
 
   open(facts) {
     this.pause();
     this.forget();
+    this.copies = new Copies();
     this.facts = facts;
     this.index = 0;
     this.wanted = null;
@@ -339,8 +400,12 @@ class Viewer {
       const until = facts.times[wanted + 1] ?? facts.end;
       video.currentTime = (facts.times[wanted] + until) / 2;
       await new Promise((done) => video.addEventListener("seeked", done, { once: true }));
+      let tries = 0;
+      while (!(await this.take(wanted)) && facts === this.facts) {
+        if (++tries === TRIES) this.copies.offered = false; // of another time than it says: the film itself, then
+        else await wait(PATIENCE);
+      }
       if (facts !== this.facts) return;
-      this.take(wanted);
       if (this.wanted === wanted) this.wanted = null;
     }
   }
@@ -382,18 +447,27 @@ class Viewer {
     const { facts } = this;
     const next = (_, frame) => {
       if (facts !== this.facts || !this.playing) return;
-      this.take(this.frameAt(frame?.mediaTime ?? this.video.currentTime));
       this.follow();
+      this.take(null, frame?.mediaTime ?? this.video.currentTime);
     };
     if (this.video.requestVideoFrameCallback) this.video.requestVideoFrameCallback(next);
     else requestAnimationFrame(() => next());
   }
 
-  /** Note which frame the film shows now. */
-  take(index) {
+  /** Take what the film shows now; tells whether that is frame `wanted`, or any if null: the one at `time`. */
+  async take(wanted, time) {
+    if (this.taking) return false; // of two wishes at once the next look serves the second
+    const { facts, copies } = this;
+    this.taking = true;
+    const found = await copies.take(this.video, facts.sides).finally(() => { this.taking = false; });
+    if (facts !== this.facts) return copies.drop();
+    if (Number.isNaN(found)) return false;
+    const index = found === null ? wanted ?? this.frameAt(time) : this.frameAt(found);
+    if (wanted !== null && index !== wanted) return false;
     this.index = index;
     this.update();
     this.invalidate();
+    return true;
   }
 
   cycle(name, values) {
@@ -495,7 +569,9 @@ class Viewer {
     context.beginPath();
     context.rect(...clip);
     context.clip();
-    context.drawImage(this.video, ...this.facts.sides[side].box, left, top, width, height);
+    const copy = this.copies.canvases?.[SIDES.indexOf(side)];
+    if (copy) context.drawImage(copy, left, top, width, height);
+    else context.drawImage(this.video, ...this.facts.sides[side].box, left, top, width, height);
     const detail = this.details[side];
     if (detail && detail.index === this.index && !this.playing) {
       const [x0, y0, x1, y1] = detail.box;
@@ -512,7 +588,7 @@ class Viewer {
     context.fillStyle = "#000";
     context.fillRect(0, 0, width, height);
     if (!facts || !this.ready) return;
-    context.imageSmoothingQuality = "high";
+    context.imageSmoothingQuality = this.playing ? "low" : "high";
     const { mode, gain } = this.settings;
     const field = this.field();
     if (mode === "side") SIDES.forEach((side, number) => this.draw(context, side, this.field(number)));
@@ -600,6 +676,7 @@ class Viewer {
   forget() {
     for (const detail of Object.values(this.details)) detail.bitmap.close();
     this.details = {};
+    this.copies.drop();
   }
 
   remove() {

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _SOON = 1.0  # s
+_SURE = 0.5  # of a stage that is done, when its own speed alone counts
+_MEASURED = 0.02  # of the time of a round: what expectations of this machine weigh against what a run shows
 Clock = Callable[[], float]  # seconds since some moment
 
 
@@ -50,13 +52,19 @@ class Pace:
         made = self.made + partly
         return self.seconds * (self.total - self.done - partly) / made if made > 0 and self.seconds > _SOON else None
 
-    def line(self, partly: float = 0.0, certain: bool = True) -> str:
+    def rest(self, units: int, seconds: float) -> float:
+        """Return the seconds that the rest will take, when the `units` that are being made take `seconds` more."""
+        after = self.total - self.done - units
+        return seconds + (self.seconds + seconds) * after / max(1, self.made + units)
+
+    def line(self, partly: float = 0.0, certain: bool = True, left: float | None = None) -> str:
         """Say how far the work is and, once this run has made something, how fast and how long it will take.
 
         `partly`: units' worth of work done of what is being made; `certain`: whether that is known well enough to say
-        more.
+        more; `left`: the seconds left, where they are known better than by the mean speed.
         """
-        done, left = self.done + partly, self.left(partly)
+        done = self.done + partly
+        left = self.left(partly) if left is None or self.seconds <= _SOON else left
         text = f"{self.unit} {int(done):,}/{self.total:,}"
         if left is not None and certain:
             if self.unit == "frame":
@@ -67,25 +75,29 @@ class Pace:
 
 
 class Stages:
-    """Tell which share is done of a work that goes through the same stages again and again.
+    """Tell how long a work will take that goes through the same stages again and again.
 
     `expected` gives the seconds (or any other common unit) of every stage that is known; the others are taken for as
-    long as those on average, and shares are no more than a guess then. What stages take in a round is what is expected
-    of the next.
+    long as those on average, and what is told is no more than a guess then. `measured`: whether they come from this
+    machine; if not, only their ratios count. What stages take in a round is what is expected of the next.
     """
 
-    def __init__(self, names: Sequence[str], expected: Mapping[str, float], now: Clock = time.monotonic) -> None:
+    def __init__(
+        self, names: Sequence[str], expected: Mapping[str, float], now: Clock = time.monotonic, measured: bool = True
+    ) -> None:
         self._now, self.certain = now, all(name in expected for name in names)
+        self._trust = _MEASURED if measured else 0.0
         usual = sum(expected.values()) / len(expected) if expected else 1.0
         self._expected = {name: expected.get(name, usual) for name in names}
         self.taken: dict[str, float] = {}  # seconds in this round
-        self._stage, self._since = names[0], now()
+        self._stage, self._since, self._share = names[0], now(), 0.0
 
     def begin(self) -> None:
         """Begin a round."""
         if self.taken:
             self._expected, self.certain = {name: self.taken.get(name, 0.0) for name in self._expected}, True
-        self.taken, self._stage, self._since = {}, next(iter(self._expected)), self._now()
+            self._trust = _MEASURED
+        self.taken, self._stage, self._since, self._share = {}, next(iter(self._expected)), self._now(), 0.0
 
     def enter(self, name: str) -> None:
         """Begin with a stage; the one before it ends."""
@@ -98,10 +110,34 @@ class Stages:
         self.taken[self._stage] = self.taken.get(self._stage, 0.0) + now - self._since
         self._since = now
 
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of this round so far."""
+        return sum(self.taken.values()) + self._now() - self._since
+
+    def left(self, part: float) -> float:
+        """Return the seconds that the rest of the round will take when `part` of the stage, 0..1, is done.
+
+        The stage goes on as it went, the more so the more of it is done. What is expected of the later ones is
+        corrected by how long those so far have taken, and half of the stage counts as much as all of it.
+        """
+        ended = {name: seconds for name, seconds in self.taken.items() if name != self._stage}
+        spent, expected = self.seconds - sum(ended.values()), self._expected.get(self._stage, 0.0)
+        trust = self._trust * sum(self._expected.values())
+        taken, known = trust + sum(ended.values()), trust + sum(self._expected.get(name, 0.0) for name in ended)
+        sure = min(1.0, part / _SURE)
+        going = spent / part if part > 0 else 0.0
+        correct = taken / known if known else 1.0
+        stage = sure * going + (1 - sure) * max(spent, correct * expected)
+        correct = (taken + sure * going) / (known + sure * expected) if known + sure * expected else 1.0
+        later = sum(seconds for name, seconds in self._expected.items() if name != self._stage and name not in ended)
+        return max(0.0, stage - spent) + correct * later
+
     def share(self, part: float) -> float:
-        """Return the share of the round that is done, 0..1, when `part` of the stage is."""
-        ended = sum(self._expected.get(name, 0.0) for name in self.taken if name != self._stage)
-        return (ended + self._expected.get(self._stage, 0.0) * part) / max(1e-9, sum(self._expected.values()))
+        """Return the share of the round's time that is over, 0..1, when `part` of the stage is done; it never falls."""
+        spent = self.seconds
+        self._share = max(self._share, spent / (spent + self.left(part)) if spent else 0.0)
+        return self._share
 
 
 class Speeds:

@@ -61,13 +61,15 @@ _EVERY = 1.0  # s between two lines of text on the node
 class FilmProgress:
     """Shows how far the film is: while it is on, every bar that starts moves the film's own, and may be interrupted.
 
-    `expected`: seconds that the stages of the first segment will take, as far as known.
+    `expected`: seconds that the stages of the first segment will take, as far as known; `measured`: on this machine.
     """
 
     speaks = True  # bars inside leave the words to this one
 
-    def __init__(self, node: str | None, pace: Pace, stages: tuple[str, ...], expected: Mapping[str, float]):
-        self._node, self._pace, self._stages = node, pace, Stages(stages, expected)
+    def __init__(
+        self, node: str | None, pace: Pace, stages: tuple[str, ...], expected: Mapping[str, float], measured: bool
+    ):
+        self._node, self._pace, self._stages = node, pace, Stages(stages, expected, measured=measured)
         self._frames, self._part = 0, (0, 1)
         self._last, self._said = 0, 0.0
         self._outer = comfy.utils.PROGRESS_BAR_HOOK
@@ -104,10 +106,11 @@ class FilmProgress:
         self, value: float, total: float, preview: object = None, prompt_id: object = None, node_id: object = None
     ) -> None:
         number, of = self._part
-        share = (number + value / max(1, total)) / of
-        self._update(self._frames * self._stages.share(min(1.0, share)), preview)
+        share = min(1.0, (number + value / max(1, total)) / of)
+        left = self._pace.rest(self._frames, self._stages.left(share))
+        self._update(self._frames * self._stages.share(share), preview, left)
 
-    def _update(self, partly: float, preview: object) -> None:
+    def _update(self, partly: float, preview: object, left: float | None = None) -> None:
         services.check_cancelled()
         self._last = max(self._last, int(_GRAIN * (self._pace.done + partly)))
         if self._outer is not None:
@@ -116,7 +119,7 @@ class FilmProgress:
             self._said = time.monotonic()
             memory = psutil.Process().memory_info().rss / 2**30
             certain = self._stages.certain or self._pace.made > 0
-            show_text(self._node, f"{self._pace.line(partly, certain)}, {memory:.1f} GB")
+            show_text(self._node, f"{self._pace.line(partly, certain, left)}, {memory:.1f} GB")
 
 
 @dataclass(frozen=True)

@@ -230,8 +230,8 @@ class Work:
         if self.chosen.look == BEST and self.chosen.upscale_model is None:
             maker = Mirrored(plain)
         names = ("Reading", *maker.stages, "Writing")
-        expected = self._expected(plain, names, first.end - first.first)
-        with FilmProgress(node, pace, names, expected) as progress:
+        expected, measured = self._expected(plain, names, first.end - first.first)
+        with FilmProgress(node, pace, names, expected, measured) as progress:
 
             def made(segment: Segment, pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
                 progress.begin(segment.frames)
@@ -267,8 +267,10 @@ class Work:
         remedy = f" Ask for a smaller size{', or a shorter segment' if self.chosen.segment else ''}."
         check_room(TITLE, size, need, remedy)
 
-    def _expected(self, maker: Restored | Steadied, names: tuple[str, ...], frames: int) -> dict[str, float]:
-        """Give the seconds that each stage of a segment of `frames` will take, as far as it is known."""
+    def _expected(
+        self, maker: Restored | Steadied, names: tuple[str, ...], frames: int
+    ) -> tuple[dict[str, float], bool]:
+        """Give the seconds of each stage of a segment of `frames`, as far as known, and whether from this machine."""
         pixels = frames * self.size[0] * self.size[1] / 1e6
         found = {name: speeds().known(self._work(name, maker.name)) for name in names}
         expected = {name: seconds * pixels for name, seconds in found.items() if seconds}
@@ -279,8 +281,8 @@ class Work:
                 expected |= dict.fromkeys(sampling, seconds)
             if len(expected) < len(names) and maker.name == _USUAL_MODEL:
                 usual = {name: _USUAL.get(name.removesuffix(MIRRORED), 0.0) * pixels for name in names}
-                return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0)
-        return expected
+                return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0), False
+        return expected, True
 
     def _learn(self, model: str, segment: Segment, taken: Mapping[str, float]) -> None:
         """Remember what the stages of a segment took, and say it."""

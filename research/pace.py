@@ -29,13 +29,16 @@ class Watch:
 
     def __init__(self) -> None:
         self.began = self._last = time.monotonic()
-        self.gap = 0.0  # s, the longest time without a sign
+        self.gap, self.where, self._step = 0.0, "", ""  # s, the longest time without a sign; the signs around it
         self.said: list[tuple[float, float, float]] = []  # seconds since the beginning, share done, seconds left
 
     def __call__(self, step: Progress) -> None:
         """Take a sign of life."""
         now = time.monotonic()
-        self.gap, self._last = max(self.gap, now - self._last), now
+        sign = f"{step.title} {step.value:g}/{step.total:g} {step.text or ''}".strip()
+        if now - self._last > self.gap:
+            self.gap, self.where = now - self._last, f"{self._step} -> {sign}, after {self._last - self.began:.0f} s"
+        self._last, self._step = now, sign
         if found := _LEFT.search(step.text or ""):
             parts = [int(part) for part in found[3].split(":")]
             left = sum(part * 60**power for power, part in enumerate(reversed(parts)))
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
                     f"{name}_run_seconds": round(time.monotonic() - watch.began, 1),
                     f"{name}_run_error_percent": [round(min(errors)), round(max(errors))] if errors else None,
                     f"{name}_run_longest_silence_seconds": round(watch.gap, 2),
+                    f"{name}_run_longest_silence": watch.where,
                 }
                 print(f"  {name}: {errors and [round(e) for e in errors]}", flush=True)
     return {"frames": count, **result, "bar": "25 percent, 2 s"}

@@ -17,6 +17,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "memory": ("research.graphs", "memory", False),
     "looks": ("research.looks", "run", False),
     "pace": ("research.pace", "run", False),
+    "compare-video": ("research.compare_video", "run", False),
     "quality": ("research.quality", "run", False),
     "references": ("research.reference_gains", "run", False),
     "neighbours": ("research.neighbours", "run", False),

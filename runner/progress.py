@@ -20,7 +20,7 @@ class Whole:
     """
 
     def __init__(self, pace: Pace, prompt: dict, kind: str, now: Clock = time.monotonic) -> None:
-        self.pace, self._kind, self._frames, self._last = pace, kind, 0, 0.0
+        self.pace, self._kind, self._frames = pace, kind, 0
         self._speeds = Speeds(cache_root() / "speeds.json")
         known = {node: self._speeds.known(f"{kind}: node {node}") for node in prompt}
         found = {node: seconds or 0.0 for node, seconds in known.items()} if any(known.values()) else {}
@@ -29,7 +29,7 @@ class Whole:
     def begin(self, frames: int) -> None:
         """Begin with a part of so many frames."""
         self._stages.begin()
-        self._frames, self._last = frames, 0.0
+        self._frames = frames
 
     def __call__(self, step: Progress, changed: bool) -> str | None:
         """Return the line on the whole run; None as long as nobody knows how its nodes share the time."""
@@ -37,8 +37,9 @@ class Whole:
             self._stages.enter(step.node_id)
         if not (self._stages.certain or self.pace.made):
             return None
-        self._last = max(self._last, self._stages.share(step.value / step.total if step.total else 0.0))
-        return self.pace.line(self._frames * self._last)
+        part = step.value / step.total if step.total else 0.0
+        left = self.pace.rest(self._frames, self._stages.left(part))
+        return self.pace.line(self._frames * self._stages.share(part), left=left)
 
     def end(self, pixels: float) -> None:
         """End the part, whose frames have so many `pixels`, and remember what its nodes took."""

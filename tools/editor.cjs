@@ -4,6 +4,7 @@
 // {results: [{value} or {error}, one per step], console: [{type, text, url}]}. Needs $CHROMIUM, and playwright-core on $NODE_PATH.
 "use strict";
 
+const fs = require("fs");
 const path = require("path");
 const { chromium } = require("playwright-core");
 
@@ -36,6 +37,24 @@ async function closeDialogs(page) {
     await page.keyboard.press("Escape");
     await page.waitForTimeout(300);
   }
+}
+
+const proc = (pid, name) => { try { return fs.readFileSync(`/proc/${pid}/${name}`, "utf8"); } catch { return ""; } };
+
+/** Memory of a browser by kind of process (Linux), in MiB: PSS, own pages and its share of common ones, and shared memory. */
+function memory(root) {
+  const parents = Object.fromEntries(fs.readdirSync("/proc").filter(Number).map((pid) =>
+    [pid, proc(pid, "stat").split(") ").at(-1).split(" ")[1]]));
+  const below = (pid) => Object.keys(parents).filter((each) => parents[each] === String(pid)).flatMap((each) => [each, ...below(each)]);
+  const found = {};
+  for (const pid of [root, ...below(root)]) {
+    const kind = /--type=([\w-]+)/.exec(proc(pid, "cmdline").replaceAll("\0", " "))?.[1] ?? "browser";
+    const rollup = proc(pid, "smaps_rollup");
+    const size = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(rollup)?.[1] ?? 0) / 1024;
+    const { pss, shared } = found[kind] ?? { pss: 0, shared: 0 };
+    found[kind] = { pss: Math.round(pss + size("Pss")), shared: Math.round(shared + size("Pss_Shmem")) };
+  }
+  return found;
 }
 
 /** What the open graph is made of: nodes, the ones no type is known for, pairs that lie over each other. */
@@ -188,6 +207,9 @@ const STEPS = {
       const found = {
         title: node.title, inputs: node.inputs.map(shown), outputs: node.outputs.map(shown),
         widgets: Object.fromEntries((node.widgets || []).map((each) => [each.name, [shown(each), each.tooltip]])),
+        choices: Object.fromEntries((node.widgets || []).filter((each) => each.type === "combo").flatMap((each) =>
+          [each.options.values].flat().filter((value) => typeof value === "string").map(
+            (value) => [value, each.options.getOptionLabel?.(value) ?? value]))),
       };
       window.app.graph.remove(node);
       return found;
@@ -282,6 +304,7 @@ const STEPS = {
           category: listed.category, inputs: node.inputs.filter((each) => !each.widget).map((each) => each.name),
           outputs: node.outputs.map((each) => each.name),
           widgets: Object.fromEntries(node.widgets.map((each) => [each.name, each.value])),
+          labels: node.widgets.map((each) => each.label || each.name),
           missing: node.subgraph._nodes.filter((each) => !(each.type in window.LiteGraph.registered_node_types)).length,
         };
       }
@@ -311,7 +334,7 @@ const STEPS = {
 };
 
 async function main() {
-  const job = JSON.parse(require("fs").readFileSync(0, "utf8"));
+  const job = JSON.parse(fs.readFileSync(0, "utf8"));
   const report = { results: [], console: [] };
   const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
   try {
@@ -331,5 +354,5 @@ async function main() {
   process.stdout.write(JSON.stringify(report));
 }
 
-module.exports = { FLAGS, closeDialogs, openEditor };
+module.exports = { FLAGS, closeDialogs, memory, openEditor };
 if (require.main === module) main().catch((error) => { console.error(error); process.exit(1); });

@@ -5,7 +5,8 @@
 2. `tools/languages/LANGUAGE.json` says each of them in a language, by the English text: one that changed has no
    translation any more, and a test says so. A text that means two things has an entry "NODE: text" for one of them;
    names that are counted ("picture 1") have one entry ("picture #").
-3. `locale_files` lays them out as the editor wants them
+3. Choices are shown by our own code (js/languages.js), for the editor has no place for them: "choice: VALUE"
+4. `locale_files` lays them out as the editor wants them
 
 `python3 tools/make_locales.py` writes the result.
 """
@@ -25,6 +26,12 @@ SYNTAX = re.compile(r"[{}@|]")  # what the editor takes for syntax in texts of n
 _COUNTED = re.compile(r"(?<=^picture )\d+$|(?<=^video )\d+$")
 _PHRASE = re.compile(r'\bsay\(\s*"([^"]+)"')
 _WORD = re.compile(r'^\s*(\w+): "([^"]+)",$', re.M)
+
+# Choices that are names and read the same in every language.
+_NAMES = frozenset(
+    "fp32 fp16 bf16 bilinear bicubic lanczos euler plms ddim ddpm pndm wavelet adain lab mp4 mov mkv webm webp png "
+    "h264 hevc av1 vp9 prores ffv1".split()
+)
 
 Place = tuple[str, ...]  # the keys that lead to a text in nodeDefs.json; the first is the node
 
@@ -81,6 +88,28 @@ def _flat_inputs(inputs: Mapping[str, dict], prefix: str = "") -> Iterator[tuple
                     yield from _flat_inputs(option["inputs"], f"{prefix}{name}.")
 
 
+def english_choices(info: Mapping[str, dict]) -> list[str]:
+    """List what the dials of all nodes offer to choose from, but for names."""
+    kinds = (kind for schema in info.values() for kind in _flat_kinds(schema["input"]))
+    return list(dict.fromkeys(value for kind in kinds for value in kind if value not in _NAMES))
+
+
+def _flat_kinds(inputs: Mapping[str, dict]) -> Iterator[list[str]]:
+    for group in ("required", "optional"):
+        for kind, *rest in inputs.get(group, {}).values():
+            options = kind if isinstance(kind, list) else (rest[0] if rest else {}).get("options", [])
+            yield [str(option["key"] if isinstance(option, dict) else option) for option in options]
+            for option in options:
+                if isinstance(option, dict):
+                    yield from _flat_kinds(option["inputs"])
+
+
+def choices(language: str, info: Mapping[str, dict]) -> dict[str, str]:
+    """Give what a language calls the choices."""
+    source = read_source(language)
+    return {value: source[f"choice: {value}"] for value in english_choices(info)}
+
+
 def phrases() -> dict[str, dict[str, str]]:
     """Give the texts of our own code in the editor and of the help pages, by their place in main.json."""
     pages, viewer = ROOT / "nodes" / "host" / "pages.py", ROOT / "js" / "compare_video.js"
@@ -92,7 +121,8 @@ def phrases() -> dict[str, dict[str, str]]:
 def wanted(info: Mapping[str, dict]) -> list[str]:
     """List every English text once."""
     own = [text for texts in phrases().values() for text in texts.values()]
-    return list(dict.fromkeys([*(_COUNTED.sub("#", text) for _, text in english_texts(info)), *own]))
+    offered = [f"choice: {value}" for value in english_choices(info)]
+    return list(dict.fromkeys([*(_COUNTED.sub("#", text) for _, text in english_texts(info)), *own, *offered]))
 
 
 def missing(source: Mapping[str, str], info: Mapping[str, dict]) -> list[str]:
@@ -118,6 +148,7 @@ def locale_files(language: str, info: Mapping[str, dict]) -> dict[str, dict]:
         said = source.get(f"{place[0]}: {text}") or source.get(_COUNTED.sub("#", text), text)
         inner[place[-1]] = said.replace("#", counted[0]) if counted else said
     own = {place: {key: source.get(text, text) for key, text in texts.items()} for place, texts in phrases().items()}
+    own["cascadevsrChoices"] = choices(language, info)
     return {"nodeDefs.json": nodes, "main.json": own}
 
 

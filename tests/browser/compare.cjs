@@ -1,12 +1,12 @@
 // Works Compare Video as a user does, in one renderer: `node compare.cjs < job.json > report.json`.
 //
-// A job is {url, modern, prompt: of clips with burnt-in numbers, frames: to step to, shots?: FOLDER, big?: true}. The
+// A job is {url, modern, prompt: of clips with burnt-in numbers, frames: to step to, shots?: FOLDER}. The
 // number of a frame is in 12 squares at its top (test_compare_video.py). The report names what was seen, for the test.
 "use strict";
 
 const fs = require("fs");
 const path = require("path");
-const { FLAGS, closeDialogs, openEditor } = require("../../tools/editor.cjs");
+const { FLAGS, closeDialogs, memory, openEditor } = require("../../tools/editor.cjs");
 const { chromium } = require("playwright-core");
 
 const BITS = 12;
@@ -60,7 +60,7 @@ async function wipe(page, box, seconds = 2) {
   return Math.round(10 * rate) / 10;
 }
 
-async function work(page, job, shot) {
+async function work(page, job, shot, held) {
   const seen = {};
   await page.evaluate(async (data) => {
     await window.app.loadApiJson(data, "compared");
@@ -74,7 +74,7 @@ async function work(page, job, shot) {
     await page.reload({ waitUntil: "domcontentloaded" });
     await page.waitForFunction(() => window.app?.graph?._nodes.some((node) => node.type === "VSRCompareVideo"));
   }
-  await ready(page, job.big ? 300 : 60);
+  await ready(page, 60);
   await closeDialogs(page);
   seen.facts = await inside(page, (viewer) => ({ ...viewer.facts, times: viewer.facts.times.length }));
   const key = seen.facts.key;
@@ -87,6 +87,15 @@ async function work(page, job, shot) {
     return (performance.now() - start) / 1000;
   }, key);
 
+  // every frame once: what is shown is kept no longer
+  seen.held = [held()];
+  for (let frame = 0; frame < seen.facts.times; frame++) {
+    await inside(page, (viewer, frame) => viewer.go(frame), frame);
+    await still(page);
+    await page.waitForTimeout(50);
+  }
+  seen.held.push(held());
+
   // steps: to any frame, and by keys
   seen.steps = [];
   for (const frame of job.frames) {
@@ -96,6 +105,12 @@ async function work(page, job, shot) {
   }
   const stage = () => page.locator(".vsr-compare-stage").first().boundingBox();
   let box = await stage();
+  const focused = () => inside(page, (viewer) => viewer.root.contains(document.activeElement));
+  await page.evaluate(() => document.activeElement?.blur());
+  await page.mouse.move(box.x + box.width / 2, box.y + box.height / 2);
+  seen.hovered = [await focused()];
+  await page.mouse.move(box.x + box.width / 2, box.y - 120);
+  seen.hovered.push(await focused());
   await page.mouse.click(box.x + box.width / 2, box.y + box.height / 2);
   await inside(page, (viewer) => viewer.go(2));
   await still(page);
@@ -152,7 +167,7 @@ async function work(page, job, shot) {
   seen.pointed.push(await inside(page, share));
   seen.zoom = await inside(page, (viewer) => viewer.view.zoom);
   seen.graphStays = graph === (await page.evaluate(() => window.app.canvas.ds.scale));
-  await page.waitForTimeout(job.big ? 6000 : 1500);
+  await page.waitForTimeout(1500);
   await until((viewer) => viewer.details.after?.index === viewer.index, 10);
   seen.details = await inside(page, (viewer) => Object.fromEntries(Object.entries(viewer.details).map(
     ([side, { index, bitmap }]) => [side, [index === viewer.index, bitmap.width, bitmap.height]])));
@@ -212,7 +227,9 @@ async function main() {
   const job = JSON.parse(fs.readFileSync(0, "utf8"));
   const settings = { "Comfy.VueNodes.Enabled": job.modern, "Comfy.TutorialCompleted": true };
   await fetch(`${job.url}/settings`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(settings) });
-  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
+  const server = await chromium.launchServer({ executablePath: process.env.CHROMIUM, args: FLAGS });
+  const browser = await chromium.connect(server.wsEndpoint());
+  const held = () => memory(server.process().pid).renderer;
   const log = [];
   let page;
   try {
@@ -221,13 +238,13 @@ async function main() {
     await closeDialogs(page);
     const shot = (name) => job.shots &&
       page.screenshot({ path: path.join(job.shots, `${job.modern ? "modern" : "classic"}-${name}.png`) });
-    const seen = await work(page, job, shot).catch(async (error) => {
+    const seen = await work(page, job, shot, held).catch(async (error) => {
       await shot("failed");
       throw error;
     });
     process.stdout.write(JSON.stringify({ seen, console: log }));
   } finally {
-    await browser.close();
+    await server.close();
     await fetch(`${job.url}/settings`, { method: "POST", headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ "Comfy.VueNodes.Enabled": false }) });
   }

@@ -138,6 +138,7 @@ def test_blueprints_are_listed_without_a_message(value):
     for name, node in found["nodes"].items():
         outputs = OUTPUTS.get(name, ["IMAGE"])
         assert node["missing"] == 0 and node["outputs"] == outputs and "Cascade VSR" in node["category"]
+        assert node["labels"] and not [label for label in node["labels"] if "." in label or "_" in label], name
     cascade, pictures = (found["nodes"][name] for name in ("Cascade to 4K", "Upscale with identity images"))
     sockets = ["target_vae", "samples", "base_vae", "model", "positive", "negative"]
     assert [name for name in cascade["inputs"] if name in sockets] == sockets

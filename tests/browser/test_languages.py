@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cascadevsr.tools import pages
 from cascadevsr.tools.editor import drive
 
 NODE = "VSRCascadeInput"
@@ -13,16 +14,21 @@ GRAPH |= {"version": 0.4}
 
 
 @pytest.fixture(scope="module", params=["fr", "ja"])
-def editor(request, host_server, browser_tools, repository, tmp_path_factory):
+def language(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def editor(language, host_server, browser_tools, repository, tmp_path_factory):
     """(what locales/ says, what the steps found, console) of an editor in a language."""
-    known = json.loads((repository / "locales" / request.param / "nodeDefs.json").read_text(encoding="utf-8"))
+    known = json.loads((repository / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     steps = [{"do": "texts", "type": node} for node in known]
     steps += [
         {"do": "derive", "graph": GRAPH},
         {"do": "help", "title": "Here", "expect": known[NODE]["inputs"]["target_short_side"]["tooltip"]},
     ]
     folder = tmp_path_factory.mktemp("screenshots")
-    found = drive(browser_tools, host_server.url, steps, screenshots=folder, language=request.param)
+    found = drive(browser_tools, host_server.url, steps, screenshots=folder, language=language)
     assert not [result for result in found["results"] if "error" in result], (found["results"], folder)
     return known, [result["value"] for result in found["results"]], found["console"]
 
@@ -42,9 +48,18 @@ def test_every_name_is_in_the_language(editor):
         assert {part["name"] for part in said.get("outputs", {}).values() if "name" in part} <= set(shown["outputs"])
 
 
-def test_the_help_page_is_shown(editor):
-    known, found, _ = editor
-    assert known[NODE]["description"] in found[-1] and "Typical mistakes" in found[-1]
+def test_every_choice_is_in_the_language(editor, repository, language):
+    said = json.loads((repository / "locales" / language / "main.json").read_text(encoding="utf-8"))[
+        "cascadevsrChoices"
+    ]
+    shown = {value: label for texts in editor[1][:-2] for value, label in texts["choices"].items()}
+    assert {value: shown[value] for value in said if value in shown} == {v: said[v] for v in said if v in shown}
+    assert len([value for value in said if value in shown]) > 30 and shown["bilinear"] == "bilinear"
+
+
+def test_the_help_page_is_shown_whole(editor, language):
+    mistakes = pages.read_source(language)["Typical mistakes"]
+    assert mistakes in editor[1][-1] and "Typical mistakes" not in editor[1][-1]
 
 
 def test_no_console_error(editor):
