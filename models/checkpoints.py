@@ -19,6 +19,7 @@ DECODERS = ("auto", PLAIN, CONDITIONED)
 S_LAB = "S-Lab License 1.0, non-commercial use only; commercial use needs the authors' consent."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")  # in the order in which they are preferred
 
+_QUANTISED = "_quantization_metadata"  # ComfyUI's key for how layers are quantised
 _ZIP, _PICKLE = b"PK", b"\x80"  # first bytes of torch files: the zip form, and the one before torch 1.6
 _NESTED = ("state_dict", "params_ema", "params", "model")  # where training frameworks put the weights
 # Where the classes come from that training frameworks pickle beside weights (callbacks, settings). They are read as
@@ -58,6 +59,11 @@ def load_state(path: str | os.PathLike) -> tuple[State, dict[str, str]]:
         return _load_safetensors(path)
     if torch_file:
         return _load_torch(path), {}
+    if head[:4] == b"GGUF":
+        raise CheckpointError(
+            f"Checkpoint: weights must be a safetensors or torch file; got {path.name}, which is GGUF, and ComfyUI "
+            "does not read that by itself. Take the file in fp8 or fp16."
+        )
     raise CheckpointError(
         f"Checkpoint: the file must be a safetensors or torch weight file; got {path.name} "
         f"({path.stat().st_size} bytes), which is neither. Download it again, or choose another file."
@@ -173,9 +179,13 @@ def _off(value: object) -> bool:
 def _load_safetensors(path: Path) -> tuple[State, dict[str, str]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            state, metadata = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise _damaged(path, error) from error
+    layers = parse_json(metadata.get(_QUANTISED, "{}"), path.name).get("layers", {})
+    for name, how in layers.items():  # as entries, where the host's own files have it
+        state[f"{name}.comfy_quant"] = torch.tensor(list(json.dumps(how).encode()), dtype=torch.uint8)
+    return state, metadata
 
 
 def _load_torch(path: Path) -> State:

@@ -31,6 +31,7 @@ from .deep import DeepMemory
 from .foreign import answer_foreign, check_foreign
 from .keys import DEEP_KEY, LR_KEY, PART_KEY, PROGRESS_KEY, REFERENCES_KEY, SAVING_KEY, UNEDITED_KEY
 from .progress import SamplingProgress
+from .quantised import QUANTISED, quantised_state, stored
 from .services import SAMPLER
 
 _FULL = 0.98  # a start sigma from here on counts as full noise (schedulers end within 0.2 % of 1)
@@ -154,9 +155,22 @@ def check_text_width(conds: Mapping, width: int, remedy: str) -> None:
         )
 
 
-def set_precision(settings: comfy.supported_models_base.BASE, precision: str) -> None:
-    """Tell the settings of a model that is going to be built in which number formats it is stored and computed."""
-    settings.set_inference_dtype(*services.pick_dtypes(precision, management.get_torch_device()))
+def set_precision(
+    settings: comfy.supported_models_base.BASE, precision: str, state: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Tell the settings of a model that is going to be built in which number formats it is stored and computed.
+
+    `state`: its entries, of which some may be quantised.
+    """
+    storage, computed = services.pick_dtypes(precision, management.get_torch_device())
+    quantised = any(key.endswith(QUANTISED) for key in state or ())
+    settings.set_inference_dtype(storage, computed or storage if quantised else computed)
+    settings.quant_config = {"mixed_ops": True} if quantised else None
+
+
+def host_entries(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Give the entries of a network as the host's layers take them: quantised ones need more than plain ones."""
+    return quantised_state(state) if any(value.itemsize == 1 for value in state.values()) else state
 
 
 def as_native(
@@ -167,7 +181,10 @@ def as_native(
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=device, offload_device=offload)
     storage = model.model_config.unet_config["dtype"]
-    state = {key: value.to(storage) for key, value in state.items()}
+    if model.model_config.quant_config:
+        state = stored(state, storage)
+    else:
+        state = {key: value.to(storage) for key, value in state.items()}
     model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "vsr_run", _outer_sample)
     answer_foreign(model, model.spacing is not None)

@@ -53,6 +53,7 @@ from ..host.model import (
     as_native,
     block_progress,
     check_text_width,
+    host_entries,
     set_precision,
 )
 from ..host.vae import RestorerVAE, VAELaw, pick_vae_dtype
@@ -319,7 +320,7 @@ def _published_spans(frames: int, length: int) -> tuple:
 
 def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: bool):
     state, heads = release.main(), release.options
-    parts = {name: strip_prefix(state, f"{name}.") for name in ("unet", "structure")}
+    parts = {name: host_entries(strip_prefix(state, f"{name}.")) for name in ("unet", "structure")}
     text = checkpoint.empty_prompt(state, heads["text_heads"])
     networks = Networks(
         checkpoint.unet_config(parts["unet"], heads["num_head_channels"]),
@@ -329,7 +330,7 @@ def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: 
     )
     weights = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     settings = MGLDConfig(networks)
-    set_precision(settings, loading.precision)
+    set_precision(settings, loading.precision, weights)
     return as_native(MGLDModel(settings), {**weights, EMPTY_PROMPT: text}, disable_dynamic)
 
 

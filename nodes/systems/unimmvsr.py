@@ -40,6 +40,7 @@ from ..host.model import (
     RestorerNetwork,
     as_native,
     block_progress,
+    host_entries,
     reference_cells,
     reference_conds,
     run_of,
@@ -249,9 +250,10 @@ def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tup
 
 
 def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: bool):
-    settings = UniMMVSRConfig({"config": checkpoint.dit_config(release.dit)})
-    set_precision(settings, loading.precision)
-    patcher = as_native(UniMMVSRModel(settings), release.dit, disable_dynamic)
+    state = host_entries(release.dit)
+    settings = UniMMVSRConfig({"config": checkpoint.dit_config(state)})
+    set_precision(settings, loading.precision, state)
+    patcher = as_native(UniMMVSRModel(settings), state, disable_dynamic)
     factors, bias = preview_factors(checkpoint.vae_config(release.vae), release.vae)
     patcher.model.latent_format.latent_rgb_factors = factors
     patcher.model.latent_format.latent_rgb_factors_bias = bias

@@ -54,6 +54,7 @@ from ..host.model import (
     block_progress,
     check_text_width,
     clip_prediction,
+    host_entries,
     set_precision,
 )
 from ..host.vae import RestorerVAE, VAELaw, pick_vae_dtype
@@ -356,12 +357,12 @@ def _text_config(state: State, published: Mapping) -> dict:
 
 
 def _load_model(release: checkpoint.Release, loading: Loading, disable_dynamic: bool):
-    state = checkpoint.normalise_unet_keys(release.unet.read())
+    state = host_entries(checkpoint.normalise_unet_keys(release.unet.read()))
     vae = release.decoder(loading.decoder)
     scale = (vae.config or {} if vae is not None else {}).get("scaling_factor", LATENT_SCALE)
     schedule = DiffusionSettings.from_json(release.scheduler)
     settings = UpscaleAVideoConfig(checkpoint.unet_config(state, release.unet.config), schedule, scale)
-    set_precision(settings, loading.precision)
+    set_precision(settings, loading.precision, state)
     patcher = as_native(UpscaleAVideoModel(settings), state, disable_dynamic)
     if schedule.clip_sample:
         patcher.set_model_sampler_post_cfg_function(clip_prediction(schedule.clip_sample_range))
