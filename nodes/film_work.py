@@ -295,7 +295,7 @@ class Work:
     def _work(self, stage: str, model: str) -> str:
         """Name what a stage takes, for what is remembered of it."""
         look = "" if self.chosen.look == STANDARD else f", {self.chosen.look}"
-        return f"{where()}: {stage}, {TITLE}, {model}{look}"
+        return f"{where()}: {stage}, {TITLE} x{self.size[0] / self.clip.height:.2g}, {model}{look}"
 
     def _shown(self, picture: np.ndarray) -> Image.Image:
         hdr = self.how.colour.hdr
