@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _SOON = 1.0  # s
-_SURE = 0.5  # of a stage that is done, when its own speed alone counts
+_SURE = 0.25  # of a stage that is done, when its own speed alone counts
 _MEASURED = 0.02  # of the time of a round: what expectations of this machine weigh against what a run shows
 Clock = Callable[[], float]  # seconds since some moment
 
@@ -119,7 +119,7 @@ class Stages:
         """Return the seconds that the rest of the round will take when `part` of the stage, 0..1, is done.
 
         The stage goes on as it went, the more so the more of it is done. What is expected of the later ones is
-        corrected by how long those so far have taken, and half of the stage counts as much as all of it.
+        corrected by how long those so far have taken.
         """
         ended = {name: seconds for name, seconds in self.taken.items() if name != self._stage}
         spent, expected = self.seconds - sum(ended.values()), self._expected.get(self._stage, 0.0)

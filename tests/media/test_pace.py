@@ -98,6 +98,19 @@ def test_stages_that_nobody_knows_are_told_after_the_first_round():
     check_left(shown, clock.time)
 
 
+def test_a_stage_that_takes_twice_as_long_as_expected_is_noticed_while_it_runs():
+    clock = Clock()
+    stages = Stages(list(STAGES), {**STAGES, "Decoding": STAGES["Decoding"] / 2}, now=clock, measured=False)
+    stages.begin()
+    for name, seconds in STAGES.items():
+        stages.enter(name)
+        for tick in range(100):
+            if name == "Decoding" and tick >= 25:
+                left = seconds * (1 - tick / 100) + STAGES["Writing"]
+                assert stages.left(tick / 100) == pytest.approx(left, rel=0.1)
+            clock.time += seconds / 100
+
+
 def test_shares_never_run_back_and_end_full():
     clock = Clock()
     stages = Stages(list(STAGES), STAGES, now=clock)
