@@ -50,10 +50,11 @@ from .motion import check_flow_model
 from .plan import sampling_seconds, usual_seconds
 from .restore import check_restorer
 
-# Seconds that stages take for a million pixels, where nothing is remembered: of the built-in model on one thread of a
-# CPU. Only their ratios count.
+# Seconds that stages take for a million pixels of the result, and of the source (motion is found there), where nothing is
+# remembered: of the built-in model on one thread of a CPU, at x2 and x4. Only their ratios count.
 _USUAL_MODEL = "UniMMVSRModel"
-_USUAL = {"Reading": 0.006, "Encoding": 0.13, "Decoding": 2.0, "Colours": 0.05, "Writing": 0.08}
+_USUAL = {"Encoding": 0.13, "Decoding": 1.38, "Colours": 0.05, "Writing": 0.055}
+_USUAL_SOURCE = {"Reading": 0.11, "Decoding": 14.1}
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,9 @@ class Work:
             if run and (seconds := sampling_seconds(run, maker.guider.model_patcher)):
                 expected |= dict.fromkeys(sampling, seconds)
             if len(expected) < len(names) and maker.name == _USUAL_MODEL:
-                usual = {name: _USUAL.get(name.removesuffix(MIRRORED), 0.0) * pixels for name in names}
+                source = frames * self.clip.height * self.clip.width / 1e6
+                plain = [(name, name.removesuffix(MIRRORED)) for name in names]
+                usual = {name: _USUAL.get(k, 0.0) * pixels + _USUAL_SOURCE.get(k, 0.0) * source for name, k in plain}
                 return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0), False
         return expected, True
 
