@@ -50,8 +50,8 @@ from .motion import check_flow_model
 from .plan import sampling_seconds, usual_seconds
 from .restore import check_restorer
 
-# Seconds that stages take for a million pixels of the result, and of the source (motion is found there), where nothing is
-# remembered: of the built-in model on one thread of a CPU, at x2 and x4. Only their ratios count.
+# Seconds that stages take for a million pixels of the result, and of the source (motion is found there), where nothing
+# is remembered: of the built-in model on one thread of a CPU, at x2 and x4. Only their ratios count.
 _USUAL_MODEL = "UniMMVSRModel"
 _USUAL = {"Encoding": 0.13, "Decoding": 1.38, "Colours": 0.05, "Writing": 0.055}
 _USUAL_SOURCE = {"Reading": 0.11, "Decoding": 14.1}
