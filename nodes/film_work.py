@@ -285,7 +285,9 @@ class Work:
                 plain = [(name, name.removesuffix(MIRRORED)) for name in names]
                 usual = {name: _USUAL.get(k, 0.0) * pixels + _USUAL_SOURCE.get(k, 0.0) * source for name, k in plain}
                 return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0), False
-        return expected, True
+        source = frames * self.clip.height * self.clip.width / 1e6
+        small = {"Reading": _USUAL_SOURCE["Reading"] * source, "Writing": _USUAL["Writing"] * pixels}
+        return small | expected, True
 
     def _learn(self, model: str, segment: Segment, taken: Mapping[str, float]) -> None:
         """Remember what the stages of a segment took, and say it."""
