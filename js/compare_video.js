@@ -48,7 +48,7 @@ const ICONS = { play: "▶", pause: "❚❚", previous: "◀❙", next: "❙▶"
   fit: "⊡", full: "⤢" };
 const STYLE = `
 .vsr-compare { display: flex; flex-direction: column; width: 100%; height: 100%; min-height: 220px; outline: none;
-  box-sizing: border-box; border-radius: 4px; overflow: hidden; background: #111; color: #ddd;
+  box-sizing: border-box; border-radius: 4px; overflow: hidden; contain: layout paint style; background: #111; color: #ddd;
   font: 12px/1.3 sans-serif; user-select: none; }
 .vsr-compare:focus-within { box-shadow: inset 0 0 0 1px #6aa0ff; }
 .vsr-compare-stage { position: relative; flex: 1; min-height: 0; overflow: hidden; cursor: crosshair; touch-action: none; }
@@ -284,12 +284,16 @@ class Viewer {
     this.buttons.gain.textContent = `×${gain}`;
     this.buttons.gain.style.display = mode === "difference" ? "" : "none";
     this.speed.value = speed;
+    this.count();
+  }
+
+  /** Say which frame is shown. */
+  count() {
     if (!this.facts) return;
     this.range.value = this.index;
     const numbers = SIDES.map((side) => this.number(side));
     const shown = numbers[0] === numbers[1] ? numbers[0] : numbers.join(" | ");
     this.counter.textContent = `${this.words.frame} ${shown}`;
-    this.counter.title = SIDES.map((side) => this.described(side)).join("\n");
   }
 
   described(side) {
@@ -344,6 +348,7 @@ class Viewer {
     this.wanted = null;
     this.ready = false;
     this.range.max = facts.times.length - 1;
+    this.counter.title = SIDES.map((side) => this.described(side)).join("\n");
     this.marks();
     this.video.onloadeddata = () => {
       this.ready = true;
@@ -465,7 +470,7 @@ class Viewer {
     const index = found === null ? wanted ?? this.frameAt(time) : this.frameAt(found);
     if (wanted !== null && index !== wanted) return false;
     this.index = index;
-    this.update();
+    this.count();
     this.invalidate();
     return true;
   }

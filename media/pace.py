@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _SOON = 1.0  # s
-_SURE = 0.5  # of a stage that is done, when its own speed alone counts
+_SURE = 0.25  # of a stage that is done, when its own speed alone counts
 _MEASURED = 0.02  # of the time of a round: what expectations of this machine weigh against what a run shows
 Clock = Callable[[], float]  # seconds since some moment
 
@@ -78,31 +78,29 @@ class Stages:
     """Tell how long a work will take that goes through the same stages again and again.
 
     `expected` gives the seconds (or any other common unit) of every stage that is known; the others are taken for as
-    long as those on average, and what is told is no more than a guess then. `measured`: whether they come from this
-    machine; if not, only their ratios count. What stages take in a round is what is expected of the next.
+    long as the longest so far, and what is told is no more than a guess before they are there. `measured`: whether they
+    come from this machine; if not, only their ratios count. What stages take in a round is what is expected of the
+    next.
     """
 
     def __init__(
         self, names: Sequence[str], expected: Mapping[str, float], now: Clock = time.monotonic, measured: bool = True
     ) -> None:
-        self._now, self.certain = now, all(name in expected for name in names)
-        self._trust = _MEASURED if measured else 0.0
-        usual = sum(expected.values()) / len(expected) if expected else 1.0
-        self._expected = {name: expected.get(name, usual) for name in names}
+        self._now, self._trust = now, _MEASURED if measured else 0.0
+        self._expected = {name: expected.get(name) for name in names}
         self.taken: dict[str, float] = {}  # seconds in this round
-        self._stage, self._since, self._share = names[0], now(), 0.0
+        self._stage, self._since, self._share, self._part = names[0], now(), 0.0, 0.0
 
     def begin(self) -> None:
         """Begin a round."""
         if self.taken:
-            self._expected, self.certain = {name: self.taken.get(name, 0.0) for name in self._expected}, True
-            self._trust = _MEASURED
+            self._expected, self._trust = {name: self.taken.get(name, 0.0) for name in self._expected}, _MEASURED
         self.taken, self._stage, self._since, self._share = {}, next(iter(self._expected)), self._now(), 0.0
 
     def enter(self, name: str) -> None:
         """Begin with a stage; the one before it ends."""
         self.end()
-        self._stage = name
+        self._stage, self._part = name, 0.0
 
     def end(self) -> None:
         """End the stage."""
@@ -115,23 +113,34 @@ class Stages:
         """Return the seconds of this round so far."""
         return sum(self.taken.values()) + self._now() - self._since
 
+    @property
+    def certain(self) -> bool:
+        """Tell whether what is told is more than a guess: no unknown stage is to come, or has just begun."""
+        unknown = {name for name, seconds in self._expected.items() if seconds is None} - set(self.taken)
+        return not unknown or (unknown == {self._stage} and self._part >= _SURE)
+
     def left(self, part: float) -> float:
         """Return the seconds that the rest of the round will take when `part` of the stage, 0..1, is done.
 
         The stage goes on as it went, the more so the more of it is done. What is expected of the later ones is
-        corrected by how long those so far have taken, and half of the stage counts as much as all of it.
+        corrected by how long those so far have taken.
         """
+        self._part = part
         ended = {name: seconds for name, seconds in self.taken.items() if name != self._stage}
-        spent, expected = self.seconds - sum(ended.values()), self._expected.get(self._stage, 0.0)
-        trust = self._trust * sum(self._expected.values())
-        taken, known = trust + sum(ended.values()), trust + sum(self._expected.get(name, 0.0) for name in ended)
-        sure = min(1.0, part / _SURE)
-        going = spent / part if part > 0 else 0.0
-        correct = taken / known if known else 1.0
-        stage = sure * going + (1 - sure) * max(spent, correct * expected)
-        correct = (taken + sure * going) / (known + sure * expected) if known + sure * expected else 1.0
-        later = sum(seconds for name, seconds in self._expected.items() if name != self._stage and name not in ended)
-        return max(0.0, stage - spent) + correct * later
+        known = {name: seconds for name, seconds in self._expected.items() if seconds is not None}
+        trust = self._trust * sum(known.values())
+        taken = trust + sum(seconds for name, seconds in ended.items() if name in known)
+        foreseen = trust + sum(known.get(name, 0.0) for name in ended)
+        spent, here = self.seconds - sum(ended.values()), known.get(self._stage)
+        going, sure = spent / part if part > 0 else spent, 1.0 if here is None else min(1.0, part / _SURE)
+        guess = spent if here is None else taken / foreseen * here if foreseen else here
+        stage = sure * going + (1 - sure) * max(spent, guess)
+        if here is not None:
+            taken, foreseen = taken + sure * going, foreseen + sure * here
+        later = [name for name in self._expected if name != self._stage and name not in ended]
+        rest = sum(known.get(name, 0.0) for name in later) * (taken / foreseen if foreseen else 1.0)
+        rest += sum(name not in known for name in later) * max(stage, *ended.values(), 0.0)
+        return max(0.0, stage - spent) + rest
 
     def share(self, part: float) -> float:
         """Return the share of the round's time that is over, 0..1, when `part` of the stage is done; it never falls."""

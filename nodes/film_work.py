@@ -50,10 +50,11 @@ from .motion import check_flow_model
 from .plan import sampling_seconds, usual_seconds
 from .restore import check_restorer
 
-# Seconds that stages take for a million pixels, where nothing is remembered: of the built-in model on one thread of a
-# CPU. Only their ratios count.
+# Seconds that stages take for a million pixels of the result, and of the source (motion is found there), where nothing
+# is remembered: of the built-in model on one thread of a CPU, at x2 and x4. Only their ratios count.
 _USUAL_MODEL = "UniMMVSRModel"
-_USUAL = {"Reading": 0.006, "Encoding": 0.13, "Decoding": 2.0, "Colours": 0.05, "Writing": 0.08}
+_USUAL = {"Encoding": 0.13, "Decoding": 1.38, "Colours": 0.05, "Writing": 0.055}
+_USUAL_SOURCE = {"Reading": 0.11, "Decoding": 14.1}
 
 
 @dataclass(frozen=True)
@@ -280,9 +281,13 @@ class Work:
             if run and (seconds := sampling_seconds(run, maker.guider.model_patcher)):
                 expected |= dict.fromkeys(sampling, seconds)
             if len(expected) < len(names) and maker.name == _USUAL_MODEL:
-                usual = {name: _USUAL.get(name.removesuffix(MIRRORED), 0.0) * pixels for name in names}
+                source = frames * self.clip.height * self.clip.width / 1e6
+                plain = [(name, name.removesuffix(MIRRORED)) for name in names]
+                usual = {name: _USUAL.get(k, 0.0) * pixels + _USUAL_SOURCE.get(k, 0.0) * source for name, k in plain}
                 return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0), False
-        return expected, True
+        source = frames * self.clip.height * self.clip.width / 1e6
+        small = {"Reading": _USUAL_SOURCE["Reading"] * source, "Writing": _USUAL["Writing"] * pixels}
+        return small | expected, True
 
     def _learn(self, model: str, segment: Segment, taken: Mapping[str, float]) -> None:
         """Remember what the stages of a segment took, and say it."""
@@ -295,7 +300,7 @@ class Work:
     def _work(self, stage: str, model: str) -> str:
         """Name what a stage takes, for what is remembered of it."""
         look = "" if self.chosen.look == STANDARD else f", {self.chosen.look}"
-        return f"{where()}: {stage}, {TITLE}, {model}{look}"
+        return f"{where()}: {stage}, {TITLE} x{self.size[0] / self.clip.height:.2g}, {model}{look}"
 
     def _shown(self, picture: np.ndarray) -> Image.Image:
         hdr = self.how.colour.hdr

@@ -3,22 +3,35 @@
 import itertools
 
 import pytest
+import torch
 from cascadevsr.tools.editor import drive, shipped
+
+from ..host.mgld_release import write_checkpoints
+from ..host.uav_release import recorded, write_release
+from ..image_model import write_upscaler
 
 TITLES = {name: file.stem for name, file in shipped().items()}
 SIZES = ((1440, 900), (1600, 1000))
 RENDERERS = {"classic": False, "nodes 2.0": True}
-RUNS = ("Upscale-a-Video", "Upscale-a-Film", "Upscale-with-Identity-Images")  # with the sample clip, previews on
+SAMPLED = ("Upscale-a-Video", "Upscale-a-Film", "Upscale-with-Identity-Images")  # with the sample clip alone
+WEIGHTS = ("Upscale-with-any-Model", "Restore-with-Upscale-A-Video", "Restore-with-MGLD-VSR")  # with tiny networks
+RUNS = SAMPLED + WEIGHTS  # previews on
+FEWER = {"Restore-with-MGLD-VSR": {"VSRRefineSigmas.steps": 2}}  # the other one names steps of its 30
 SHORT = {"VSRLoadFilm.first_seconds": 0.1, "VSRUpscaleFilm.first_seconds": 0.1, "VSRCascadeInput.target.scale": 2}
 
 
 @pytest.fixture(scope="module")
 def looks(host_server, browser_tools, tmp_path_factory):
     """What every template looks like: (name, renderer, size) -> step, and the console."""
+    restorers = host_server.models_dir / "video_restorers"
+    with torch.inference_mode():
+        write_release(recorded("pipeline_short_3d"), restorers / "upscale_a_video")
+        write_checkpoints(restorers / "mgld_vsr")
+    write_upscaler(host_server.models_dir / "upscale_models" / "4x-model.safetensors")
     steps = {}
     for (name, title), (renderer, vue), size in itertools.product(TITLES.items(), RENDERERS.items(), SIZES):
-        look = {"do": "look", "name": title, "vue": vue, "size": size, "values": SHORT}
-        steps[name, renderer, size] = {**look, "seconds": 240 if name in RUNS and size == SIZES[0] else 0}
+        look = {"do": "look", "name": title, "vue": vue, "size": size, "values": {**SHORT, **FEWER.get(name, {})}}
+        steps[name, renderer, size] = {**look, "seconds": 400 if name in RUNS and size == SIZES[0] else 0}
     folder = tmp_path_factory.mktemp("screenshots")
     found = drive(browser_tools, host_server.url, list(steps.values()), screenshots=folder)
     return dict(zip(steps, found["results"], strict=True)), found["console"]
@@ -50,7 +63,7 @@ def test_notes_show_all_their_text(looks, name, renderer):
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 @pytest.mark.parametrize("name", RUNS)
-def test_the_first_run_needs_no_file_and_moves_nothing_over_anything(looks, name, renderer):
+def test_the_first_run_needs_no_clip_and_moves_nothing_over_anything(looks, name, renderer):
     found = seen(looks, name, renderer, SIZES[0])
     assert found["status"]["status_str"] == "success", found["status"]
     assert found["overlaps"] == []

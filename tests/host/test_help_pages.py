@@ -95,19 +95,27 @@ def test_the_host_serves_the_page(host_server, repository, node):
 @pytest.mark.parametrize("language", ["en", "fr", "ja", "pt-BR", "xx"])
 def test_the_page_is_found_in_every_language(host_server, repository, language):
     """The editor asks for the language's page first: a lost one would be an error in the browser's console."""
-    english = (repository / "js" / "docs" / "VSRCascadeInput.md").read_text(encoding="utf-8")
-    address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/VSRCascadeInput/{language}.md"
+    english = (repository / "js" / "docs" / "VSRColourMatch.md").read_text(encoding="utf-8")
+    address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/VSRColourMatch/{language}.md"
     with urllib.request.urlopen(address, timeout=60) as answer:
         assert answer.headers["Content-Type"].startswith("text/markdown")
         text = answer.read().decode()
     assert text.endswith(english)
     file = repository / "locales" / language / "nodeDefs.json"
-    known = json.loads(file.read_text(encoding="utf-8"))["VSRCascadeInput"] if language in ("fr", "ja", "pt-BR") else {}
+    known = json.loads(file.read_text(encoding="utf-8"))["VSRColourMatch"] if language in ("fr", "ja", "pt-BR") else {}
     said = [
         part["tooltip"] for key in ("inputs", "outputs") for part in known.get(key, {}).values() if "tooltip" in part
     ]
     assert bool(known) == (text != english) and all(each in text for each in said)
     assert not known or text.startswith(f"# {known['display_name']}\n\n{known['description']}\n")
+
+
+@pytest.mark.parametrize("language", ["fr", "zh-TW"])
+def test_a_page_that_is_translated_whole_is_served_as_it_is(host_server, repository, language):
+    address = f"{host_server.url}/extensions/ComfyUI-CascadeVSR/docs/VSRCompareVideo/{language}.md"
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        assert answer.headers["Content-Type"].startswith("text/markdown")
+        assert answer.read() == (repository / "js" / "docs" / "VSRCompareVideo" / f"{language}.md").read_bytes()
 
 
 @pytest.mark.parametrize("path", ["VSRNothing/fr.md", "..%2F..%2Fpyproject/fr.md"])

@@ -93,9 +93,36 @@ def test_stages_that_nobody_knows_are_told_after_the_first_round():
                 clock.time += seconds / 200
         stages.end()
         pace.made += length
-    first = [line for _, line in shown[: 10 * len(STAGES)]]
+    first = [line for _, line in shown[: 10 * (len(STAGES) - 1) + 2]]
     assert all(shown_left(line) is None for line in first), "a guess is not shown"
     check_left(shown, clock.time)
+
+
+def test_a_stage_that_takes_twice_as_long_as_expected_is_noticed_while_it_runs():
+    clock = Clock()
+    stages = Stages(list(STAGES), {**STAGES, "Decoding": STAGES["Decoding"] / 2}, now=clock, measured=False)
+    stages.begin()
+    for name, seconds in STAGES.items():
+        stages.enter(name)
+        for tick in range(100):
+            if name == "Decoding" and tick >= 25:
+                left = seconds * (1 - tick / 100) + STAGES["Writing"]
+                assert stages.left(tick / 100) == pytest.approx(left, rel=0.1, abs=2)
+            clock.time += seconds / 100
+
+
+def test_time_is_told_as_soon_as_no_unknown_stage_is_to_come():
+    clock, took = Clock(), {"Reading": 0.2, "Upscaling": 30.0, "Steadying": 60.0, "Writing": 3.0}
+    stages = Stages(list(took), {"Reading": 0.2, "Writing": 3.0}, now=clock, measured=False)
+    stages.begin()
+    for name, seconds in took.items():
+        stages.enter(name)
+        for tick in range(100):
+            left = stages.left(tick / 100)
+            assert stages.certain == (name == "Writing" or (name == "Steadying" and tick >= 25))
+            true = seconds * (1 - tick / 100) + sum(list(took.values())[list(took).index(name) + 1 :])
+            assert not stages.certain or left == pytest.approx(true, rel=0.1, abs=0.5)
+            clock.time += seconds / 100
 
 
 def test_shares_never_run_back_and_end_full():
