@@ -159,9 +159,10 @@ class TemporalWindows(io.ComfyNode):
         length, shared = latent_frames(size.length, time), math.ceil(size.overlap / time)
         with services.titled(_WINDOWS):
             plan_windows(2 * length, length, shared)  # refuses an overlap that does not fit, before the run
-        fade = JointFade(max(1, shared // 2)) if alternate else None
+        fade = JointFade(max(2, shared)) if alternate else None
         automatic = kind == "auto" and system is not None and plan is None
-        patched.model_options["context_handler"] = WindowHandler(length, shared, time > 1, plan, fade, automatic)
+        kind = TurningWindows if alternate else WindowHandler
+        patched.model_options["context_handler"] = kind(length, shared, time > 1, plan, fade, automatic)
         if automatic and not patched.get_wrappers(WrappersMP.PREPARE_SAMPLING, TILES_KEY):  # else Spatial Tiles asks
             _replace(patched, WrappersMP.PREPARE_SAMPLING, CutChoice(_WINDOWS))
         _replace(patched, WrappersMP.OUTER_SAMPLE, None if fade is None else fade.outer_sample, _JOINTS_KEY)
@@ -234,7 +235,7 @@ class WindowHandler(context_windows.IndexListContextHandler):
     """The host's context windows with our plan (every window full) and our weights (any overlap).
 
     `causal` says that a clip's first latent frame is special; `plan` gives (windows, weights) of a clip's length where
-    the published ones are wanted. With `fade` windows share no frame and take turns, and it mends their joints.
+    the published ones are wanted. With `fade` (`TurningWindows`) windows share no frame and take turns.
     `automatic`: windows get shorter where memory is short.
     """
 
@@ -265,7 +266,8 @@ class WindowHandler(context_windows.IndexListContextHandler):
     def shortened(self, length: int) -> WindowHandler:
         """Give windows of `length` latent frames, for one run."""
         logging.getLogger(__name__).warning("%s: memory is short; windows have %d latent frames", _WINDOWS, length)
-        return WindowHandler(length, min(self.context_overlap, length // 2), self.causal_window_fix, None, self._fade)
+        overlap, causal = min(self.context_overlap, length // 2), getattr(self, "causal_window_fix", True)
+        return type(self)(length, overlap, causal, None, self._fade)
 
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         """Leave a clip that fits into one window to the plain call, bit for bit."""
@@ -290,13 +292,6 @@ class WindowHandler(context_windows.IndexListContextHandler):
                 make(list(range(w.start, w.stop)), dim=self.dim, total_frames=length) for w in windows
             ]
         return self._made[length, self._turn]
-
-    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
-        """Predict all windows; joints of windows that take turns fade."""
-        results = super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
-        if self._fade is None:
-            return results
-        return self._fade(results, conds, self._step, self._turn, self.context_length)
 
     def evaluate_context_windows(
         self, calc_cond_batch, model, x_in, conds, timestep, enumerated, model_options, *args, **kwargs
@@ -332,3 +327,12 @@ class WindowHandler(context_windows.IndexListContextHandler):
                     windows = alternating_windows(length, self.context_length, self._turn)
                 self._plans[key] = windows, plan_weights(windows)
         return self._plans[key]
+
+
+class TurningWindows(WindowHandler):
+    """Windows that take turns, and whose joints fade."""
+
+    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
+        """Predict all windows, and fade their joints."""
+        results = super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
+        return self._fade(results, conds, self._step, self._turn, self.context_length)

@@ -138,7 +138,7 @@ def test_windows_that_take_turns_compute_every_frame_once(core, loaded, clip, de
 
 
 def test_joints_fade_into_what_the_turn_before_said(core, loaded, clip, monkeypatch):
-    """The network answers with the number of the step: at joints a result is half of the last two turns'."""
+    """The network answers with the number of the step: around joints a result is of the last two turns."""
     from cascadevsr.models.upscale_a_video.unet import VideoUNet
     from cascadevsr.nodes.host.joints import JointFade
 
@@ -157,13 +157,17 @@ def test_joints_fade_into_what_the_turn_before_said(core, loaded, clip, monkeypa
     _ddim(core, model, clip, steps=3)
     # joints at 3 and 7; at 1, 5 and 9 in odd turns
     assert seen[0][1] == [0] * 11
-    assert seen[1][1] == [0.5, 0.5, 1, 1, 0.5, 0.5, 1, 1, 0.5, 0.5, 1]
-    assert seen[2][1] == [2, 2, 1.5, 1.5, 2, 2, 1.5, 1.5, 2, 2, 2]
+    near, far = 0.8535534, 0.1464466  # what is mixed in beside a joint, and a frame further
+    odd, even = [near, near, far, far, near, near, far, far, near, near, far], [0, far, near, near, far] * 2 + [0]
+    even[5:] = [far, near, near, far, 0, 0]
+    assert seen[1][1] == pytest.approx([1 - share for share in odd], abs=1e-5)
+    assert seen[2][1] == pytest.approx([2 - share for share in even], abs=1e-5)
     assert all(torch.equal(*each[2][:2]) for each in seen if each[2][1] is not None), "the negative fades alike"
     assert seen[0][0]._said == ({}, {}), "nothing is kept after a run"
     seen.clear()
     _ddim(core, _faster(model, 2), clip, steps=4)  # a turn lasts two steps; what is mixed in is the last said
-    assert [each[1][2] for each in seen] == [0, 1, 2, 3] and [each[1][0] for each in seen] == [0, 1, 1.5, 2]
+    assert [each[1][2] for each in seen] == pytest.approx([0, 1, 2 - far, 3 - 2 * far], abs=1e-5)
+    assert [each[1][0] for each in seen] == pytest.approx([0, 1, 2 - near, 3 - 2 * near], abs=1e-5)
     shared = _cut(model, "shared frames", tiles=False)  # a node behind it replaces it
     seen.clear()
     _ddim(core, shared, clip, steps=2)

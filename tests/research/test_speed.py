@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from cascadevsr.research import macs, memory_law, motion
+from cascadevsr.research import distance, macs, memory_law, motion
 
 
 def options(**values):
@@ -33,13 +33,22 @@ def test_live_bytes_are_those_at_once():
     assert memory_law.peak_bytes(lambda: layer(x)) == 40, "weights are not counted, nor what is turned of them"
 
 
-@pytest.mark.parametrize("bench", [macs.macs, memory_law.memory_law])
+@pytest.mark.parametrize("bench", [macs.macs, memory_law.memory_law, distance.distance])
 def test_a_process_that_fails_is_an_error(bench, monkeypatch, comfyui):
     from cascadevsr.runner.errors import RunnerError
 
     monkeypatch.setattr(sys, "executable", "false")
-    with pytest.raises(RunnerError, match="counting process ended with 1"):
+    with pytest.raises(RunnerError, match="(counting|measuring) process ended with 1"):
         bench(options(), comfyui)
+
+
+def test_a_seam_is_what_changes_more_at_joints():
+    whole = torch.arange(12.0).view(1, 1, 12, 1, 1)  # changes by 1 everywhere
+    jumps = whole + 0.5 * (torch.arange(12) >= 4).view(1, 1, 12, 1, 1)
+    assert distance.seam(whole, whole, [4, 8]) == 1
+    assert distance.seam(jumps, whole, [4]) == pytest.approx(1.5) and distance.seam(jumps, whole, [4, 8]) == 1.25
+    run = distance.Run(None, (), 1.0, "euler", 1, (17, 4), 4)
+    assert run.joints(17, alone=False) == [[4, 8, 12], [2, 6, 10, 14]] and run.joints(17, alone=True) == [[5, 10]]
 
 
 def test_operations_through_the_graph_keep_the_bars(comfyui):
