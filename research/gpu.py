@@ -172,6 +172,7 @@ def prepared(system: Published, setting: Setting, frames: int, steps: int) -> Wo
     if not reference and _FASTER.is_file():
         (windows,) = workflow.of_type("VSRTemporalWindows")
         workflow.prompt[windows]["inputs"]["joints"] = "alternating"
+        workflow.set("Temporal Decode.joints=carried over")
         _behind(workflow, windows, "VSRFasterSampling", "Faster Sampling", **dict(system.fastest))
     return workflow
 

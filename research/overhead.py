@@ -39,6 +39,7 @@ from .cascade4k import load_host
 FRAMES, ROWS, COLUMNS, SCALE = 33, 720, 1280, 4
 BAR = 20.0  # ms a frame of what stays on the CPU
 _CELLS = 8  # of a side of the latent that is sampled for its calls alone
+_PAIRS = 2  # of frames whose motion is estimated, on the CPU
 _ROUNDS = 3
 _CARD = 80 * 2**30  # bytes that are free
 _START = """import sys
@@ -94,11 +95,11 @@ class _Stages:
     def __init__(self, frames: int):
         self.frames, self.taken = frames, {}
 
-    def run(self, name: str, work: Callable[[], Any]) -> Any:
+    def run(self, name: str, work: Callable[[], Any], frames: int = 0) -> Any:
         """Do the work of one stage."""
         began = time.thread_time()
         result = work()
-        self.taken[name] = 1000 * (time.thread_time() - began) / self.frames
+        self.taken[name] = 1000 * (time.thread_time() - began) / (frames or self.frames)
         return getattr(result, "args", result)
 
     def run_apart(self, name: str, vae: Any, work: Callable[[], Any]) -> Any:
@@ -218,13 +219,14 @@ def _through(
     stages, draw = _Stages(frames), torch.Generator().manual_seed(0)
     low = torch.rand((frames, ROWS // SCALE, COLUMNS // SCALE, 3), generator=draw)
     flow = motion.LoadFlowModel.execute("built-in").args[0]
-    stages.run_apart("motion", vae, lambda: motion.EstimateMotion.execute(low, flow))
+    few = low[: _PAIRS + 1]
+    stages.run("motion", lambda: motion.EstimateMotion.execute(few, flow), _PAIRS)
     moved = torch.randn((2, frames - 1, 2, *low.shape[1:3]), generator=draw).half()
     moved = flows.Motion(*moved, (), frames, *low.shape[1:3])
 
     target = {"target": "scale", "scale": float(SCALE)}
-    enter = lambda: nodes.CascadeInput.execute(vae, target, kernel, frames=low)  # noqa: E731
-    latent, shown = stages.run_apart("cascade_input", vae, enter)[:2]
+    entered = stages.run_apart("cascade_input", vae, lambda: nodes.CascadeInput.execute(vae, target, kernel, low))
+    latent, shown = entered[:2]
     given = stages.run("conditioning", lambda: conditioning.execute(latent, level, 0, *texts))
     model = tiling.SpatialTiles.execute(model, {"tiling": "auto"}).args[0]
     model = tiling.TemporalWindows.execute(model, {"windows": "auto"}).args[0]

@@ -258,7 +258,7 @@ class MGLDVAE(RestorerVAE):
             sides=(320, 256, 192, 128, 96, 64),
             overlap=16,
             lengths=(plan.SEGMENT, 4, 3),
-            spans=_published_spans if self.published else blended_spans,
+            spans=_published_spans if self.published else blended_spans if sequence else plain_spans,
             encode_spans=_published_spans if self.published else plain_spans,  # frames are encoded one by one
             carried=_CARRIED_NUMBERS * numbers,
         )

@@ -85,3 +85,21 @@ def test_frames_of_the_first_stage_do_not_meet(autoencoder):
         decode = frame_decoder(alone, z, None, 1.0, torch.device("cpu"), torch.float32)
         found = torch.cat(list(decode(plan_tiles(4, 6, 4, 6, 0)[0])), 2)
         assert torch.allclose(found, alone.first_stage.decode(z), atol=1e-5)
+
+
+def test_frames_that_spans_share_are_enlarged_once(monkeypatch):
+    low, size, whole, counted = clip_of(9)[1], ClipSize(9, 32, 48), plan_tiles(4, 6, 4, 6, 0)[0], []
+    resize = vae.resize_clip
+    monkeypatch.setattr(vae, "resize_clip", lambda clip, *a: counted.append(clip.shape[2]) or resize(clip, *a))
+    lr = EnlargedClip(low, size)
+    spans = [Window(0, 5), Window(3, 8), Window(4, 9)]
+    found = [lr.read(span, whole).clone() for span in spans]
+    assert sum(counted) == 9
+    for span, part in zip(spans, found, strict=True):
+        assert torch.equal(part, EnlargedClip(low, size).read(span, whole))
+
+
+def test_frames_are_enlarged_on_the_device():
+    low, whole = clip_of(2)[1], plan_tiles(4, 6, 4, 6, 0)[0]
+    found = EnlargedClip(low, ClipSize(2, 32, 48), device="meta").read(Window(0, 2), whole)
+    assert found.is_meta and found.shape == (1, 3, 2, 32, 48)
