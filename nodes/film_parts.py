@@ -51,6 +51,7 @@ from .steady import SteadyUpscaledVideo
 
 TITLE = "Upscale Film"
 NO_MATCH = "off"
+AUTOMATIC = "automatic"  # of what the source is
 JUDGED = 25  # frames at the beginning of a scene that say whether it is clean
 _GROUP = 8  # frames: a part begins a multiple of so many after its scene, as segments do
 _LEAST = 16  # frames of a part that is not halved any more
@@ -256,7 +257,9 @@ class Steadied:
     @property
     def stages(self) -> tuple[str, ...]:
         """Name the stages of a segment, in order."""
-        return ("Upscaling",) if self.look == DRAFT else ("Upscaling", "Steadying")
+        if self.look == DRAFT:
+            return ("Upscaling",)
+        return (*(["Judging"] if self.source == AUTOMATIC else []), "Upscaling", "Motion", "Steadying")
 
     @property
     def name(self) -> str:
@@ -265,7 +268,11 @@ class Steadied:
 
     def __call__(self, frames: torch.Tensor, first: int, progress: FilmProgress) -> torch.Tensor:
         """Upscale frames of which the first is number `first` of its film."""
-        frames = services.check_frames(TITLE, "video", frames)
+        frames, source = services.check_frames(TITLE, "video", frames), self.source
+        network = self.flow_model or services.wrap_network(FlowNetwork(BlockFlow()))
+        if self.look != DRAFT and source == AUTOMATIC:
+            progress.stage("Judging")
+            source = self._source(first, network, progress)
         progress.stage("Upscaling")
         upscaled = services.output_tensor((len(frames), *self.size, 3))
         for number in range(len(frames)):
@@ -278,29 +285,34 @@ class Steadied:
             upscaled[number] = picture[0]
         if self.look == DRAFT:
             return upscaled
+        progress.stage("Motion")
+        motion = estimated(frames, network, Progress())
         progress.stage("Steadying")
-        dials = self.steadiness, self.fidelity, self.sharpness, self._source(first)
+        dials = self.steadiness, self.fidelity, self.sharpness, source
         with _retitled("Steady Upscaled Video"):
-            return SteadyUpscaledVideo.execute(frames, *dials, upscaled, flow_model=self.flow_model).args[0]
+            return SteadyUpscaledVideo.execute(frames, *dials, upscaled, motion=motion).args[0]
 
     def _picture(self, frame: torch.Tensor) -> torch.Tensor:
         return ImageUpscaleWithModel.execute(self.upscale_model, frame).args[0]
 
-    def _source(self, first: int) -> str:
+    def _source(self, first: int, network: ModelPatcher, progress: FilmProgress) -> str:
         """Say whether the scene is clean or compressed: of all its parts the same."""
-        if self.source != "automatic":
-            return self.source
         scene, beginning = self.beginning(first)
         if scene not in self.judged:
             if getattr(self.upscale_model, "scale", 0) == 1:  # who restores without enlarging holds no frame for right
                 clean = False
             else:
                 frames = beginning()
-                network = self.flow_model or services.wrap_network(FlowNetwork(BlockFlow()))
+                progress.part(0, 2)
                 motion = estimated(frames, network, Progress())
-                pictures = frames.movedim(-1, 1).float()
-                flows = motion.pairs(pictures.device)
-                clean = cleanness(lambda i: pictures[i : i + 1], flows, len(frames))[0] > 0.5
+                progress.part(1, 2)
+                pictures, tick = frames.movedim(-1, 1).float(), Progress()
+
+                def picture(number: int) -> torch.Tensor:
+                    tick.beat()
+                    return pictures[number : number + 1]
+
+                clean = cleanness(picture, motion.pairs(pictures.device), len(frames))[0] > 0.5
             self.judged[scene] = "clean" if clean else "compressed"
         return self.judged[scene]
 

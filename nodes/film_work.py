@@ -55,6 +55,7 @@ from .restore import check_restorer
 _USUAL_MODEL = "UniMMVSRModel"
 _USUAL = {"Encoding": 0.13, "Decoding": 1.38, "Colours": 0.05, "Writing": 0.055}
 _USUAL_SOURCE = {"Reading": 0.11, "Decoding": 14.1}
+_MOTION, _STEADYING = 14.1, 1.05  # of the source by the built-in estimator, and of the result, behind an upscale model
 
 
 @dataclass(frozen=True)
@@ -286,8 +287,12 @@ class Work:
                 usual = {name: _USUAL.get(k, 0.0) * pixels + _USUAL_SOURCE.get(k, 0.0) * source for name, k in plain}
                 return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0), False
         source = frames * self.clip.height * self.clip.width / 1e6
-        small = {"Reading": _USUAL_SOURCE["Reading"] * source, "Writing": _USUAL["Writing"] * pixels}
-        return small | expected, True
+        usual = {"Reading": _USUAL_SOURCE["Reading"] * source, "Writing": _USUAL["Writing"] * pixels}
+        if len(expected) < len(names) and isinstance(maker, Steadied) and self.chosen.flow_model is None:
+            motion, judged = _MOTION * source, min(frames, JUDGED) / frames
+            usual |= {"Judging": motion * judged, "Motion": motion, "Steadying": _STEADYING * pixels}
+            return {name: usual[name] for name in names if name in usual}, False
+        return usual | expected, True
 
     def _learn(self, model: str, segment: Segment, taken: Mapping[str, float]) -> None:
         """Remember what the stages of a segment took, and say it."""

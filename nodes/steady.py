@@ -173,7 +173,7 @@ class SteadyUpscaledVideo(io.ComfyNode):
             every = pairs + searched + len(lr)
             if motion is None:
                 motion = estimated(lr, flow_model, lambda done, _: show(done, every, certain=False))
-            clean = _clean(lr, motion, source)
+            clean = _clean(lr, motion, source, show.beat)
             frames = _steady(lr, upscaler, motion, controls, clean)
             if original is not None:
                 frames = _with_original(frames, lr, original, matched, flow_model, clean)
@@ -216,11 +216,16 @@ def _on_device(frames: torch.Tensor, number: int) -> torch.Tensor:
     return frames[number : number + 1, ..., :3].movedim(-1, 1).to(services.main_device(), torch.float32)
 
 
-def _clean(lr: torch.Tensor, motion: Motion, source: str) -> list[bool]:
-    """Tell of every frame whether it is right to the pixel."""
+def _clean(lr: torch.Tensor, motion: Motion, source: str, beat: Callable[[], None]) -> list[bool]:
+    """Tell of every frame whether it is right to the pixel, with a `beat` for each that is looked at."""
     if source != "automatic":
         return [source == "clean"] * len(lr)
-    shares = cleanness(lambda i: _on_device(lr, i), motion.pairs(services.main_device()), len(lr), motion.cuts)
+
+    def frame(number: int) -> torch.Tensor:
+        beat()
+        return _on_device(lr, number)
+
+    shares = cleanness(frame, motion.pairs(services.main_device()), len(lr), motion.cuts)
     return [share > 0.5 for share in shares]
 
 

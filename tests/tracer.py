@@ -40,7 +40,8 @@ class Trace:
     A function counts by file and qualified name. A stack level is one running own function; frames of the host and of
     torch between two of them do not count. Lambdas and generator expressions count as functions and levels, list,
     set and dict comprehensions do not: this is what Python 3.12 and later show, where comprehensions are no frames.
-    Class bodies, module bodies and whatever an import runs do not count, nor do WATCHES.
+    Class bodies, module bodies and whatever an import runs do not count, nor do WATCHES, nor the
+    look at the Cancel button that they take now and then, wherever the work is just then.
     """
 
     def __init__(self, root: Path = ROOT):
@@ -67,6 +68,9 @@ class Trace:
         if name is None:
             name = self._names[frame.f_code] = self._describe(frame.f_code)
         if not name:
+            return
+        caller = frame.f_back.f_code.co_filename if frame.f_back else ""
+        if name[1] == "check_cancelled" and caller.replace(os.sep, "/").endswith(WATCHES):
             return
         stack = self._local.__dict__.setdefault("stack", [])
         if event == "return":
