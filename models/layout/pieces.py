@@ -24,8 +24,7 @@ from functools import cached_property
 
 import torch
 
-from .pages import zeros_like
-from .sizes import ClipSize, first_frame
+from .sizes import ClipSize, first_frame, zeros_like
 
 Progress = Callable[[int, int], None]  # (pieces done, pieces in all)
 # Spans of an autoencoder that begins anew with every span: its first latent frames know no past, its last no future.

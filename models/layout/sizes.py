@@ -10,6 +10,7 @@ A clip is (b, c, t, h, w); causal video networks take 1 + time (T - 1) frames an
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -32,6 +33,19 @@ class ClipSize:
                 f"frames, height and width must be at least 1; "
                 f"got {self.frames} frames of {self.width}x{self.height}. Check the input and the target."
             )
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Give what torch.zeros gives on the CPU, in large pages of memory, as numpy asks for them and torch does not.
+
+    In pages of 4 KB a frame of 1280x720 costs 4 ms, ten times what it takes to write one.
+    """
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def zeros_like(x: torch.Tensor) -> torch.Tensor:
+    """Give zeros where a tensor lies, of its shape and dtype."""
+    return zeros(tuple(x.shape), x.dtype) if x.device.type == "cpu" else torch.zeros_like(x)
 
 
 def clip_size(clip: torch.Tensor) -> ClipSize:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from .pages import zeros_like
 from .pieces import Tile, frames_of, tile_weight
+from .sizes import zeros_like
 
 Shown = Callable[[int, int, torch.Tensor | None], None]  # (frames of tiles done, of all, the newest whole one)
 

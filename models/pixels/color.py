@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ..layout.pages import zeros_like
-from ..layout.sizes import resize_clip
+from ..layout.sizes import resize_clip, zeros_like
 
 _EPSILON = 1e-5 / 4  # on the variance: the published 1e-5 holds for values in -1..1
 _CHUNK_PIXELS = 1 << 22  # pixels matched at a time: a few frames

@@ -38,7 +38,7 @@ from ...media.sound import Samples, read_sound
 from ...media.timeline import Timeline
 from ...media.tracks import KEEP
 from ...media.writer import write, write_video
-from ...models.layout.pages import zeros
+from ...models.layout.sizes import zeros
 from . import services
 from .progress import Progress
 

@@ -25,8 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from ...media.memory import free_memory
-from ...models.layout.pages import zeros
-from ...models.layout.sizes import ClipSize
+from ...models.layout.sizes import ClipSize, zeros
 from ...models.motion.estimation import Motion
 from .keys import DEFAULT, PRESET_KEY, PUBLISHED, SIZE_KEY, WORK_KEY
 

@@ -211,8 +211,7 @@ class UpscaleAVideoVAE(RestorerVAE):
     ):
         self._lr_alphas = lr_alphas
         dtype = pick_vae_dtype(loading.precision, loading.preset, management.vae_device())
-        layers = services.layers(comfy.ops.manual_cast, dtype, None)
-        network = UpscaleVAE(config, layers, services.attention)
+        network = UpscaleVAE(config, services.layers(comfy.ops.manual_cast, dtype, None), services.attention)
         numbers = config.block_out_channels[0] * management.dtype_size(dtype)
         spans = _published_spans if loading.preset == PUBLISHED else blended_spans
         law = VAELaw(
@@ -241,9 +240,9 @@ class UpscaleAVideoVAE(RestorerVAE):
         self, latent: torch.Tensor, lr: torch.Tensor | None, size: ClipSize, lr_weight: float
     ) -> Callable[[Window, Tile], torch.Tensor]:
         """Give what decodes a piece; a plain decoder has no place for LR frames."""
-        guided = lr is not None and self.first_stage_model.config.condition
-        guide = lr_grid(lr, size, device=self.device) if guided else None
-        return piece_decoder(self.first_stage_model, latent, guide, lr_weight, self.device, self.vae_dtype)
+        network = self.first_stage_model
+        guide = None if lr is None or not network.config.condition else lr_grid(lr, size, device=self.device)
+        return piece_decoder(network, latent, guide, lr_weight, self.device, self.vae_dtype)
 
 
 def _published_spans(frames: int, length: int) -> tuple:
