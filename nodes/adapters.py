@@ -11,6 +11,7 @@ Reference Tokens patches a clone of the MODEL, so that it takes references (node
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -259,7 +260,9 @@ class _LevelHook:
     """
 
     def __init__(self, embedding: LevelEmbedding, strength: float):
-        self._embedding, self._strength = embedding, strength
+        # Weak: the base keeps this hook while it is loaded. An embedding that outlived its MODEL until the base is
+        # unloaded would die while the host goes through its list of models, which breaks that list.
+        self._embedding, self._strength = weakref.ref(embedding), strength
         self._now = {}  # by time embedding: the host calls copies of a model on several GPUs at once
 
     def __call__(self, module: torch.nn.Module, args: tuple, output: torch.Tensor):
@@ -285,7 +288,7 @@ class _LevelHook:
         level, place = options.get(LEVEL_KEY), id(executor.class_obj.time_embedding)
         if level is None:
             return executor(*call, **kwargs)
-        self._now[place] = self._strength * self._embedding(level)
+        self._now[place] = self._strength * self._embedding()(level)
         try:
             return executor(*call, **kwargs)
         finally:

@@ -95,7 +95,7 @@ def encode_resized(
     space, time = vae.spacial_compression_encode(), time_ratio(vae)
     grid = latent_size(size, space, time)
     padded = ClipSize(1 + time * (grid.frames - 1), space * grid.height, space * grid.width)
-    read = RegionReader(frames, size, padded, mode, vae.device)
+    read = RegionReader(frames, size, padded, mode, getattr(vae, "device", None))  # other packs' VAEs may name none
     if not is_video(vae):
         return _encode_pictures(vae, read, padded)
 

@@ -1,6 +1,5 @@
 """Lend tests the host's modules in this process, and a tiny restorer with random weights."""
 
-import gc
 import sys
 import time
 from pathlib import Path
@@ -57,20 +56,6 @@ def core(comfyui, tmp_path_factory):
 
     folders.register_folders()
     return SimpleNamespace(nodes=nodes, custom=custom, samplers=comfy.samplers, sampler_helpers=comfy.sampler_helpers)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_left(core):
-    """Drop the models of a file of tests when it ends.
-
-    The host takes those that are garbage from its list when they are collected. Where that happens while it loads
-    another one, it fails, keeps the dead ones, and stumbles over them in a later test.
-    """
-    yield
-    import comfy.model_management as management
-
-    gc.collect()
-    management.cleanup_models()
 
 
 @pytest.fixture

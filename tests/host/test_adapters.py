@@ -270,6 +270,23 @@ def test_the_base_is_the_base_again(load, base, ksample):
     assert not base.injections and not base.object_patches and not base.patches and not base.wrappers
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_forgotten_adapter_leaves_nothing_in_the_hosts_list(load, base, model, ksample, first):
+    """Its model died while the host unloaded, and the host stumbled over what was left in every later run."""
+    import comfy.model_management as management
+
+    management.unload_all_models()
+    clip, others = condition(), [model, tiny_wan.load(tiny_wan.weights())]
+    if first:
+        management.load_models_gpu(others)
+    ksample(load(base, make(level=True, layers=True)), clip, steps=2)
+    if not first:
+        management.load_models_gpu(others)
+    for _ in range(2):
+        management.unload_all_models()
+    assert not management.current_loaded_models
+
+
 # Errors
 
 

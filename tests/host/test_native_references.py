@@ -215,9 +215,9 @@ def test_memory_is_estimated_with_the_references_in_any_order_of_nodes(wide, con
     shapes = []
     original = type(wide.model).memory_required
 
-    def required(self, shape, cond_shapes={}):  # noqa: B006
-        shapes.append((tuple(shape), {key: value for key, value in cond_shapes.items() if key == "references"}))
-        return original(self, shape, cond_shapes=cond_shapes)
+    def required(self, input_shape, cond_shapes={}):  # noqa: B006
+        shapes.append((tuple(input_shape), {key: value for key, value in cond_shapes.items() if key == "references"}))
+        return original(self, input_shape, cond_shapes=cond_shapes)
 
     monkeypatch.setattr(type(wide.model), "memory_required", required)
     ksample(_cut(wide, order), condition(5, references((1, 4, 6), (2, 8, 10)), size=(12, 12)), cfg=3.0)

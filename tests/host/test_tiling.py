@@ -60,9 +60,11 @@ def test_a_step_of_a_long_clip_is_not_planned_again(core, alternate):
     """10,000 frames: a step's plan takes at most a millisecond once its windows were planned."""
     from types import SimpleNamespace
 
-    from cascadevsr.nodes.tiling import WindowHandler
+    from cascadevsr.nodes.host.joints import JointFade
+    from cascadevsr.nodes.tiling import TurningWindows, WindowHandler
 
-    handler, x, taken = WindowHandler(8, 2, False, None, alternate), torch.empty(1, 4, 10_000, 1, 1), []
+    kind, fade = (TurningWindows, JointFade(2)) if alternate else (WindowHandler, None)
+    handler, x, taken = kind(8, 2, False, None, fade), torch.empty(1, 4, 10_000, 1, 1), []
     for step in range(12):
         handler._step = step  # as the host counts them
         began = time.thread_time()
