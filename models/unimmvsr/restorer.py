@@ -198,17 +198,25 @@ class _Other:
         self.unlike = F.avg_pool2d((here - warp(frame, there)).abs().mean(1, keepdim=True), 3, 1, 1)
         self.trust = torch.exp(-miss / _RETURN**2) * torch.exp(-((self.unlike / _ALIKE) ** 2))
         self.fine = F.interpolate(self.trust, large, mode="bilinear")
-        # from edge to edge, so that one grid serves frames of both sizes
-        still = F.affine_grid(torch.eye(2, 3).to(there).expand(len(there), -1, -1), (len(there), 1, *large), False)
-        half = there.new_tensor([there.shape[-1] / 2, there.shape[-2] / 2]).view(1, 2, 1, 1)
-        self.there, self.back = (
-            still + F.interpolate(flow / half, large, mode="bilinear").movedim(1, -1) for flow in (there, back)
-        )
+        self.there, self.back = _grid(there, large), _grid(back, large)
 
     def missing(self, x: torch.Tensor) -> torch.Tensor:
         """Give what the neighbour shows beyond the estimate x (b, 3, H, W), brought here."""
         seen = _resized(_sampled(x, self.back), self.frame.shape[-2:])
         return _sampled(self.frame - seen, self.there)
+
+
+def _grid(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Give where a flow (b, 2, h, w) in px leads from every pixel of `size`, (b, H, W, 2).
+
+    In -1..1 from edge to edge: one grid serves frames of both sizes.
+    """
+    half = flow.new_tensor([flow.shape[-1] / 2, flow.shape[-2] / 2]).view(1, 2, 1, 1)
+    ways = F.interpolate(flow / half, size, mode="bilinear")
+    rows, columns = ((2 * torch.arange(side, device=flow.device) + 1) / side - 1 for side in size)
+    ways[:, 0] += columns
+    ways[:, 1] += rows[:, None]
+    return ways.movedim(1, -1)
 
 
 def _sampled(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

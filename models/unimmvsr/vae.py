@@ -389,7 +389,7 @@ class RestoredFrames:
         """Give what frames show in a tile of latent cells; past the end the last frame repeats."""
         if self._held is None or self._held[0] != frames:  # the tiles of one span come one after the other
             last = len(self._frames) - 1
-            parts = [self._restored(number) for number in range(min(frames.start, last), min(frames.stop, last + 1))]
+            parts = [self._seen(number) for number in range(min(frames.start, last), min(frames.stop, last + 1))]
             size = padded_size(self._size, SPACE, TIME)
             whole = ClipSize(frames.length, size.height, size.width)
             base, restored, hidden = (torch.stack([part[k] for part in parts], 2) for k in range(3))
@@ -401,10 +401,19 @@ class RestoredFrames:
 
     def frame(self, number: int) -> torch.Tensor:
         """Give a restored frame (1, 3, H, W) in 0..1, on the CPU."""
-        return (self._restored(number)[1].float() / 2 + 0.5).clamp_(0, 1)
+        return self._restored(number)[0].cpu().clamp_(0, 1)
 
-    def _restored(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give (LR frame resized, restored frame, features) of a frame, on the CPU."""
+    def _seen(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give (LR frame resized, restored frame, both in about -1..1, and features) of a frame, on the CPU."""
+        restored, hidden = self._restored(number)
+        base = resize_clip(self._lr(number).unsqueeze(2), self._size.height, self._size.width)[:, :, 0]
+        return tuple(part.to("cpu", self._dtype) for part in (base * 2 - 1, restored * 2 - 1, hidden))
+
+    def _lr(self, number: int) -> torch.Tensor:
+        return self._frames[number : number + 1, ..., :3].movedim(-1, 1).to(self._device, torch.float32)
+
+    def _restored(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give (restored frame in about 0..1, features) of a frame."""
         start = max(edge for edge in self._scenes[:-1] if edge <= number)
         stop = min(edge for edge in self._scenes[1:] if edge > number)
         near = range(max(start, number - REACH), min(stop, number + REACH + 1))
@@ -412,14 +421,12 @@ class RestoredFrames:
         for k in near[:-1]:
             if k not in self._motion:
                 self._motion[k] = self._flows(k)
-        lr = {k: self._frames[k : k + 1, ..., :3].movedim(-1, 1).to(self._device, torch.float32) for k in near}
+        lr = {k: self._lr(k) for k in near}
         others = [(lr[k], *chain_flows(self._motion, number, k)) for k in near if k != number]
         self._verdicts = {k: self._verdicts[k] if k in self._verdicts else self._restorer.judge(lr[k]) for k in near}
         height, width, wear = self._size.height, self._size.width, self._restorer.wear_of(self._verdicts.values())
         dtype = torch.bfloat16 if self._half else None
-        restored, hidden = self._restorer(lr[number], others, height, width, wear, dtype)
-        base = resize_clip(lr[number].unsqueeze(2), height, width)[:, :, 0]
-        return tuple(part.to("cpu", self._dtype) for part in (base * 2 - 1, restored * 2 - 1, hidden))
+        return self._restorer(lr[number], others, height, width, wear, dtype)
 
 
 def piece_encoder(vae: CausalVideoVAE, clip: ResizedFrames) -> Callable[[Window, Tile], torch.Tensor]:
