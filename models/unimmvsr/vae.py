@@ -388,8 +388,11 @@ class RestoredFrames:
     def read(self, frames: Window, tile: Tile) -> Seen:
         """Give what frames show in a tile of latent cells; past the end the last frame repeats."""
         if self._held is None or self._held[0] != frames:  # the tiles of one span come one after the other
-            last = len(self._frames) - 1
-            parts = [self._seen(number) for number in range(min(frames.start, last), min(frames.stop, last + 1))]
+            last, parts = len(self._frames) - 1, []
+            for number in range(min(frames.start, last), min(frames.stop, last + 1)):
+                restored, hidden = self._restored(number)
+                base = resize_clip(self._lr(number).unsqueeze(2), self._size.height, self._size.width)[:, :, 0]
+                parts.append([part.to("cpu", self._dtype) for part in (base * 2 - 1, restored * 2 - 1, hidden)])
             size = padded_size(self._size, SPACE, TIME)
             whole = ClipSize(frames.length, size.height, size.width)
             base, restored, hidden = (torch.stack([part[k] for part in parts], 2) for k in range(3))
@@ -402,12 +405,6 @@ class RestoredFrames:
     def frame(self, number: int) -> torch.Tensor:
         """Give a restored frame (1, 3, H, W) in 0..1, on the CPU."""
         return self._restored(number)[0].cpu().clamp_(0, 1)
-
-    def _seen(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give (LR frame resized, restored frame, both in about -1..1, and features) of a frame, on the CPU."""
-        restored, hidden = self._restored(number)
-        base = resize_clip(self._lr(number).unsqueeze(2), self._size.height, self._size.width)[:, :, 0]
-        return tuple(part.to("cpu", self._dtype) for part in (base * 2 - 1, restored * 2 - 1, hidden))
 
     def _lr(self, number: int) -> torch.Tensor:
         return self._frames[number : number + 1, ..., :3].movedim(-1, 1).to(self._device, torch.float32)
