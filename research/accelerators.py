@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,23 +20,16 @@ from typing import Any
 
 import torch
 
-from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
-from ..runner.paths import ROOT
 from . import restorers
-from .cascade4k import load_host
+from .apart import load_host, run_apart
 
 WORKS, IDLE, REFUSED = "works", "no effect", "refused"
 UAV, MGLD, BUILT_IN, WAN = "Upscale-A-Video", "MGLD-VSR", "built-in", "Wan 2.1"
 _FEW, _MANY = 2, 12  # steps; caches need some before they leave one out
 _WIDTH = 24  # of texts
 EXACT = 999.0  # dB of equal latents
-_START = """import sys
-sys.path.insert(0, sys.argv[1])
-from runner.pack import load
-load("research.accelerators").bench_process(sys.argv[2])
-"""
 
 
 @dataclass(frozen=True)
@@ -272,15 +263,12 @@ def likeness(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def accelerators(options: argparse.Namespace, host: Host) -> dict:
     """The host's nodes that patch a model on all systems, tiny: dB to the run without, calls saved (minutes)."""
-    done = subprocess.run([sys.executable, "-c", _START, str(ROOT), str(host.path)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RunnerError(f"bench accelerators: the measuring process ended with {done.returncode}; see above.")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_apart("accelerators", {"host": str(host.path)})
 
 
-def bench_process(host: str) -> None:
-    """Print every row as it is found on stderr, and all of them as json at the end."""
-    load_host(host)
+def measured(job: dict) -> dict:
+    """Give all rows, and print each as it is found on stderr."""
+    load_host(job["host"])
     load("nodes.host.folders").register_folders()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         subjects = make_subjects(Path(folder))
@@ -300,7 +288,7 @@ def bench_process(host: str) -> None:
             found = {name: _beside(row, each, _MANY, *plain[name, _MANY], sigmas) for name, each in subjects.items()}
             print(f"  {row.node:28}", " | ".join(found.values()), file=sys.stderr, flush=True)
             result[row.node] = found
-    print(json.dumps(result))
+    return result
 
 
 def _run(subject: Subject, model: Any, steps: int, sigmas: torch.Tensor | None = None) -> tuple[torch.Tensor, int]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,34 +11,23 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..runner.binding import parse_size
-from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
-from ..runner.paths import ROOT
 from ..runner.server import peak_memory
 from . import tiny_ltx
+from .apart import load_host, run_apart
 
 T = TypeVar("T")
 FRAMES, SIZE = 21, "3840x2160"
 CHUNK = 16  # frames of one chunk, the bar beside the result
 _BASE_ROWS, _BASE_COLUMNS = 5, 8  # latent cells of the base clip
-# The watched process: (root of the pack, job as json) -> figures as json on the last line.
-_START = """import sys
-sys.path.insert(0, sys.argv[1])
-from runner.pack import load
-load("research.cascade4k").watched_process(sys.argv[2])
-"""
 
 
 def cascade4k(options: argparse.Namespace, host: Host) -> dict:
     """A tiny model of the host's LTX classes at 3840x2160, 21 frames, on the CPU: peak memory (minutes)."""
     width, height = parse_size(options.size or SIZE)
     job = {"host": str(host.path), "frames": options.frames or FRAMES, "width": width, "height": height}
-    command = [sys.executable, "-c", _START, str(ROOT), json.dumps(job)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RunnerError(f"bench cascade4k: the watched process ended with {done.returncode}; see above.")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_apart("cascade4k", job)
 
 
 class Watch:
@@ -65,7 +52,7 @@ def resident() -> int:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
 
 
-def watched(job: dict) -> dict:
+def measured(job: dict) -> dict:
     """Run the graph of the template Cascade-to-4K on random weights and say what it cost."""
     import torch
 
@@ -116,20 +103,3 @@ def watched(job: dict) -> dict:
         **{f"{name}_peak_mb_without_result": round(peak / 2**20) for name, peak in beside.items()},
         "bar_mb_one_chunk": round(CHUNK * 12 * job["width"] * job["height"] / 2**20),
     }
-
-
-def load_host(path: str):
-    """Import the host for the CPU in this process, and give its nodes for samplers."""
-    sys.argv = ["main.py", "--cpu", "--disable-api-nodes"]
-    sys.path.insert(0, path)
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy_extras.nodes_custom_sampler as custom
-
-    return custom
-
-
-def watched_process(job: str) -> None:
-    """Print the figures of a job as json."""
-    print(json.dumps(watched(json.loads(job))))

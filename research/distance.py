@@ -12,8 +12,6 @@ row *without shared frames*, say what a visible seam measures.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,20 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
-from ..runner.paths import ROOT
 from ..runner.sample import make_sample
 from . import restorers
 from .accelerators import likeness
-from .cascade4k import load_host
+from .apart import load_host, run_apart
 
-_START = """import sys
-sys.path.insert(0, sys.argv[1])
-from runner.pack import load
-load("research.distance").measuring_process(sys.argv[2])
-"""
 _ALONE = "without shared frames"
 Faster = tuple[int, float, float]  # inputs of Faster Sampling
 Savings = dict[str, tuple[str, Faster | int | None]]  # {name: (joints, what else)}
@@ -116,22 +107,19 @@ def measure(run: Run, savings: Savings) -> dict[str, dict[str, float]]:
 
 def distance(options: argparse.Namespace, host: Host) -> dict:
     """Results with work left out beside the full run (dB), and seam ratios at joints: random and trained (minutes)."""
-    done = subprocess.run([sys.executable, "-c", _START, str(ROOT), str(host.path)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RunnerError(f"bench distance: the measuring process ended with {done.returncode}; see above.")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_apart("distance", {"host": str(host.path)})
 
 
-def measuring_process(host: str) -> None:
-    """Print the figures of all systems as json."""
-    load_host(host)
+def measured(job: dict) -> dict:
+    """Give the figures of all systems."""
+    load_host(job["host"])
     load("nodes.host.folders").register_folders()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         result = {}
         for name, make in SYSTEMS.items():
             result[name] = measure(*make(Path(folder)))
             print(f"  {name}: {result[name]}", file=sys.stderr, flush=True)
-    print(json.dumps(result))
+    return result
 
 
 def _conditions(vae: Any, frames: int, width: int, height: int, texts: Sequence = (), level: float = 0.0) -> tuple:

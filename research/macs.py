@@ -12,19 +12,14 @@ windows, tiles and chunks with the same networks, both branches of a guided pair
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
-from ..runner.paths import ROOT
-from .cascade4k import load_host
+from .apart import load_host, run_apart
 
 FRAMES, ROWS, COLUMNS = 100, 720, 1280
 LENGTHS = (33, 100, 1000)  # frames
@@ -32,28 +27,17 @@ _CELLS = 8  # of a side of the clip that is sampled
 _CARD = 80 * 2**30
 _PIXEL_TILE, _PIXEL_STRIDE, _PADDED = 960, 750, 736  # MGLD-VSR's program cuts pictures before it cuts latents
 _FASTEST = {"upscale_a_video": (3, 0.0, 0.5), "mgld_vsr": (6, 0.0, 1.0)}  # of Faster Sampling
-_START = """import sys
-sys.path.insert(0, sys.argv[1])
-from runner.pack import load
-load("research.macs").counting_process(sys.argv[2])
-"""
-
 Call = tuple[int, int, bool]  # branches, frames, whether the deep half was given
 
 
 def macs(options: argparse.Namespace, host: Host) -> dict:
     """TFLOP a frame of 1280x720 of Upscale-A-Video and MGLD-VSR: published, reference, default, fastest (minutes)."""
     lengths = [options.frames] if options.frames else sorted({FRAMES, *LENGTHS}, key=lambda count: count != FRAMES)
-    command = [sys.executable, "-c", _START, str(ROOT), json.dumps({"host": str(host.path), "lengths": lengths})]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RunnerError(f"bench macs: the counting process ended with {done.returncode}; see above.")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_apart("macs", {"host": str(host.path), "lengths": lengths})
 
 
-def counting_process(job: str) -> None:
-    """Print the figures of a job as json."""
-    job = json.loads(job)
+def measured(job: dict) -> dict:
+    """Give the figures of a job."""
     custom = load_host(job["host"])
     import torch
 
@@ -63,7 +47,7 @@ def counting_process(job: str) -> None:
             counted = make(custom)
             rows = {str(frames): counted.row(frames) for frames in job["lengths"]}
             result[counted.key] = {**rows[str(job["lengths"][0])], "frames": rows}
-    print(json.dumps(result))
+    return result
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,30 +17,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
-from ..runner.paths import ROOT
-from .cascade4k import load_host
+from .apart import load_host, run_apart
 
 CARDS = (8, 12, 16, 24)  # GB
 _LEFT = 1.0  # GB that the screen, the driver and the host keep
 _SIZES = ((1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
 _HEADROOM = 1.3  # of what is chosen by itself (nodes/host/room.py)
-_START = """import sys
-sys.path.insert(0, sys.argv[1])
-from runner.pack import load
-load("research.memory_law").counting_process(sys.argv[2])
-"""
 
 
 def memory_law(options: argparse.Namespace, host: Host) -> dict:
     """Memory of the published systems: laws beside what is counted, and what fits 8 to 24 GB (a minute)."""
-    command = [sys.executable, "-c", _START, str(ROOT), json.dumps({"host": str(host.path)})]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RunnerError(f"bench memory-law: the counting process ended with {done.returncode}; see above.")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_apart("memory-law", {"host": str(host.path)})
 
 
 class LiveBytes(TorchDispatchMode):
@@ -93,11 +79,11 @@ def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, precision
     return torch.empty_like(q)
 
 
-def counting_process(job: str) -> None:
-    """Print the figures of a job as json."""
-    load_host(json.loads(job)["host"])
+def measured(job: dict) -> dict:
+    """Give the figures of a job."""
+    load_host(job["host"])
     load("nodes.host.services").attention = fused_attention
-    print(json.dumps({"precision": "fp16, decoding in bf16", **{row["key"]: row for row in (_uav(), _mgld())}}))
+    return {"precision": "fp16, decoding in bf16", **{row["key"]: row for row in (_uav(), _mgld())}}
 
 
 def _uav() -> dict:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,12 +28,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..runner.errors import RunnerError
 from ..runner.host import Host
 from ..runner.pack import load
-from ..runner.paths import ROOT
 from . import restorers
-from .cascade4k import load_host
+from .apart import load_host, run_apart
 
 FRAMES, ROWS, COLUMNS, SCALE = 33, 720, 1280, 4
 BAR = 20.0  # ms a frame of what stays on the CPU
@@ -42,25 +39,16 @@ _CELLS = 8  # of a side of the latent that is sampled for its calls alone
 _PAIRS = 2  # of frames whose motion is estimated, on the CPU
 _ROUNDS = 3
 _CARD = 80 * 2**30  # bytes that are free
-_START = """import sys
-sys.path.insert(0, sys.argv[1])
-from runner.pack import load
-load("research.overhead").measuring_process(sys.argv[2])
-"""
 
 
 def overhead(options: argparse.Namespace, host: Host) -> dict:
     """What a run of the published systems costs beside their networks: ms a frame of 1280x720 by stage (minutes)."""
     job = {"host": str(host.path), "frames": options.frames or FRAMES}
-    done = subprocess.run([sys.executable, "-c", _START, str(ROOT), json.dumps(job)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RunnerError(f"bench overhead: the measuring process ended with {done.returncode}; see above.")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_apart("overhead", job)
 
 
-def measuring_process(job: str) -> None:
-    """Print the figures of a job as json."""
-    job = json.loads(job)
+def measured(job: dict) -> dict:
+    """Give the figures of a job."""
     custom = load_host(job["host"])
     load("nodes.host.services").free_bytes = lambda device: _CARD
     torch.set_num_threads(1)
@@ -70,7 +58,7 @@ def measuring_process(job: str) -> None:
             rounds = [run(custom, Path(folder) / key, frames) for _ in range(_ROUNDS)]
             result[key] = {name: round(median(each[name] for each in rounds), 2) for name in rounds[0]}
             print(f"  {key}: {json.dumps(result[key])}", file=sys.stderr, flush=True)
-    print(json.dumps(result))
+    return result
 
 
 class _NoDevice(TorchDispatchMode):
