@@ -5,6 +5,7 @@ In the order of a forward pass:
 2. `CrossAttention`: tokens (B, n, c) attend to a context (B, m, d), which may be the tokens themselves -> (B, n, c).
 3. `FeedForward`: tokens (..., c) -> 8c, of which one half gates the other -> 4c -> (..., c).
 4. `over_time`: convolutions along time alone, clips (b, c, t, h, w) -> the same.
+5. `over_tokens`: convolutions of single cells, tokens (..., c) -> the same.
 
 Module names are those of the published weights; layers come from an `ops` namespace, attention is injected.
 """
@@ -54,6 +55,19 @@ def over_time(layer: nn.Conv3d, padding: int | None = None) -> nn.Conv3d:
         return F.conv2d(x.flatten(3), weight.flatten(3), bias, padding=around).unflatten(3, x.shape[3:])
 
     layer._conv_forward = convolve
+    return layer
+
+
+def over_tokens(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
+    """Let a convolution of single cells take tokens (..., width) as a linear layer does; returns it.
+
+    Attention wants tokens: so nothing is turned around twice. Weights keep their names and shapes, as in `over_time`.
+    """
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *_, **__) -> torch.Tensor:
+        return F.linear(x, weight.flatten(1), bias)
+
+    layer._conv_forward = multiply
     return layer
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import Attention
+from ..transformer import Attention, over_tokens
 from .blocks import GROUPS, Downsample, ResBlock, embed_time, fold, time_layers, unfold
 from .vae import LATENT_CHANNELS
 
@@ -48,16 +48,16 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = ops.GroupNorm(GROUPS, width)
-        self.qkv = ops.Conv1d(width, 3 * width, 1)
-        self.proj_out = ops.Conv1d(width, width, 1)
+        self.qkv = over_tokens(ops.Conv1d(width, 3 * width, 1))
+        self.proj_out = over_tokens(ops.Conv1d(width, width, 1))
         self.attention = attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.qkv(self.norm(x).flatten(2))
-        # Channels are split by head first; each head's share is [q | k | v]. Fused attention takes no strided channels.
-        q, k, v = tokens.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).contiguous().unbind(2)
-        y = self.attention(q, k, v).transpose(-1, -2).flatten(1, 2)
-        return x + self.proj_out(y).view(x.shape)
+        tokens = self.qkv(self.norm(x).flatten(2).transpose(1, 2))
+        # Channels are split by head first; each head's share is [q | k | v].
+        q, k, v = tokens.unflatten(2, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        y = self.proj_out(self.attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + y.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
 class StructureEncoder(nn.Module):

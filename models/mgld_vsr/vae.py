@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from ..layout.pieces import Tile, Window, frames_of
 from ..layout.sizes import ClipSize, pad_clip, resize_clip, target_size
-from ..transformer import Attention, silu
+from ..transformer import Attention, over_tokens, silu
 from .blocks import GROUPS, fold, in_turn, unfold
 
 SPACE = 8  # output pixels per latent cell
@@ -81,18 +81,17 @@ class AttnBlock(nn.Module):
     def __init__(self, width: int, ops: ModuleType, attention: Attention):
         super().__init__()
         self.norm = ops.GroupNorm(GROUPS, width, eps=EPS)
-        self.q = ops.Conv2d(width, width, 1)
-        self.k = ops.Conv2d(width, width, 1)
-        self.v = ops.Conv2d(width, width, 1)
-        self.proj_out = ops.Conv2d(width, width, 1)
+        self.q = over_tokens(ops.Conv2d(width, width, 1))
+        self.k = over_tokens(ops.Conv2d(width, width, 1))
+        self.v = over_tokens(ops.Conv2d(width, width, 1))
+        self.proj_out = over_tokens(ops.Conv2d(width, width, 1))
         self.attention = attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Fused attention takes no strided channels: channels last, these are tokens already, in one copy for all three.
-        y = self.norm(x).contiguous(memory_format=torch.channels_last)
-        q, k, v = (layer(y).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for layer in (self.q, self.k, self.v))
-        y = self.attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
-        return x + self.proj_out(y)
+        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # in one copy for all three
+        q, k, v = (layer(tokens).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        y = self.proj_out(self.attention(q, k, v).squeeze(1))
+        return x + y.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
 class Middle(nn.Module):

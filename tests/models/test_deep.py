@@ -5,7 +5,7 @@ import torch
 from cascadevsr.models.mgld_vsr.structure import StructureConfig, StructureEncoder
 from cascadevsr.models.mgld_vsr.unet import MGLDUNet
 from cascadevsr.models.mgld_vsr.unet import UNetConfig as MGLDConfig
-from cascadevsr.models.transformer import Deep, over_time
+from cascadevsr.models.transformer import Deep, over_time, over_tokens
 from cascadevsr.models.upscale_a_video import unet as uav
 
 LEVELS = {"model_channels": 64, "channel_mult": (1, 2, 2), "num_res_blocks": 1, "attention_resolutions": (1, 2)}
@@ -107,3 +107,15 @@ def test_a_convolution_over_time_is_that_of_pictures(kernel):
     torch.testing.assert_close(over_time(layer)(x), before, rtol=0, atol=1e-6)
     part = x.transpose(3, 4)[..., 1:3, :]  # strided, as rows of a clip are
     torch.testing.assert_close(layer(part), before.transpose(3, 4)[..., 1:3, :], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("cells", [1, 2], ids=["Conv1d", "Conv2d"])
+def test_a_convolution_of_single_cells_takes_tokens(cells):
+    kind, shape = ((torch.nn.Conv1d, (2, 6, 20)), (torch.nn.Conv2d, (2, 6, 4, 5)))[cells - 1]
+    layer, x = kind(6, 9, 1), torch.randn(shape)
+    before, names = (
+        layer(x).flatten(2).transpose(1, 2),
+        {name: value.shape for name, value in layer.state_dict().items()},
+    )
+    torch.testing.assert_close(over_tokens(layer)(x.flatten(2).transpose(1, 2)), before, rtol=0, atol=1e-6)
+    assert {name: value.shape for name, value in layer.state_dict().items()} == names
