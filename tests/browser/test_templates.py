@@ -13,11 +13,11 @@ from ..image_model import write_upscaler
 TITLES = {name: file.stem for name, file in shipped().items()}
 SIZES = ((1440, 900), (1600, 1000))
 RENDERERS = {"classic": False, "nodes 2.0": True}
-SAMPLED = ("Upscale-a-Video", "Upscale-a-Film", "Upscale-with-Identity-Images")  # with the sample clip alone
+SAMPLED = tuple(name for name in TITLES if "-with-" not in name) + ("Upscale-with-Identity-Images",)  # no other files
 WEIGHTS = ("Upscale-with-any-Model", "Restore-with-Upscale-A-Video", "Restore-with-MGLD-VSR")  # with tiny networks
 RUNS = SAMPLED + WEIGHTS  # previews on
 FEWER = {"Restore-with-MGLD-VSR": {"VSRRefineSigmas.steps": 2}}  # the other one names steps of its 30
-SHORT = {"VSRCascadeInput.target.scale": 2}
+SHORT = {"VSRCascadeInput.target.scale": 2, "VSRCascadeInput.target.short_side": 180}
 SECONDS = {"classic": 0.1, "nodes 2.0": 0.14}  # so that nothing is cached from the other renderer's run
 
 
