@@ -130,7 +130,7 @@ def watched_layers(
         if state["usual"]:
             share = state["calls"] / state["usual"]
         elif each:
-            share = state["each"] * progress.pieces / (len(each) * max(1, frames))
+            share = state["each"] / (len(each) * max(1, frames) * progress.portion)
         else:
             share = state["calls"] / (used * max(1, rounds))
         progress.inside(min(1.0, share), certain=bool(state["usual"] or each))
@@ -153,12 +153,26 @@ class PieceProgress(Progress):
 
     def __init__(self, what: str, frames: int):
         super().__init__(what, frames)
-        self.pieces, self._done, self.finished = 1, 0, lambda done: None
+        self.lengths: Sequence[
+            int
+        ] = ()  # of all pieces where they differ: the last one may be a fraction of the others
+        self._done, self._pieces, self.finished = 0, 1, lambda done: None
+
+    @property
+    def portion(self) -> float:
+        """Give the share of the whole work that the piece now made is."""
+        return self._before_piece(self._done + 1) - self._before_piece(self._done)
 
     def __call__(self, done: float, total: float, frame: torch.Tensor | None = None, certain: bool = True) -> None:
-        self.pieces, self._done = max(1, total), done
+        self._pieces, self._done = max(1, total), done
         self.finished(done)
-        super().__call__(_GRAIN * done, _GRAIN * total, frame, certain)
+        whole = _GRAIN * self._pieces
+        super().__call__(self._before_piece(done) * whole, whole, frame, certain)
+
+    def _before_piece(self, number: int) -> float:
+        if len(self.lengths) != self._pieces:
+            return number / self._pieces
+        return sum(self.lengths[:number]) / sum(self.lengths)
 
     def shows(self, output: torch.Tensor, pieces: Pieces, time: int) -> Callable[[int, int], None]:
         """Give the progress of `decode_pieces`, which shows the newest frame of `output` (t, H, W, 3) that is ready."""
@@ -174,8 +188,10 @@ class PieceProgress(Progress):
 
     def inside(self, share: float, certain: bool) -> None:
         """Show the share of the piece that is done."""
-        place = max(self._last[0] if self._last[1] == _GRAIN * self.pieces else 0, _GRAIN * (self._done + share))
-        super().__call__(int(place), _GRAIN * self.pieces, certain=certain or self._done > 0)
+        whole = _GRAIN * self._pieces
+        place = (self._before_piece(self._done) + share * self.portion) * whole
+        last = self._last[0] if self._last[1] == whole else 0
+        super().__call__(max(last, int(place)), whole, certain=certain or self._done > 0)
 
 
 def pass_name(patcher: Any, cells: int) -> str:

@@ -110,3 +110,18 @@ def test_large_attention_on_a_cpu_is_in_parts_that_stop_and_equal_the_whole(core
     with pytest.raises(management.InterruptProcessingException):
         services.attention(q, k, v)
     assert len(parts) == 4, "at the first part"
+
+
+def test_pieces_count_by_their_length(core, signs, monkeypatch):
+    """A last piece of 2 frames after two of 16 is no third of the work: time left was told 40 % too long by it."""
+    from cascadevsr.nodes.host import progress
+
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    bar = progress.PieceProgress("Decoding", 34)
+    bar.lengths = (16, 16, 2)
+    for number in range(3):
+        bar(number, 3)
+        bar.inside(0.5, certain=True)
+    bar(3, 3)
+    shares = [done / total for _, done, total in signs]
+    assert shares == pytest.approx([0, 8 / 34, 16 / 34, 24 / 34, 32 / 34, 33 / 34, 1], abs=0.01)
