@@ -198,7 +198,7 @@ class CascadeInput(io.ComfyNode):
         if isinstance(target_vae, RestorerVAE):
             latent = {SYSTEM_KEY: target_vae.system, **target_vae.lr_latent(low, size, filter)}
         elif host_vae.is_regular(target_vae):
-            latent = {"samples": host_vae.encode_resized(target_vae, low, size, filter)}
+            latent = host_vae.encode_resized(target_vae, low, size, filter)
         else:
             raise ValueError(
                 f"{CASCADE}: target_vae must make one latent frame of the first frame and one of every few after it; "

@@ -29,7 +29,7 @@ from ..models.layout.sizes import ClipSize, latent_size
 from ..models.unimmvsr.references import References
 from .frames import asked_size, multiple_input, target_input
 from .guidance import ReferenceGuider, ReferencePatch
-from .host import services
+from .host import seedvr2, services
 from .host.keys import REFERENCES_KEY, SAVING_KEY, TILES_KEY
 from .host.model import system_of
 from .host.progress import pass_name, speeds, where
@@ -228,6 +228,7 @@ def _measure(patcher: ModelPatcher, samples: dict | None, size: ClipSize | None)
         )
     if size is not None:
         cells = latent_size(size, space, time)
+        cells = seedvr2.whole_patches(cells) if seedvr2.is_model(patcher) else cells
         return size, (1, latent_format.latent_channels, cells.frames, cells.height, cells.width)
     clip = services.check_latent(_WHO, "samples", samples)
     shape = (clip.shape[0], latent_format.latent_channels, *clip.shape[2:])

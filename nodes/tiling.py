@@ -28,7 +28,7 @@ from comfy_api.latest import io
 from ..models.layout.pieces import TileFuser, Window, plan_tiles, plan_weights, plan_windows
 from ..models.layout.sizes import latent_frames
 from ..models.layout.turns import alternating_windows
-from .host import services
+from .host import seedvr2, services
 from .host.caches import as_piece
 from .host.cropping import crop_conds, refuse_regions
 from .host.joints import JointFade
@@ -87,7 +87,8 @@ class SpatialTiles(io.ComfyNode):
         size, sizes = published.tile, (system.tiles if system else TileSizes()) if kind == "auto" else None
         if kind == "manual":
             names = ("tile_height", "tile_width", "overlap")
-            size = tuple(max(1, round(tiling[name] / space)) for name in names)
+            patch = seedvr2.PATCH if seedvr2.is_model(model) else 1
+            size = tuple(patch * max(1, round(tiling[name] / space / patch)) for name in names)
             with services.titled(_TILES):
                 plan_tiles(2 * size[0], 2 * size[1], *size)  # refuses an overlap that does not fit, before the run
         _replace(patched, WrappersMP.PREPARE_SAMPLING, CutChoice(_TILES, space, size, sizes, published.tiles))

@@ -28,7 +28,8 @@ from ...models.layout.pieces import (
     restarting_spans,
 )
 from ...models.layout.sizes import ClipSize, RegionReader, latent_size
-from . import services
+from . import seedvr2, services
+from .keys import PADDED_TO_KEY
 from .progress import Progress, watched_layers
 
 CHUNK = 16  # full-size frames that one piece and its copies cost at most
@@ -84,20 +85,23 @@ def decode(
     pieces = _plan(vae, ClipSize(*latent.shape[2:]), space, time, tile, chunk, memory)
     output = services.output_tensor((size.frames, size.height, size.width, 3))
     with watched_layers(*_watch(vae, "decoder", "Decoding", size.frames, pieces)) as show:
+        show.follow(pieces)
         ready = show.shows(output, pieces, time)
         return decode_pieces(piece, output, pieces, space, time, ready, services.check_cancelled)
 
 
 def encode_resized(
     vae: comfy.sd.VAE, frames: torch.Tensor, size: ClipSize, mode: str, tile: int = 0, chunk: int = CHUNK
-) -> torch.Tensor:
-    """Resize frames (t, h, w, 3) to `size`, pad and encode them: (1, c, T, h, w), or pictures (t, c, h, w)."""
+) -> dict:
+    """Resize frames (t, h, w, 3) to `size`, pad and encode them: LATENT of (1, c, T, h, w) or pictures (t, c, h, w)."""
     space, time = vae.spacial_compression_encode(), time_ratio(vae)
-    grid = latent_size(size, space, time)
+    cells = latent_size(size, space, time)
+    grid = seedvr2.whole_patches(cells) if seedvr2.is_vae(vae) else cells
+    padded_to = {} if grid == cells else {PADDED_TO_KEY: space * seedvr2.PATCH}
     padded = ClipSize(1 + time * (grid.frames - 1), space * grid.height, space * grid.width)
     read = RegionReader(frames, size, padded, mode, getattr(vae, "device", None))  # other packs' VAEs may name none
     if not is_video(vae):
-        return _encode_pictures(vae, read, padded)
+        return {"samples": _encode_pictures(vae, read, padded)}
 
     def memory(cut: Cut) -> float:
         shape = (1, 3, 1 + time * (cut.length - 1), space * cut.rows, space * cut.columns)
@@ -108,7 +112,9 @@ def encode_resized(
 
     pieces = _plan(vae, grid, space, time, tile, chunk, memory)
     with watched_layers(*_watch(vae, "encoder", "Encoding", size.frames, pieces)) as show:
-        return services.to_output(encode_pieces(piece, grid, pieces, time, show, services.check_cancelled))
+        show.follow(pieces)
+        latent = encode_pieces(piece, grid, pieces, time, show, services.check_cancelled)
+    return {"samples": services.to_output(latent), **padded_to}
 
 
 def _watch(vae: comfy.sd.VAE, part: str, what: str, frames: int, pieces: Pieces) -> tuple:

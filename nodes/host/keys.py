@@ -15,6 +15,7 @@ SYSTEM_KEY = "vsr_system"  # the System whose LR clip "samples" are
 ALPHAS_KEY = "vsr_lr_alphas"  # (steps,) float32 shares of signal power of the schedule that noises LR frames
 DEVIATION_KEY = "vsr_lr_deviation"  # spread of what the encoder finds, where the LR latent is drawn from it
 FIRST_KEY = "vsr_first_frame"  # latent frames of a film before the first of this part of it, which noise counts
+PADDED_TO_KEY = "vsr_padded_to"  # px that sides were padded to multiples of, where that is not a latent cell
 WORK_KEY = "vsr_work_size"  # (height, width) px the latent's picture has where a small one was enlarged
 
 # In model options

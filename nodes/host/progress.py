@@ -153,10 +153,12 @@ class PieceProgress(Progress):
 
     def __init__(self, what: str, frames: int):
         super().__init__(what, frames)
-        self.lengths: Sequence[
-            int
-        ] = ()  # of all pieces where they differ: the last one may be a fraction of the others
+        self._lengths: list[int] = []  # of all pieces: the last one may be a fraction of the others
         self._done, self._pieces, self.finished = 0, 1, lambda done: None
+
+    def follow(self, pieces: Pieces) -> None:
+        """Let the bar go by the lengths of the pieces to come."""
+        self._lengths = [span.window.length for span in pieces.spans for _ in pieces.tiles]
 
     @property
     def portion(self) -> float:
@@ -170,9 +172,9 @@ class PieceProgress(Progress):
         super().__call__(self._before_piece(done) * whole, whole, frame, certain)
 
     def _before_piece(self, number: int) -> float:
-        if len(self.lengths) != self._pieces:
+        if len(self._lengths) != self._pieces:
             return number / self._pieces
-        return sum(self.lengths[:number]) / sum(self.lengths)
+        return sum(self._lengths[:number]) / sum(self._lengths)
 
     def shows(self, output: torch.Tensor, pieces: Pieces, time: int) -> Callable[[int, int], None]:
         """Give the progress of `decode_pieces`, which shows the newest frame of `output` (t, H, W, 3) that is ready."""

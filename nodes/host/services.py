@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from ...media.memory import free_memory
 from ...models.layout.sizes import ClipSize, zeros
 from ...models.motion.estimation import Motion
-from .keys import DEFAULT, PRESET_KEY, PUBLISHED, SIZE_KEY, WORK_KEY
+from .keys import DEFAULT, PADDED_TO_KEY, PRESET_KEY, PUBLISHED, SIZE_KEY, WORK_KEY
 
 CATEGORY = "video/upscaling/Cascade VSR"
 SAMPLER = "KSampler / SamplerCustomAdvanced"  # who is named where the host's samplers are used wrongly
@@ -245,7 +245,7 @@ def latent_target(title: str, latent: Mapping, space: int, time: int) -> tuple[C
     size = ClipSize(**latent[SIZE_KEY])
     work = ClipSize(size.frames, *latent[WORK_KEY]) if WORK_KEY in latent else size
     slack = (whole.frames - work.frames, whole.height - work.height, whole.width - work.width)
-    if min(slack) < 0 or slack[0] >= time or max(slack[1:]) >= space:
+    if min(slack) < 0 or slack[0] >= time or max(slack[1:]) >= latent.get(PADDED_TO_KEY, space):
         remedy = (
             "A node between Cascade Input and this one cropped or resized the latent: do that before Cascade Input."
         )

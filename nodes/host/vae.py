@@ -293,12 +293,11 @@ class RestorerVAE(comfy.sd.VAE):
             px = (side * law.space for side in (cut.columns, cut.rows))
             cut_to = (len(tiles), *px, len(pieces.spans), law.time * cut.length)
             logging.getLogger(__name__).info(text, what, size.frames, size.width, size.height, *cut_to)
-            lengths = [span.window.length for span in pieces.spans for _ in tiles]
-            yield pieces, self._running(what, size, cut, last=number == len(cuts), lengths=lengths)
+            yield pieces, self._running(what, size, cut, last=number == len(cuts), pieces=pieces)
 
     @contextlib.contextmanager
     def _running(
-        self, what: str, size: ClipSize, cut: Cut, last: bool, lengths: Sequence[int] = ()
+        self, what: str, size: ClipSize, cut: Cut, last: bool, pieces: Pieces | None = None
     ) -> Iterator[PieceProgress]:
         """Run pieces on the device with ticking layers; out of memory is an error on the `last` cut only."""
         network, decodes = self.first_stage_model, what != "Encoding"
@@ -306,7 +305,9 @@ class RestorerVAE(comfy.sd.VAE):
         each = self.frame_layers() if decodes else ()
         try:
             with self._on_device(), watched_layers(network, what, size.frames, each, part) as show:
-                began, show.lengths = clock.monotonic(), lengths
+                if pieces is not None:
+                    show.follow(pieces)
+                began = clock.monotonic()
                 yield show
                 pixels = size.frames * size.height * size.width / 1e6
                 name = type(self).__name__ if self.system is None else self.system.name

@@ -114,11 +114,12 @@ def test_large_attention_on_a_cpu_is_in_parts_that_stop_and_equal_the_whole(core
 
 def test_pieces_count_by_their_length(core, signs, monkeypatch):
     """A last piece of 2 frames after two of 16 is no third of the work: time left was told 40 % too long by it."""
+    from cascadevsr.models.layout.pieces import Pieces, Span, Tile, Window
     from cascadevsr.nodes.host import progress
 
     monkeypatch.setattr(progress, "_EVERY", 0.0)
-    bar = progress.PieceProgress("Decoding", 34)
-    bar.lengths = (16, 16, 2)
+    bar, windows = progress.PieceProgress("Decoding", 34), (Window(0, 16), Window(16, 32), Window(32, 34))
+    bar.follow(Pieces(tuple(Span(window, window) for window in windows), (Tile(0, 0, 8, 8),)))
     for number in range(3):
         bar(number, 3)
         bar.inside(0.5, certain=True)

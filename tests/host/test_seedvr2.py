@@ -80,6 +80,7 @@ def test_windows_are_made_and_whole_ones_are_none(seedvr2, watched):
     assert torch.equal(watched(windows(tiles(seedvr2.model, 96), FRAMES))[0], plain)
     result, seen = watched(windows(tiles(seedvr2.model)))
     assert {shape[1:] for shape in seen} == {(8, 8)} and torch.isfinite(result).all()
+    assert {shape[1:] for shape in watched(tiles(seedvr2.model, 72))[1]} == {(8, 8)}  # of whole patches
 
 
 def test_the_plan_counts_what_is_called(seedvr2, clip, watched):
@@ -125,9 +126,10 @@ def test_decoding_is_the_hosts_and_colours_match(seedvr2, clip, watched):
     assert (matched.mean((1, 2)) - low.mean((1, 2))).abs().max() < (frames.mean((1, 2)) - low.mean((1, 2))).abs().max()
 
 
-def test_a_film_goes_through(seedvr2, upscaled, sampling, tmp_path):  # noqa: F811
-    source = film(tmp_path / "in.mkv", pictures(12, 16, 24), sounds=[("aac", "mono", "eng")])
+@pytest.mark.parametrize("size", [(16, 24), (18, 28)], ids=["whole patches", "padded"])
+def test_a_film_goes_through(seedvr2, upscaled, sampling, tmp_path, size):  # noqa: F811
+    source = film(tmp_path / "in.mkv", pictures(12, *size), sounds=[("aac", "mono", "eng")])
     given = {"model": seedvr2.model, "vae": seedvr2.vae, **sampling(seedvr2.model)}
     out = upscaled(source, **given, colour="wavelet")
     made = pixels(out)
-    assert made.shape == (12, 32, 48, 3) and made.std() > 1
+    assert made.shape == (12, 2 * size[0], 2 * size[1], 3) and made.std() > 1
