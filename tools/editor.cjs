@@ -162,16 +162,13 @@ const STEPS = {
     await page.setViewportSize({ width: size[0], height: size[1] });
     await page.evaluate((vue) => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), vue);
     await STEPS.open(page, { name });
+    await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+    await page.waitForTimeout(1500);
     const shoot = async (when) => picture && page.screenshot({ path: `${picture}-${when}.png` });
-    const fitted = async () => {
-      await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
-      await page.waitForTimeout(1500);
-      return page.evaluate(() => {
-        window.app.canvas.draw(true, true);
-        return { scale: window.app.canvas.ds.scale, drawn: !window.app.canvas.low_quality };
-      });
-    };
-    const found = await fitted();
+    const found = await page.evaluate(() => {
+      window.app.canvas.draw(true, true);
+      return { scale: window.app.canvas.ds.scale, drawn: !window.app.canvas.low_quality };
+    });
     found.before = await page.evaluate(placesNow);
     found.overlaps = overlapsOf(found.before);
     await shoot("before");
@@ -197,7 +194,6 @@ const STEPS = {
     await page.waitForTimeout(2500); // previews are fetched, and nodes grow
     found.after = await page.evaluate(placesNow);
     found.overlaps = [...new Set([...found.overlaps, ...meanwhile, ...overlapsOf(found.after)])];
-    found.fitted = await fitted(); // nodes with previews are larger
     await shoot("after");
     return found;
   },
