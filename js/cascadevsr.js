@@ -16,6 +16,13 @@ const TEXTS = {
   VSRSteadyUpscaledVideo: LINES,
 };
 
+/** Let the result be shown: Nodes 2.0 would play the last live picture, a JPEG, in its place, which fails. */
+function forgetLivePicture(node) {
+  for (const key of [node.id, `${node.graph?.id}:${node.id}`]) {
+    if (app.nodePreviewImages?.[key]) app.nodePreviewImages[key] = [];
+  }
+}
+
 function textElement(node, { space, least, size }) {
   let widget = node.widgets?.find((each) => each.name === "measures");
   if (!widget) {
@@ -38,6 +45,7 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       inherited?.apply(this, arguments);
       if (output?.text) textElement(this, look).textContent = [].concat(output.text).join("\n");
+      if (output?.images) forgetLivePicture(this);
     };
   },
 });

@@ -193,6 +193,7 @@ const STEPS = {
     found.status = await running;
     await page.waitForTimeout(2500); // previews are fetched, and nodes grow
     found.after = await page.evaluate(placesNow);
+    found.failed = await page.getByText("Error loading video").count();
     found.overlaps = [...new Set([...found.overlaps, ...meanwhile, ...overlapsOf(found.after)])];
     await shoot("after");
     return found;

@@ -69,6 +69,7 @@ def test_notes_show_all_their_text(looks, name, renderer):
 def test_the_first_run_needs_no_clip_and_moves_nothing_over_anything(looks, name, renderer):
     found = seen(looks, name, renderer, SIZES[0])
     assert found["status"]["status_str"] == "success", found["status"]
+    assert found["failed"] == 0, "a node shows no film where its result should be"
     assert found["overlaps"] == []
 
 
