@@ -1,6 +1,7 @@
 // Shows the text of Compare & Measure, VSR Plan, Load Film, Save Film, Upscale Film and Steady Upscaled Video
-// on the node itself; keeps the sizes of graphs saved by 0.1.0.
+// on the node itself; drops live pictures of nodes that are done; keeps the sizes of graphs saved by 0.1.0.
 import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 
 const STYLE =
   "margin:0;padding:6px;overflow:auto;font:11px/1.4 monospace;user-select:text;" +
@@ -15,13 +16,6 @@ const TEXTS = {
   VSRUpscaleFilm: LINES,
   VSRSteadyUpscaledVideo: LINES,
 };
-
-/** Let the result be shown: Nodes 2.0 would play the last live picture, a JPEG, in its place, which fails. */
-function forgetLivePicture(node) {
-  for (const key of [node.id, `${node.graph?.id}:${node.id}`]) {
-    if (app.nodePreviewImages?.[key]) app.nodePreviewImages[key] = [];
-  }
-}
 
 function textElement(node, { space, least, size }) {
   let widget = node.widgets?.find((each) => each.name === "measures");
@@ -45,8 +39,45 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       inherited?.apply(this, arguments);
       if (output?.text) textElement(this, look).textContent = [].concat(output.text).join("\n");
-      if (output?.images) forgetLivePicture(this);
     };
+  },
+});
+
+// The editor leaves the last live picture of a node where it is when the node is done: below the result or, in Nodes 2.0,
+// in its place, where a film then fails to load; and the node stays as tall as the picture made it.
+const LIVE = "$$canvas-image-preview";
+const previews = () =>
+  document.querySelector("#vue-app, [data-v-app]")?.__vue_app__?.config.globalProperties.$pinia?._s.get("nodeOutput");
+
+function nodeAt(executionId) {
+  let [graph, node] = [app.rootGraph ?? app.graph, null];
+  for (const id of executionId.split(":")) {
+    node = graph?.getNodeById(id);
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function dropLivePicture(node, height) {
+  const place = node.graph === (app.rootGraph ?? app.graph) ? `${node.id}` : `${node.graph.id}:${node.id}`;
+  if (!app.nodePreviewImages?.[place]?.length) return;
+  previews()?.revokePreviewsByLocatorId?.(place);
+  node.preview = node.imgs = undefined;
+  const widget = node.widgets?.find((each) => each.name === LIVE);
+  if (widget) node.widgets.splice(node.widgets.indexOf(widget), 1);
+  node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
+  app.canvas.setDirty(true, true);
+}
+
+app.registerExtension({
+  name: "cascadevsr.LivePictures",
+  setup() {
+    let running = null; // { node, height before its work }
+    api.addEventListener("executing", ({ detail }) => {
+      if (running?.node.graph) dropLivePicture(running.node, running.height);
+      const node = detail && nodeAt(String(detail));
+      running = node?.type?.startsWith("VSR") ? { node, height: node.size[1] } : null;
+    });
   },
 });
 

@@ -1,7 +1,7 @@
 // Compare Video: two clips over each other on the node, in motion.
 //
 // The server makes one small film that holds both clips in every frame (nodes/host/comparisons.py): they cannot get out
-// of step. Every frame of it is a key frame, and is asked for in the middle of its time: a step lands on it exactly.
+// of step. A frame of it is asked for in the middle of its time: a step lands on it exactly.
 // Its pixels are copied by a VideoFrame, which also tells the time of what it holds. Chromium without a GPU keeps every
 // frame that a canvas or a bitmap takes from a <video> itself, up to 512 MB.
 import { app } from "../../scripts/app.js";

@@ -2,7 +2,9 @@
 
 1. `pair` decides which frame of either clip belongs to each frame of the small film, and when it is shown
 2. `Sheet.of` says where the two lie in a frame, each no larger than it is and than was asked for
-3. `write_pairs` encodes: H.264, every frame a key frame, so that a browser lands on any of them at once and exactly
+3. `write_pairs` encodes: H.264 with a key frame in every twelve and none that refers to a later one, so that a browser
+   lands on any of them soon and exactly; with key frames only the film is up to three times as large, and a page holds
+   most of it
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from .writer import writing
 _BLOCK = 16  # px: macroblocks of H.264, so that no block holds parts of both clips
 _BASE = Fraction(1, 90000)  # s: what MP4 counts in
 _EVEN = 0.0011  # s: Matroska notes times in ms, so two clips of one rate meet no closer
-_CRF = 14  # of H.264 with key frames only: differences of the encoder stay below those of two clips
+_CRF = 14  # of H.264: differences of the encoder stay below those of two clips
+_GROUP = 12  # frames from key frame to key frame: what a step back decodes at most
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def write_pairs(out: Path, sheets: Iterable[np.ndarray], pairs: Pairs, most: int
     count, rate = len(pairs.times), Fraction(len(pairs.times) / (float(pairs.times[-1]) + pairs.last))
     ends = np.rint(np.append(pairs.times, pairs.times[-1] + pairs.last) / float(_BASE)).astype(np.int64)
     bits = max(1, min(2**30, int(8 * most / count * rate)))  # a second; what its fields hold
-    options = {"crf": str(_CRF), "preset": "veryfast", "g": "1", "bf": "0", "maxrate": str(bits), "bufsize": str(bits)}
+    options = {"crf": str(_CRF), "preset": "veryfast", "g": str(_GROUP), "bf": "0"}
+    options |= {"maxrate": str(bits), "bufsize": str(bits)}
     with writing(out), replacing(out) as temporary:
         with av.open(locator(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream = None

@@ -162,13 +162,16 @@ const STEPS = {
     await page.setViewportSize({ width: size[0], height: size[1] });
     await page.evaluate((vue) => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), vue);
     await STEPS.open(page, { name });
-    await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
-    await page.waitForTimeout(1500);
     const shoot = async (when) => picture && page.screenshot({ path: `${picture}-${when}.png` });
-    const found = await page.evaluate(() => {
-      window.app.canvas.draw(true, true);
-      return { scale: window.app.canvas.ds.scale, drawn: !window.app.canvas.low_quality };
-    });
+    const fitted = async () => {
+      await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+      await page.waitForTimeout(1500);
+      return page.evaluate(() => {
+        window.app.canvas.draw(true, true);
+        return { scale: window.app.canvas.ds.scale, drawn: !window.app.canvas.low_quality };
+      });
+    };
+    const found = await fitted();
     found.before = await page.evaluate(placesNow);
     found.overlaps = overlapsOf(found.before);
     await shoot("before");
@@ -195,6 +198,7 @@ const STEPS = {
     found.after = await page.evaluate(placesNow);
     found.failed = await page.getByText("Error loading video").count();
     found.overlaps = [...new Set([...found.overlaps, ...meanwhile, ...overlapsOf(found.after)])];
+    found.fitted = await fitted(); // nodes with results are larger
     await shoot("after");
     return found;
   },
@@ -283,6 +287,44 @@ const STEPS = {
         stored: node.serialize().widgets_values || [] };
     }, type);
     return { status: status.status_str, ...shown };
+  },
+
+  /** A new node while it works and shows a live picture, and when it is done: its height and the picture's, in px. */
+  async live(page, { type, vue }) {
+    await page.evaluate((vue) => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), vue);
+    await page.evaluate(() => window.app.graph.clear());
+    const act = (work, value) => page.evaluate(`(${work})(${JSON.stringify(value ?? null)})`);
+    const seen = async () => {
+      await page.waitForTimeout(2000);
+      return page.evaluate(() => {
+        window.app.canvas.draw(true, true);
+        const node = window.app.graph._nodes[0];
+        const picture = document.querySelector(`[data-node-id="${node.id}"] img`);
+        const widget = (node.widgets || []).find((each) => each.name === "$$canvas-image-preview");
+        return { height: node.size[1], picture: picture?.naturalHeight ?? widget?.node.imgs?.[0]?.naturalHeight ?? 0 };
+      });
+    };
+    await act((type) => {
+      const node = window.LiteGraph.createNode(type);
+      window.app.graph.add(node);
+      node.pos = [300, 100];
+      window.app.canvas.ds.reset();
+    }, type);
+    const found = [await seen()];
+    await act(async () => {
+      const { id } = window.app.graph._nodes[0];
+      const canvas = new OffscreenCanvas(160, 90);
+      canvas.getContext("2d").fillRect(0, 0, 160, 90);
+      const blob = await canvas.convertToBlob({ type: "image/jpeg" });
+      window.app.api.dispatchCustomEvent("executing", `${id}`);
+      window.app.api.dispatchCustomEvent("b_preview_with_metadata",
+        { blob, nodeId: `${id}`, displayNodeId: `${id}`, parentNodeId: `${id}`, realNodeId: `${id}`, promptId: "1", jobId: "1" });
+    });
+    found.push(await seen());
+    await act(() => window.app.api.dispatchCustomEvent("executing", null));
+    found.push(await seen());
+    await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
+    return found;
   },
 
   /** What the editor makes of the pack's blueprints: messages it shows, the ones it lists, and each as a node. */

@@ -226,7 +226,8 @@ class SamplingProgress:
         text = "changed by " + ", ".join(f"reference {number}: {change:.1%}" for number, change in numbered)
         if unused:
             which = f"reference {unused[0]} changes" if len(unused) == 1 else f"references {', '.join(unused)} change"
-            text = f"{which} next to nothing: it shows something else, or too little of the clip ({text})"
+            what = "it shows" if len(unused) == 1 else "they show"
+            text = f"{which} next to nothing: {what} something else, or too little of the clip ({text})"
         logging.getLogger(__name__).log(logging.WARNING if unused else logging.INFO, "Sampling: %s", text)
         show_text(running_node(), text)
 

@@ -17,6 +17,7 @@ NAMES = list(FILES)
 RUN = "Upscale-a-Video"
 OLD = Path(__file__).parents[1] / "graphs_0_1_0"
 OLD_NAMES = sorted(file.stem for file in (OLD / "editor").glob("*.json"))
+RENDERERS = {"classic": False, "nodes 2.0": True}
 MEASURE = {
     "1": {
         "class_type": "EmptyImage",
@@ -84,6 +85,8 @@ def report(host_server, browser_tools, tmp_path_factory):
     for kind, name in (("VSRCascadeInput", "target"), ("VSRSDEditDegradation", "size")):
         change = {name: "exact size", "multiple": 6}
         steps[f"fresh {kind}"] = {"do": "fresh", "type": kind, "values": change}
+    for renderer, vue in RENDERERS.items():
+        steps[f"live {renderer}"] = {"do": "live", "type": "VSRTemporalDecode", "vue": vue}
     steps["labels"] = {"do": "labels", "types": NODES}
     steps["measure"] = {"do": "show", "prompt": MEASURE, "type": "VSRCompareMeasure"}
     folder = tmp_path_factory.mktemp("screenshots")
@@ -191,6 +194,13 @@ def test_no_node_shows_an_id_for_a_name(value):
 def test_seeds_of_new_nodes_stay_as_they_are(value):
     kinds = ("VSRConditioning", "VSRSeededNoise", "VSRDegradeVideo", "VSRSDEditDegradation")
     assert [value("labels")[kind].get("seed") for kind in kinds] == ["fixed"] * len(kinds)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_live_picture_goes_when_its_node_is_done(value, renderer):
+    before, live, after = value(f"live {renderer}")
+    assert live["picture"] == 90 and live["height"] > before["height"] + 100
+    assert after == before
 
 
 def test_help_panel_shows_our_page(value):

@@ -18,6 +18,15 @@ WEIGHTS = ("Upscale-with-any-Model", "Restore-with-Upscale-A-Video", "Restore-wi
 RUNS = SAMPLED + WEIGHTS  # previews on
 FEWER = {"Restore-with-MGLD-VSR": {"VSRRefineSigmas.steps": 2}}  # the other one names steps of its 30
 SHORT = {"VSRCascadeInput.target.scale": 2, "VSRCascadeInput.target.short_side": 180}
+# px that a node grows by while it works, in Nodes 2.0: a line of text, and a live picture of 16:9
+LINE, PICTURE = 64, 312
+GROWTH = {
+    "VSRCascadeInput": LINE,
+    "VSREstimateMotion": LINE,
+    "SamplerCustomAdvanced": LINE,
+    "VSRTemporalDecode": LINE + PICTURE,
+    "VSRSteadyUpscaledVideo": LINE + PICTURE,
+}
 SECONDS = {"classic": 0.1, "nodes 2.0": 0.14}  # so that nothing is cached from the other renderer's run
 
 
@@ -59,6 +68,21 @@ def test_text_is_drawn_and_nothing_overlaps(looks, name, renderer, size):
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 @pytest.mark.parametrize("name", TITLES)
+def test_there_is_room_for_what_nodes_show_while_they_work(looks, name, renderer):
+    """Whether a live picture comes depends on the machine: quick work shows none."""
+    places = seen(looks, name, renderer, SIZES[0])["before"]
+    growth = {**GROWTH, "VSRCascadeInput": LINE + PICTURE} if name.startswith("Cascade-") else GROWTH  # decodes
+    grown = [(each["title"], *each["box"][:3], each["box"][3] + growth.get(each["type"], 0)) for each in places]
+    over = [
+        (one[0], other[0])
+        for one, other in itertools.combinations(grown, 2)
+        if one[1] < other[3] and other[1] < one[3] and one[2] < other[4] and other[2] < one[4]
+    ]
+    assert over == []
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("name", TITLES)
 def test_notes_show_all_their_text(looks, name, renderer):
     notes = [place for place in seen(looks, name, renderer, SIZES[0])["before"] if place["type"] == "MarkdownNote"]
     assert notes and not [(note["title"], note["hidden"]) for note in notes if note["hidden"] > 12]
@@ -71,6 +95,7 @@ def test_the_first_run_needs_no_clip_and_moves_nothing_over_anything(looks, name
     assert found["status"]["status_str"] == "success", found["status"]
     assert found["failed"] == 0, "a node shows no film where its result should be"
     assert found["overlaps"] == []
+    assert found["fitted"]["drawn"], f"with its results it fits at a scale of {found['fitted']['scale']:.3f}: no text"
 
 
 def test_no_console_error_from_what_we_serve(looks):

@@ -1,4 +1,4 @@
-"""The small film of two clips: which frames are shown together, where they lie, and that every frame is a key frame."""
+"""The small film of two clips: which frames are shown together, where they lie, their times, key frames."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -67,7 +67,7 @@ def test_clips_are_no_larger_than_they_are_and_share_no_block():
 
 
 @pytest.mark.parametrize("times", [None, [0, 0.033, 0.067, 0.2, 0.9, 0.95]])
-def test_every_frame_is_a_key_frame_at_its_time(tmp_path, times):
+def test_every_frame_is_there_at_its_time(tmp_path, times):
     small, large = clip(height=46, width=62), clip(height=96, width=128, seed=3)
     before = probe(film(tmp_path / "a.mp4", small, times=times))
     after = probe(film(tmp_path / "b.mp4", large, times=times, options={"bf": "2"}))
@@ -78,13 +78,24 @@ def test_every_frame_is_a_key_frame_at_its_time(tmp_path, times):
     assert list(write_pairs(out, sheets, pairs, 1 << 20)) == [1, 2, 3, 4, 5, 6]
     with av.open(str(out)) as container:
         found = list(container.decode(video=0))
-    assert [frame.key_frame for frame in found] == [True] * 6
     assert np.abs(np.array([frame.time for frame in found]) - pairs.times).max() < 1e-4
     for frame, wanted in zip(frames(probe(out)), sheets, strict=True):
         assert np.abs(frame.astype(int) - wanted).mean() < 6  # 4:2:0 of tiny, colourful frames
         for x, y, width, height in boxes:
             part = np.s_[y : y + height, x : x + width]
             assert np.abs(frame[part].astype(int).mean((0, 1)) - wanted[part].mean((0, 1))).max() < 2
+
+
+def test_a_step_decodes_a_dozen_frames_at_most(tmp_path):
+    """A browser decodes from the key frame before the one it goes to, and none refers to a later one."""
+    grey = even(30, height=64, width=64), even(30, height=64, width=64)
+    pairs, out = pair(*grey), tmp_path / "p.mp4"
+    list(write_pairs(out, np.full((30, 128, 64, 3), 90, np.uint8), pairs, 1 << 20))
+    with av.open(str(out)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+    assert keys[0] == 0 and max(np.diff([*keys, len(packets)])) <= 12
+    assert all(packet.pts == packet.dts for packet in packets)
 
 
 def test_its_size_is_bounded(tmp_path):
