@@ -4,7 +4,8 @@ What happens to one frame, x (1, 3, H, W) upscaled from y (1, 3, h, w), with an 
 
 1. Once for the clip, match_frames() finds which frame of the original belongs to which of the clip: rate and offset.
 2. That frame is resized to (H, W), and reduced by the same resize D that leads from (H, W) to (h, w).
-3. Motion leads from y to the reduced frame, (1, 2, h, w) px, and back.
+3. Motion leads from y, where it is worn from D x, to the reduced frame, (1, 2, h, w) px, and back. D x lost the noise
+   that a worn y has: trust is higher and steadier by it.
 4. Trust in it, (1, 1, h, w) in 0..1: the way there and back returns, colours are alike, and so is the structure around.
    Where the edit changed the picture none of this holds.
 5. By trust, the band that D takes away comes from the original instead of the upscaler; where the LR is compressed,
@@ -133,9 +134,9 @@ def add_original(
     share = resolved * picture.shape[-2] / x.shape[-2]
     picture = resize_clip(picture[:, :, None], *x.shape[-2:])[:, :, 0]
     grid = BandedResize(lr, x)
-    small = grid.down(picture)
-    there, back = estimator(torch.cat((lr, small)), torch.cat((small, lr))).chunk(2)
-    trust = trust_in(lr, warp(small, there, "bicubic"), there, back)
+    small, seen = grid.down(picture), compared(x, lr, grid, clean)
+    there, back = estimator(torch.cat((seen, small)), torch.cat((small, seen))).chunk(2)
+    trust = trust_in(seen, warp(small, there, "bicubic"), there, back)
     own = softened(x, share)
     if clean:
         picture, own = fine_band(picture, small, grid), fine_band(own, grid.down(own), grid)
@@ -145,6 +146,11 @@ def add_original(
         part = grid.up(trust, band, "bilinear") * (moved - own[..., band, :])
         result[..., band, :] = x[..., band, :] + part
     return result.clamp_(0, 1), trust
+
+
+def compared(x: torch.Tensor, lr: torch.Tensor, grid: BandedResize, clean: bool) -> torch.Tensor:
+    """Give what of a frame is compared with originals and pictures, (1, 3, h, w) in 0..1."""
+    return lr if clean else grid.down(x).clamp(0, 1)
 
 
 def trust_in(lr: torch.Tensor, moved: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:

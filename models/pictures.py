@@ -20,7 +20,7 @@ import torch
 from .layout.bands import BandedResize
 from .motion.estimation import FlowEstimator
 from .motion.flow import warp
-from .original import fine_band, softened, trust_in
+from .original import compared, fine_band, softened, trust_in
 from .places import MARGIN, Picture, Place, points_of
 from .source import gauss
 
@@ -46,7 +46,8 @@ def add_pictures(
     """
     shares = [0.0] * len(pictures)
     grid = BandedResize(lr, x)
-    views = [view for place in places if (view := _View.of(place, lr, pictures[place.picture], grid, estimator))]
+    seen = compared(x, lr, grid, clean)
+    views = [view for place in places if (view := _View.of(place, seen, pictures[place.picture], grid, estimator))]
     total = lr.new_zeros(1, 1, *lr.shape[-2:])
     if not views:
         return x, total, shares

@@ -27,7 +27,7 @@ from comfy_api.latest import io
 
 from ..models.layout.pieces import TileFuser, Window, plan_tiles, plan_weights, plan_windows
 from ..models.layout.sizes import latent_frames
-from ..models.layout.turns import alternating_windows
+from ..models.layout.turns import alternating_windows, turn_at
 from .host import seedvr2, services
 from .host.caches import as_piece
 from .host.cropping import crop_conds, refuse_regions
@@ -285,8 +285,10 @@ class WindowHandler(context_windows.IndexListContextHandler):
         """Plan the windows with the core's rule: once for a length, as long clips have thousands."""
         length, make = x_in.shape[self.dim], context_windows.IndexListContextWindow
         if self.alternate:  # where features are kept over steps, places stay as long as these
-            saving = model_options.get("transformer_options", {}).get(SAVING_KEY)
-            self._turn = self._step // (saving.interval if saving else 1) % 2
+            options = model_options.get("transformer_options", {})
+            grid, saving = options.get("sample_sigmas"), options.get(SAVING_KEY)
+            every = saving.interval if saving else 1
+            self._turn = 0 if grid is None else turn_at(self._step, len(grid) - 1, every) % 2  # none: to plan a run
         if (length, self._turn) not in self._made:
             windows = self._plan(length)[0]
             self._made[length, self._turn] = [

@@ -80,7 +80,7 @@ def _work(plan: RunPlan, patcher: ModelPatcher, keeps: bool = True) -> Work:
     network, channels = patcher.get_model_object("diffusion_model"), plan.latent[1] + patcher.model.lr_channels
     total, sizes = 0.0, Counter((tile.height, tile.width) for tile in plan.tiles)
     for step, branches in enumerate(plan.branches):
-        given = keeps and step % plan.deep_every > 0
+        given = keeps and plan.keeps_deep(step)
         parts = [2] * (branches // 2) + [1] * (branches % 2)  # a guided pair shares its beginning
         for frames in plan.windows_at(step):
             for (rows, columns), count in sizes.items():

@@ -9,6 +9,7 @@ from itertools import groupby
 
 from .pieces import Tile
 from .sizes import ClipSize
+from .turns import turn_at
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 GIB = 2**30
@@ -97,7 +98,14 @@ class RunPlan:
 
     def windows_at(self, step: int) -> tuple[int, ...]:
         """Give the latent frames of the windows of a step."""
-        return self.turns[step // self.deep_every % len(self.turns)] if self.turns else self.windows
+        if not self.turns:
+            return self.windows
+        return self.turns[turn_at(step, len(self.branches), self.deep_every) % len(self.turns)]
+
+    def keeps_deep(self, step: int) -> bool:
+        """Tell whether a step keeps the deep half of the network: that of other windows is none of its own."""
+        alone = bool(self.turns) and step == len(self.branches) - 1
+        return step % self.deep_every > 0 and not alone
 
     @property
     def frame_bytes(self) -> int:

@@ -4,6 +4,10 @@ A window that shares frames with its neighbours computes them twice. Windows tha
 once, but neighbours never agree at their joint. Where places alternate from step to step, what was a joint is the
 middle of a window in the next step, which makes both sides agree. For the results of a step to agree, too, the
 prediction of the turn before is mixed in around the joints (`joint_weights`).
+
+Where a turn lasts several steps (features are kept over them) that prediction grows old, so the last step is a turn of
+its own (`turn_at`): its joints are mixed with what was said one step before. On the built-in model that takes the seam of
+turns of 6 steps from 1.19 below 1.04 (docs/compute.md).
 """
 
 import math
@@ -12,6 +16,11 @@ from collections.abc import Sequence
 import torch
 
 from .pieces import Window
+
+
+def turn_at(step: int, steps: int, every: int) -> int:
+    """Give the number of the turn of a step, both from 0: turns last `every` steps, the last of a run one."""
+    return step // every + (step == steps - 1 and step % every > 0)
 
 
 def alternating_windows(length: int, window: int, turn: int) -> tuple[Window, ...]:

@@ -75,6 +75,20 @@ def test_a_compressed_lr_gets_the_low_band_too(edited):
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_a_noisy_lr_is_not_what_is_compared(edited):
+    """The upscaled frame has lost the noise, so trust is nearly that of the clean LR."""
+    lr, _, original = edited
+    noisy = (lr[5] + 0.04 * torch.randn(lr[5].shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
+    restored = F.interpolate(lr[5], (120, 176), mode="bicubic").clamp(0, 1)
+    kept, other = slice(2, 20), slice(24, None)
+    clean, worn, raw = (
+        add_original(restored, frame, original[5], FLOW, how)[1]
+        for frame, how in ((lr[5], True), (noisy, False), (noisy, True))
+    )
+    assert worn[..., kept].mean() > 0.9 * clean[..., kept].mean() > 1.3 * raw[..., kept].mean()
+    assert worn[..., other].mean() < 0.05
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_another_clip_changes_nothing(edited, clean):
     lr, _, _ = edited

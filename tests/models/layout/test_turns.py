@@ -1,7 +1,7 @@
 """Windows that take turns: every position once, none too long, joints never at the same place twice in a row."""
 
 import pytest
-from cascadevsr.models.layout.turns import alternating_windows, joint_weights
+from cascadevsr.models.layout.turns import alternating_windows, joint_weights, turn_at
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +26,14 @@ def test_turns_by_hand():
     assert [(w.start, w.stop) for w in alternating_windows(8, 8, 1)] == [(0, 8)]
     with pytest.raises(ValueError, match="at least 1"):
         alternating_windows(0, 8, 0)
+
+
+def test_turns_last_so_many_steps_and_the_last_step_is_one_of_its_own():
+    assert [turn_at(step, 5, 1) for step in range(5)] == [0, 1, 2, 3, 4]
+    assert [turn_at(step, 8, 3) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 3]
+    assert [turn_at(step, 7, 3) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2], "it is one already"
+    assert [turn_at(step, 6, 3) for step in range(6)] == [0, 0, 0, 1, 1, 2]
+    assert [turn_at(step, 2, 6) for step in range(2)] == [0, 1]
 
 
 def test_what_is_mixed_in_at_joints():
