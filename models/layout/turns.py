@@ -6,8 +6,8 @@ middle of a window in the next step, which makes both sides agree. For the resul
 prediction of the turn before is mixed in around the joints (`joint_weights`).
 
 Where a turn lasts several steps (features are kept over them) that prediction grows old, so the last step is a turn of
-its own (`turn_at`): its joints are mixed with what was said one step before. On the built-in model that takes the seam of
-turns of 6 steps from 1.19 below 1.04 (docs/compute.md).
+its own (`turn_at`): its joints are mixed with what was said one step before. On the built-in model that takes the seam
+of turns of 6 steps from 1.19 below 1.04 (docs/compute.md).
 """
 
 import math
