@@ -72,11 +72,14 @@ function dropLivePicture(node, height) {
 app.registerExtension({
   name: "cascadevsr.LivePictures",
   setup() {
-    let running = null; // { node, height before its work }
+    let running = null; // { id, node, height before its work }
+    const done = () => running?.node.graph && dropLivePicture(running.node, running.height);
+    // Before Nodes 2.0 draws what came: it does not try again to load a film.
+    api.addEventListener("executed", ({ detail }) => `${detail.display_node ?? detail.node}` === running?.id && done());
     api.addEventListener("executing", ({ detail }) => {
-      if (running?.node.graph) dropLivePicture(running.node, running.height);
-      const node = detail && nodeAt(String(detail));
-      running = node?.type?.startsWith("VSR") ? { node, height: node.size[1] } : null;
+      done();
+      const node = detail && nodeAt(`${detail}`);
+      running = node?.type?.startsWith("VSR") ? { id: `${detail}`, node, height: node.size[1] } : null;
     });
   },
 });

@@ -7,7 +7,7 @@ What happens to one frame, x (1, 3, H, W) upscaled from y (1, 3, h, w), with an 
 3. Motion leads from y, where it is worn from D x, to the reduced frame, (1, 2, h, w) px, and back. D x lost the noise
    that a worn y has: trust is higher and steadier by it.
 4. Trust in it, (1, 1, h, w) in 0..1: the way there and back returns, colours are alike, and so is the structure around.
-   Where the edit changed the picture none of this holds.
+   Where the edit changed the picture none of this holds. Structure that a worn y has lost is no difference in colour.
 5. By trust, the band that D takes away comes from the original instead of the upscaler; where the LR is compressed,
    all of the picture does, as the LR itself is wrong there.
 """
@@ -25,6 +25,7 @@ from .source import box, gauss, round_trip
 
 _RETURN = 0.3  # LR px; the round trip misses its start by this where trust falls to 1/e
 _ALIKE = 0.05  # difference of the frames, in 0..1, where trust falls to 1/e
+_WORN_ALIKE = 0.03  # the same of their colours alone, where the LR is worn and has lost structure
 _STRUCTURE, _AROUND = 1.5, 3.0  # LR px: finer than the first is structure; compared over the second
 _NOISE = (3 / 255) ** 2  # variance of structure that counts as none: plain places are alike
 
@@ -136,7 +137,7 @@ def add_original(
     grid = BandedResize(lr, x)
     small, seen = grid.down(picture), compared(x, lr, grid, clean)
     there, back = estimator(torch.cat((seen, small)), torch.cat((small, seen))).chunk(2)
-    trust = trust_in(seen, warp(small, there, "bicubic"), there, back)
+    trust = trust_in(seen, warp(small, there, "bicubic"), there, back, clean)
     own = softened(x, share)
     if clean:
         picture, own = fine_band(picture, small, grid), fine_band(own, grid.down(own), grid)
@@ -153,12 +154,17 @@ def compared(x: torch.Tensor, lr: torch.Tensor, grid: BandedResize, clean: bool)
     return lr if clean else grid.down(x).clamp(0, 1)
 
 
-def trust_in(lr: torch.Tensor, moved: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+def trust_in(
+    seen: torch.Tensor, moved: torch.Tensor, there: torch.Tensor, back: torch.Tensor, clean: bool = True
+) -> torch.Tensor:
+    """Give the trust (1, 1, h, w) in 0..1 that what was moved to a frame shows the same, both (1, 3, h, w)."""
     returns = torch.exp(-round_trip(there, back) / _RETURN**2) * in_frame(there)
-    unlike = box((lr - moved).abs().mean(1, keepdim=True))
-    first, second = ((each - gauss(each, _STRUCTURE)).mean(1, keepdim=True) for each in (lr, moved))
+    difference = seen - moved
+    unlike = box(difference.abs()) / _ALIKE if clean else gauss(difference, _STRUCTURE).abs() / _WORN_ALIKE
+    first, second = ((each - gauss(each, _STRUCTURE)).mean(1, keepdim=True) for each in (seen, moved))
     common, one, two = (gauss(a * b, _AROUND) + _NOISE for a, b in ((first, second), (first, first), (second, second)))
-    return returns * torch.exp(-((unlike / _ALIKE) ** 2)) * (common / (one * two).sqrt()).clamp(0, 1)
+    structure = (common / (one * two).sqrt()).clamp(0, 1)
+    return returns * torch.exp(-(unlike.mean(1, keepdim=True) ** 2)) * structure
 
 
 def fine_band(x: torch.Tensor, small: torch.Tensor, grid: BandedResize) -> torch.Tensor:

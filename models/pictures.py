@@ -47,7 +47,9 @@ def add_pictures(
     shares = [0.0] * len(pictures)
     grid = BandedResize(lr, x)
     seen = compared(x, lr, grid, clean)
-    views = [view for place in places if (view := _View.of(place, seen, pictures[place.picture], grid, estimator))]
+    views = [
+        view for place in places if (view := _View.of(place, seen, pictures[place.picture], grid, estimator, clean))
+    ]
     total = lr.new_zeros(1, 1, *lr.shape[-2:])
     if not views:
         return x, total, shares
@@ -82,7 +84,7 @@ class _View:
 
     @staticmethod
     def of(
-        place: Place, lr: torch.Tensor, picture: Picture, grid: BandedResize, estimator: FlowEstimator
+        place: Place, lr: torch.Tensor, picture: Picture, grid: BandedResize, estimator: FlowEstimator, clean: bool
     ) -> _View | None:
         """Compare a picture with the frame, at the size of the LR."""
         points = place.points(points_of(lr))
@@ -92,7 +94,7 @@ class _View:
         small = grid.down(view.laid(grid)).clamp(0, 1)
         small = torch.where(inside > 0, small, lr)
         there, back = _motion(lr, small, inside, estimator)
-        trust = trust_in(lr, warp(small, there, "bicubic"), there, back) * _rim(warp(inside, there))
+        trust = trust_in(lr, warp(small, there, "bicubic"), there, back, clean) * _rim(warp(inside, there))
         return replace(view, flow=there, trust=trust) if float(trust.max()) > 0.1 else None
 
     def laid(self, grid: BandedResize) -> torch.Tensor:

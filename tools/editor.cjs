@@ -292,36 +292,34 @@ const STEPS = {
   /** A new node while it works and shows a live picture, and when it is done: its height and the picture's, in px. */
   async live(page, { type, vue }) {
     await page.evaluate((vue) => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), vue);
-    await page.evaluate(() => window.app.graph.clear());
-    const act = (work, value) => page.evaluate(`(${work})(${JSON.stringify(value ?? null)})`);
     const seen = async () => {
       await page.waitForTimeout(2000);
-      return page.evaluate(() => {
+      return page.evaluate((id) => {
         window.app.canvas.draw(true, true);
-        const node = window.app.graph._nodes[0];
+        const node = window.app.graph.getNodeById(id);
         const picture = document.querySelector(`[data-node-id="${node.id}"] img`);
         const widget = (node.widgets || []).find((each) => each.name === "$$canvas-image-preview");
         return { height: node.size[1], picture: picture?.naturalHeight ?? widget?.node.imgs?.[0]?.naturalHeight ?? 0 };
-      });
+      }, id);
     };
-    await act((type) => {
+    const id = await page.evaluate((type) => {
       const node = window.LiteGraph.createNode(type);
-      window.app.graph.add(node);
+      window.app.graph.add(node); // the graph is not cleared: the editor keeps values by the ids of nodes that are gone
       node.pos = [300, 100];
       window.app.canvas.ds.reset();
+      return node.id;
     }, type);
     const found = [await seen()];
-    await act(async () => {
-      const { id } = window.app.graph._nodes[0];
+    await page.evaluate(async (id) => {
       const canvas = new OffscreenCanvas(160, 90);
       canvas.getContext("2d").fillRect(0, 0, 160, 90);
       const blob = await canvas.convertToBlob({ type: "image/jpeg" });
       window.app.api.dispatchCustomEvent("executing", `${id}`);
       window.app.api.dispatchCustomEvent("b_preview_with_metadata",
         { blob, nodeId: `${id}`, displayNodeId: `${id}`, parentNodeId: `${id}`, realNodeId: `${id}`, promptId: "1", jobId: "1" });
-    });
+    }, id);
     found.push(await seen());
-    await act(() => window.app.api.dispatchCustomEvent("executing", null));
+    await page.evaluate(() => window.app.api.dispatchCustomEvent("executing", null));
     found.push(await seen());
     await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
     return found;
