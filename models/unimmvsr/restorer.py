@@ -206,12 +206,13 @@ class _Halves:
 def _bands(small: int, large: int, device: torch.device) -> list[tuple[slice, torch.Tensor]]:
     """Give the pixels along a side that every few samples are made of, and a matrix of their weights."""
     scale, bands = large / small, []
+    size = max(scale, 1.0)  # of an LR pixel, in pixels; the kernel is four wide
     for begun in range(0, 2 * small + 1, _BAND):
         numbers = torch.arange(begun, min(begun + _BAND, 2 * small + 1), device=device)
-        ends = begun / 2 - 2, (begun + _BAND - 1) / 2 + 2  # in LR px: the kernel is four wide
-        taken = slice(max(0, math.floor(scale * ends[0])), min(large, math.ceil(scale * ends[1])))
+        ends = scale * begun / 2 - 2 * size, scale * (begun + _BAND - 1) / 2 + 2 * size
+        taken = slice(max(0, math.floor(ends[0])), min(large, math.ceil(ends[1])))
         pixels = torch.arange(taken.start, taken.stop, device=device) + 0.5
-        weights = _bicubic((pixels / scale - numbers[:, None] / 2).abs())
+        weights = _bicubic((pixels - scale / 2 * numbers[:, None]).abs() / size)
         bands.append((taken, weights / weights.sum(1, keepdim=True)))
     return bands
 

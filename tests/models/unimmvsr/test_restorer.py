@@ -114,7 +114,7 @@ def reduced(x, *size):
     return F.interpolate(x, size, mode="bicubic", antialias=True)
 
 
-@pytest.mark.parametrize("size", [(72, 104), (18, 26), (18, 104), (45, 65), (57, 200), (144, 208)])
+@pytest.mark.parametrize("size", [(72, 104), (18, 26), (18, 104), (45, 65), (57, 200), (144, 208), (9, 2), (1, 1)])
 def test_without_motion_a_neighbour_sees_the_estimate_reduced(size):
     low = frame()
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
