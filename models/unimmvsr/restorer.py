@@ -44,6 +44,7 @@ WARPS = 1  # of the built-in motion: with 2 the gain was the same within 0.005 d
 
 _RETURN = 0.3  # LR px; the round trip of a motion misses its start by this where trust falls to 1/e
 _ALIKE = 0.05  # mean difference along the motion, frames in 0..1, where trust falls to 1/e
+_TRUSTED = 4.0  # trust in all neighbours that the network is told of at most: more says no more
 _NEAR = 0.1, 1.5  # what a neighbour's pixel counts far from it, and what makes the mean about 1
 _BAND = 32  # samples of a side that are reduced at once
 _CONTRAST, _MISSING, _ADDED = 4.0, 16.0, 0.1  # bring pixels, residuals and what is added to the size of features
@@ -117,7 +118,7 @@ class Restorer(nn.Module):
         unlike = sum((other.trust * other.unlike for other in others), torch.zeros_like(total)) / (total + 0.05)
         weight = sum((other.weight for other in others), torch.ones_like(total[..., :1, :1]))
         halves = _Halves(frame.shape[-2:], large, frame.device)
-        planes = [F.interpolate(p, grid, mode="bilinear") for p in (total, _MISSING * unlike)]
+        planes = [F.interpolate(p, grid, mode="bilinear") for p in (total.clamp(max=_TRUSTED), _MISSING * unlike)]
         for step in self.steps:
             there = torch.zeros_like(x)
             if others:
