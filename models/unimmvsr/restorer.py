@@ -46,6 +46,9 @@ _RETURN = 0.3  # LR px; the round trip of a motion misses its start by this wher
 _ALIKE = 0.05  # mean difference along the motion, frames in 0..1, where trust falls to 1/e
 _TRUSTED = 4.0  # trust in all neighbours that the network is told of at most: more says no more
 _NEAR = 0.1, 1.5  # what a neighbour's pixel counts far from it, and what makes the mean about 1
+_SHARP = (
+    3.6  # enlargement from which on the estimate is sampled sharply; below, these weights gain more by soft samples
+)
 _BAND = 32  # samples of a side that are reduced at once
 _CONTRAST, _MISSING, _ADDED = 4.0, 16.0, 0.1  # bring pixels, residuals and what is added to the size of features
 _FINE = 16.0  # the same for the finest detail
@@ -243,11 +246,12 @@ class _Other:
         small = tuple(frame.shape[-2:])
         twice = tuple(min(2 * few, many) for few, many in zip(small, large, strict=True))
         self.there, self.back = _grid(there, twice), _grid(back, small)
+        self.mode = "bicubic" if large[0] * large[1] >= _SHARP**2 * small[0] * small[1] else "bilinear"
         self.weight = F.interpolate(self.trust, twice, mode="bilinear") * _nearness(self.there, small)
 
     def missing(self, halves: torch.Tensor) -> torch.Tensor:
         """Give what the neighbour shows beyond the estimate, reduced by :class:`_Halves`, brought here."""
-        seen = F.grid_sample(halves, self.back, "bicubic", padding_mode="border", align_corners=True)
+        seen = F.grid_sample(halves, self.back, self.mode, padding_mode="border", align_corners=True)
         return F.grid_sample(self.frame - seen, self.there, padding_mode="border", align_corners=False)
 
 
