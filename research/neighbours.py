@@ -17,7 +17,7 @@ from ..models.motion.blockflow import BlockFlow
 from ..models.motion.flow import chain_flows, warp
 from ..models.pixels.degradation import degrade, resize
 from ..models.unimmvsr import checkpoint
-from ..models.unimmvsr.restorer import WARPS, Restorer, Restorers
+from ..models.unimmvsr.restorer import REACH, WARPS, Restorer, Restorers
 from ..models.unimmvsr.vae import CausalVideoVAE, RestoredFrames
 from ..runner.errors import RunnerError
 from ..runner.host import Host
@@ -25,7 +25,7 @@ from ..training.batches import draw_degradation
 from ..training.clips import make_clip
 from ..training.photos import find_photos, load_photo
 
-SIDE, REACH, CLIPS = 240, 3, 24
+SIDE, FARTHEST, CLIPS = 240, 3, 24
 _SMALL, _TIMED = (128, 224), 8
 _INSIDE = (..., slice(8, -8), slice(8, -8))
 _INVERTING = 8  # iterations that invert a smooth flow to a thousandth of a pixel
@@ -40,8 +40,8 @@ def run(options: argparse.Namespace, host: Host) -> dict:
 
     --photos FOLDER holds photographs that nothing was trained on. Figures: gain over bicubic in dB (luma, mean of the
     middle frames of --frames clips, 24 by default), x4, by LR (bicubic, real): `alone`; `1`, `2`, `3`: neighbours to
-    each side, with estimated motion; `exact` and `none`: 2 to each side with exact motion, and with none;
-    `steps 1`, `steps 2`: 2 to each side, stopped early. `seconds` a frame of 224x128 to 896x512 take one thread, motion
+    each side, with estimated motion; `exact` and `none`: as many as it is made for, with exact motion, and with none;
+    `steps 1`, `steps 2`: as many, stopped early. `seconds` a frame of 224x128 to 896x512 take one thread, motion
     included, with convolutions in each precision (median of seven frames).
     """
     if not options.photos:
@@ -51,13 +51,13 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     vae = CausalVideoVAE(checkpoint.vae_config(release.vae)).eval()
     vae.load_state_dict({key: value.float() for key, value in release.vae.items()})
     restore, estimate, rows = vae.decoder.restore, BlockFlow(WARPS), {}
-    moving = make_clip(np.random.default_rng(7), photos[:1], _TIMED + 2 * REACH, 4 * _SMALL[1], 0).frames
+    moving = make_clip(np.random.default_rng(7), photos[:1], _TIMED + 2 * FARTHEST, 4 * _SMALL[1], 0).frames
     rows["seconds"] = _seconds(restore, resize(moving.clamp(0, 1), *_SMALL, "bicubic").clamp(0, 1).movedim(1, -1))
     for mode, network in (("bicubic", restore.clean), ("real", restore.worn)):
         found: dict[str, list[float]] = {}
         for number in range(options.frames or CLIPS):
             rng = np.random.default_rng([7, number])
-            clip = make_clip(rng, [photos[number % len(photos)]], 2 * REACH + 1, SIDE, 0)
+            clip = make_clip(rng, [photos[number % len(photos)]], 2 * FARTHEST + 1, SIDE, 0)
             truth, small = clip.frames.clamp(0, 1), SIDE // 4
             low = (degrade(truth, small, small, draw_degradation(rng, mode), rng) * 255).round() / 255
             exact = F.avg_pool2d(clip.flow.float(), 4) / 4
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
                 "exact": _pairs(exact, _inverse(exact)),
                 "none": _pairs(*(torch.zeros_like(exact),) * 2),
             }
-            for name, gain in _gains(network, truth[REACH : REACH + 1], low, motions).items():
+            for name, gain in _gains(network, truth[FARTHEST : FARTHEST + 1], low, motions).items():
                 found.setdefault(name, []).append(gain)
         rows[mode] = {name: round(float(np.mean(gains)), 3) for name, gains in found.items()}
     return rows
@@ -80,7 +80,7 @@ def _seconds(restore: Restorers, lr: torch.Tensor) -> dict[str, float]:
     for name, half in (("float32", False), ("bfloat16", True)):
         frames = RestoredFrames(lr, size, restore, torch.device("cpu"), torch.float32, half=half)
         spent = []
-        for number in range(REACH, REACH + _TIMED):  # the first one also pays for the motion before it
+        for number in range(FARTHEST, FARTHEST + _TIMED):  # the first one also pays for the motion before it
             begun = time.process_time()
             frames.frame(number)
             spent.append(time.process_time() - begun)
@@ -91,20 +91,22 @@ def _seconds(restore: Restorers, lr: torch.Tensor) -> dict[str, float]:
 
 def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: dict[str, Flows]) -> dict[str, float]:
     """Give the gain over bicubic of the middle frame, by what the restorer is given."""
-    base = _luma_error(resize(low[REACH : REACH + 1], SIDE, SIDE, "bicubic"), truth)
+    base = _luma_error(resize(low[FARTHEST : FARTHEST + 1], SIDE, SIDE, "bicubic"), truth)
 
     def gain(reach: int, motion: str = "estimated", steps: int | None = None) -> float:
-        near = [k for k in range(REACH - reach, REACH + reach + 1) if k != REACH]
-        others = [(low[k : k + 1], *chain_flows(motions[motion], REACH, k)) for k in near]
+        near = [k for k in range(FARTHEST - reach, FARTHEST + reach + 1) if k != FARTHEST]
+        others = [(low[k : k + 1], *chain_flows(motions[motion], FARTHEST, k)) for k in near]
         whole = network.steps
         network.steps = whole[:steps]
-        restored = network(low[REACH : REACH + 1], others, SIDE, SIDE)[0]
+        restored = network(low[FARTHEST : FARTHEST + 1], others, SIDE, SIDE)[0]
         network.steps = whole
         return 10 * float(np.log10(base / _luma_error(restored, truth)))
 
     settings: dict[str, Sequence] = {
-        **{"alone": (0,), "1": (1,), "2": (2,), "3": (3,), "exact": (2, "exact"), "none": (2, "none")},
-        **{f"steps {count}": (2, "estimated", count) for count in range(1, len(network.steps))},
+        "alone": (0,),
+        **{str(reach): (reach,) for reach in range(1, FARTHEST + 1)},
+        **{motion: (REACH, motion) for motion in ("exact", "none")},
+        **{f"steps {count}": (REACH, "estimated", count) for count in range(1, len(network.steps))},
     }
     return {name: gain(*each) for name, each in settings.items()}
 

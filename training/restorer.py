@@ -59,8 +59,8 @@ REDUCED = (0.75, 0.6, 0.5, 0.4)  # sizes of photographs before they are looked a
 SPOILED = 0.35  # LR px; the most that motion is spoiled by
 BORDER = 8  # px that the loss leaves out at each side
 ALL = tuple(k for k in range(-REACH, REACH + 1) if k)
-CHOICES = ((), (-1, 1), (-2, -1), (1, 2), ALL)  # neighbours of a step with clips
-CHOICE_SHARES = (0.1, 0.3, 0.05, 0.05, 0.5)
+CHOICES = ((), (-1, 1), (-2, -1, 1, 2), (-3, -2, -1), (1, 2, 3), ALL)  # neighbours of a step with clips
+CHOICE_SHARES = (0.1, 0.15, 0.15, 0.05, 0.05, 0.5)
 
 
 @dataclass(frozen=True)

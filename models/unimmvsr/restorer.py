@@ -8,8 +8,10 @@ x (b, 3, H, W). D is the resize from (H, W) to (h, w), U the one back; the sides
    are the frames alike along it?
 3. Three times:
    a. What is missing here: y - D x, enlarged.
-   b. What is missing there: x is moved along the motion to each neighbour and reduced; what that neighbour shows
-      beyond it is brought back along the motion, which enlarges it, and averaged by trust.
+   b. What is missing there: x is reduced as by D, but to a sample every half LR pixel, which loses nothing of what D
+      leaves, and is sampled where each neighbour's pixels lie. What the neighbour shows beyond it is brought back along
+      the motion to a grid twice as fine as y's, averaged by trust and by how near a pixel of the neighbour lies, and
+      enlarged by U.
    c. A small network takes x, both residuals, trust and features on the 4x4 grid, and says what to add to x.
 
 4. The mean colour becomes that of U y again: with weights for worn frames it drifted by a level of 255.
@@ -24,6 +26,7 @@ a judge looks at the LR frames and says how worn they are, 0..1, and the weights
 between the two (as models fine-tuned from one start may be averaged: Wortsman et al. 2022).
 """
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -35,12 +38,18 @@ from torch.func import functional_call
 from ..motion.flow import warp
 
 GRID = 4  # the network works on a grid of 4x4 output pixels
-REACH = 2  # frames to each side that help
+REACH = 3  # frames to each side that help
 JUDGE_WIDTH = 32
 WARPS = 1  # of the built-in motion: with 2 the gain was the same within 0.005 dB
 
 _RETURN = 0.3  # LR px; the round trip of a motion misses its start by this where trust falls to 1/e
 _ALIKE = 0.05  # mean difference along the motion, frames in 0..1, where trust falls to 1/e
+_TRUSTED = 4.0  # trust in all neighbours that the network is told of at most: more says no more
+_NEAR = 0.1, 1.5  # what a neighbour's pixel counts far from it, and what makes the mean about 1
+_SHARP = (
+    3.6  # enlargement from which on the estimate is sampled sharply; below, these weights gain more by soft samples
+)
+_BAND = 32  # samples of a side that are reduced at once
 _CONTRAST, _MISSING, _ADDED = 4.0, 16.0, 0.1  # bring pixels, residuals and what is added to the size of features
 _FINE = 16.0  # the same for the finest detail
 
@@ -110,14 +119,16 @@ class Restorer(nn.Module):
         others = [_Other(frame, *neighbour, large) for neighbour in neighbours]
         total = sum((other.trust for other in others), torch.zeros_like(frame[:, :1]))
         unlike = sum((other.trust * other.unlike for other in others), torch.zeros_like(total)) / (total + 0.05)
-        planes = [F.interpolate(p, grid, mode="bilinear") for p in (total, _MISSING * unlike)]
-        fine = sum((other.fine for other in others), torch.ones_like(x[:, :1]))
+        weight = sum((other.weight for other in others), torch.ones_like(total[..., :1, :1]))
+        halves = _Halves(frame.shape[-2:], large, frame.device)
+        planes = [F.interpolate(p, grid, mode="bilinear") for p in (total.clamp(max=_TRUSTED), _MISSING * unlike)]
         for step in self.steps:
             there = torch.zeros_like(x)
-            for other in others:
-                there.addcmul_(other.fine, other.missing(x))
+            if others:
+                reduced = halves(x)
+                there = _resized(sum(other.weight * other.missing(reduced) for other in others) / weight, large)
             here = _resized(frame - _resized(x, frame.shape[-2:]), large)
-            cells = (_CONTRAST * (x - mean), _MISSING * here, _MISSING * there.div_(fine))
+            cells = (_CONTRAST * (x - mean), _MISSING * here, _MISSING * there)
             cells = [cell.to(dtype, memory_format=torch.channels_last) for cell in cells]
             cells = [F.pad(cell, padding, mode="replicate") for cell in cells] if any(padding) else cells
             cells = [F.pixel_unshuffle(cell, GRID) for cell in cells]
@@ -182,6 +193,41 @@ class Restorers(nn.Module):
         return round(64 * float(torch.stack(list(verdicts)).mean().sigmoid())) / 64
 
 
+class _Halves:
+    """Reduces an estimate (b, 3, H, W) as LR frames are reduced, but to samples half an LR pixel apart.
+
+    Of n LR pixels along a side it gives 2n + 1 samples, from edge to edge: every second one is a pixel of D x.
+    """
+
+    def __init__(self, small: tuple[int, int], large: tuple[int, int], device: torch.device):
+        self.rows, self.columns = (_bands(*sides, device) for sides in zip(small, large, strict=True))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([weights @ x[..., taken, :] for taken, weights in self.rows], 2)
+        return torch.cat([x[..., taken] @ weights.mT for taken, weights in self.columns], 3)
+
+
+def _bands(small: int, large: int, device: torch.device) -> list[tuple[slice, torch.Tensor]]:
+    """Give the pixels along a side that every few samples are made of, and a matrix of their weights."""
+    scale, bands = large / small, []
+    size = max(scale, 1.0)  # of an LR pixel, in pixels; the kernel is four wide
+    for begun in range(0, 2 * small + 1, _BAND):
+        numbers = torch.arange(begun, min(begun + _BAND, 2 * small + 1), device=device)
+        ends = scale * begun / 2 - 2 * size, scale * (begun + _BAND - 1) / 2 + 2 * size
+        taken = slice(max(0, math.floor(ends[0])), min(large, math.ceil(ends[1])))
+        pixels = torch.arange(taken.start, taken.stop, device=device) + 0.5
+        weights = _bicubic((pixels - scale / 2 * numbers[:, None]).abs() / size)
+        bands.append((taken, weights / weights.sum(1, keepdim=True)))
+    return bands
+
+
+def _bicubic(distance: torch.Tensor) -> torch.Tensor:
+    """Give the kernel of Pillow's bicubic."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+
+
 class _Other:
     """A neighbour: how far it can be trusted, and what it misses in an estimate."""
 
@@ -197,30 +243,33 @@ class _Other:
         miss = (there + warp(back, there)).square().sum(1, keepdim=True)
         self.unlike = F.avg_pool2d((here - warp(frame, there)).abs().mean(1, keepdim=True), 3, 1, 1)
         self.trust = torch.exp(-miss / _RETURN**2) * torch.exp(-((self.unlike / _ALIKE) ** 2))
-        self.fine = F.interpolate(self.trust, large, mode="bilinear")
-        self.there, self.back = _grid(there, large), _grid(back, large)
+        small = tuple(frame.shape[-2:])
+        twice = tuple(min(2 * few, many) for few, many in zip(small, large, strict=True))
+        self.there, self.back = _grid(there, twice), _grid(back, small)
+        self.mode = "bicubic" if large[0] * large[1] >= _SHARP**2 * small[0] * small[1] else "bilinear"
+        self.weight = F.interpolate(self.trust, twice, mode="bilinear") * _nearness(self.there, small)
 
-    def missing(self, x: torch.Tensor) -> torch.Tensor:
-        """Give what the neighbour shows beyond the estimate x (b, 3, H, W), brought here."""
-        seen = _resized(_sampled(x, self.back), self.frame.shape[-2:])
-        return _sampled(self.frame - seen, self.there)
+    def missing(self, halves: torch.Tensor) -> torch.Tensor:
+        """Give what the neighbour shows beyond the estimate, reduced by :class:`_Halves`, brought here."""
+        seen = F.grid_sample(halves, self.back, self.mode, padding_mode="border", align_corners=True)
+        return F.grid_sample(self.frame - seen, self.there, padding_mode="border", align_corners=False)
+
+
+def _nearness(grid: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Give the weights (b, 1, H, W), about 1, of what was sampled at `grid` between pixels of a frame of `size`."""
+    places = (grid + 1) / 2 * grid.new_tensor([size[1], size[0]])
+    away = (places - places.floor() - 0.5).square().sum(-1).unsqueeze(1)  # squared, in its px
+    return _NEAR[1] * (_NEAR[0] + torch.exp(-4 * away))
 
 
 def _grid(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Give where a flow (b, 2, h, w) in px leads from every pixel of `size`, (b, H, W, 2).
-
-    In -1..1 from edge to edge: one grid serves frames of both sizes.
-    """
+    """Give where a flow (b, 2, h, w) in px leads from every pixel of `size`, (b, H, W, 2) in -1..1, edge to edge."""
     half = flow.new_tensor([flow.shape[-1] / 2, flow.shape[-2] / 2]).view(1, 2, 1, 1)
     ways = F.interpolate(flow / half, size, mode="bilinear")
     rows, columns = ((2 * torch.arange(side, device=flow.device) + 1) / side - 1 for side in size)
     ways[:, 0] += columns
     ways[:, 1] += rows[:, None]
     return ways.movedim(1, -1)
-
-
-def _sampled(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from cascadevsr.training.stages import Networks
 def maker():
     rng = np.random.default_rng(3)
     photos = [Photo(str(k), procedural_photo(rng, 320).levels) for k in range(3)]
-    return restorer.Maker(photos, 1, 160, 5, textures=0)
+    return restorer.Maker(photos, 1, 160, 7, textures=0)
 
 
 @pytest.mark.parametrize("scale", restorer.SCALES[:-1])
@@ -93,7 +93,7 @@ def test_spoiled_motion_is_wrong_by_the_same_on_both_ways(maker):
 def test_an_untrained_restorer_is_bicubic_and_learns(maker):
     torch.manual_seed(0)
     networks = Networks(VAEConfig(4, 8, 12, 10, 8, 1, 2), DiTConfig(4, 48, 1, 2, 2))
-    draws = restorer.Draws(maker, (2, 5, 160), 5, 4, 4)
+    draws = restorer.Draws(maker, (2, 7, 160), 5, 4, 4)
     windows = draws.at(3)
     assert torch.equal(windows.truth, draws.at(3).truth), "a step's windows depend on its number alone"
     network: Restorer = networks.vae.decoder.restore.clean

@@ -206,7 +206,7 @@ def test_photos_are_found_excluded_and_hashed(folder, tmp_path):
         find_photos([tmp_path / "missing"])
 
 
-TINY = "--latent-batch 1 5 32 --clean-batch 2 5 160 --worn-batch 2 5 160 --judge-batch 2 5 160"
+TINY = "--latent-batch 1 5 32 --clean-batch 2 7 160 --worn-batch 2 7 160 --judge-batch 2 5 160"
 TINY += " --dit-batch 1 5 32 --complete-batch 1 5 32"
 
 

@@ -1,9 +1,12 @@
 """The restorer at tiny size: any scale, any number of neighbours, what an untrained one gives."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from cascadevsr.models.layout.sizes import resize_clip
-from cascadevsr.models.unimmvsr.restorer import Restorer, Restorers
+from cascadevsr.models.unimmvsr.restorer import Restorer, Restorers, _Halves, _Other
 
 
 @pytest.fixture
@@ -14,7 +17,7 @@ def restorer():
 
 def frame(seed=0, height=18, width=26):
     small = torch.rand(1, 3, height // 3, width // 3, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 1)
+    return F.interpolate(small, (height, width), mode="bicubic").clamp(0, 1)
 
 
 def still(like):
@@ -102,3 +105,53 @@ def test_the_judge_looks_at_the_frames_around():
     assert wear * 64 == int(wear * 64), "the last bits of a verdict depend on the number of threads"
     brighter = both.judge(frame(0) * 0.5 + 0.4), both.judge(frame(0) * 0.5)
     torch.testing.assert_close(*brighter, msg="brightness of the whole says nothing of wear")
+
+
+# How an estimate would look in a neighbour
+
+
+def reduced(x, *size):
+    return F.interpolate(x, size, mode="bicubic", antialias=True)
+
+
+@pytest.mark.parametrize("size", [(72, 104), (18, 26), (18, 104), (45, 65), (57, 200), (144, 208), (9, 2), (1, 1)])
+def test_without_motion_a_neighbour_sees_the_estimate_reduced(size):
+    low = frame()
+    x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
+    halves = _Halves((18, 26), size, x.device)(x)
+    assert halves.shape == (1, 3, 37, 53)
+    torch.testing.assert_close(halves[..., 1::2, 1::2], reduced(x, 18, 26), rtol=0, atol=1e-5)
+    missing = _Other(low, reduced(x, 18, 26), still(low), still(low), size).missing(halves)
+    assert missing.abs().max() < 1e-4, "it shows what the estimate says"
+
+
+@pytest.mark.parametrize("scale", [2.0, 2.5, 4.0])
+@pytest.mark.parametrize("shift", [0.5, 0.25, -1.25])
+def test_a_neighbour_sees_the_estimate_moved(scale, shift):
+    """A picture known everywhere, reduced where it is and where it has moved to."""
+    sides = 32, 40
+    large = tuple(round(scale * side) for side in sides)
+
+    def picture(moved):
+        y, x = (((torch.arange(side) + 0.5) / scale + moved) for side in large)
+        wave = 0.5 + 0.2 * torch.sin(2 * math.pi * 0.35 * x) + 0.2 * torch.cos(2 * math.pi * 0.25 * y[:, None])
+        return wave.expand(1, 3, *large)
+
+    back = torch.full((1, 2, *sides), -shift)  # the neighbour shows at a pixel what is `shift` before it here
+    low, other = reduced(picture(0.0), *sides), reduced(picture(-shift), *sides)
+    inside = (..., slice(8, -8), slice(8, -8))
+    neighbour = _Other(low, other, -back, back, large)
+    neighbour.mode = "bicubic"  # softer samples at low scales are what the weights want, not what is right
+    missing = neighbour.missing(_Halves(sides, large, low.device)(picture(0.0)))
+    assert (low - other)[inside].abs().max() > 0.1
+    assert missing[inside].abs().max() < 0.01
+
+
+def test_what_a_neighbour_saw_near_counts_most():
+    """Moved by half an LR pixel, its pixels lie on every second place of the finer grid, and off the others."""
+    low = frame()
+    half = torch.full_like(still(low), 0.25)
+    weight = _Other(low, low, half, -half, (72, 104)).weight[0, 0, 6:-6, 6:-6]
+    on, off = weight[1::2, 1::2].mean(), weight[::2, ::2].mean()
+    assert max(on, off) > 2 * min(on, off)
+    assert _Other(low, low, still(low), still(low), (72, 104)).weight.mean() == pytest.approx(1.0, abs=0.1)

@@ -85,7 +85,8 @@ def test_the_true_latent_says_what_lr_frames_do_not(networks, sample):
         for frames in (low, high):
             result = decode_clip(vae, encode_clip(vae, frames, size), low, size)
             results.append(psnr_y((result * 255).round().byte(), torch.from_numpy(sample.truth)))
-    assert results[1] > results[0] + 0.7
+    assert results[1] > 34.95  # dB; of these the LR frames alone give 34.26, and gave 34.23 with two neighbours
+    assert results[1] > results[0] + 0.5
 
 
 def test_without_lr_frames_the_picture_is_recognisable(networks, sample):
