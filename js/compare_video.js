@@ -14,6 +14,7 @@ const MODES = ["split", "side", "difference", "blink"];
 const SPEEDS = [0.1, 0.25, 0.5, 1, 2];
 const GAINS = [1, 4, 16];
 const BLINK = 500; // ms that each clip is shown
+const COUNT = 400; // ms between two numbers of frames that are shown while playing: each leaves 0.3 MB to be collected
 const SETTLE = 200; // ms that the picture stands still before its full size is asked for
 const SAME_SHAPE = 0.02; // shapes that differ by less are those of rounded sizes, and lie over each other exactly
 const MOST_ZOOM = 64;
@@ -145,6 +146,7 @@ class Viewer {
     this.flip = false;
     this.details = {}; // parts in full size, by side
     this.paints = 0;
+    this.counted = 0; // when the number of the frame was shown last
     this.copies = new Copies();
     this.taking = false;
     this.build();
@@ -289,7 +291,9 @@ class Viewer {
 
   /** Say which frame is shown. */
   count() {
-    if (!this.facts) return;
+    const now = performance.now();
+    if (!this.facts || (this.playing && now - this.counted < COUNT)) return;
+    this.counted = now;
     this.range.value = this.index;
     const numbers = SIDES.map((side) => this.number(side));
     const shown = numbers[0] === numbers[1] ? numbers[0] : numbers.join(" | ");
