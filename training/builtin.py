@@ -28,7 +28,7 @@ import torch
 from ..models.checkpoints import load_state, save_state
 from ..models.unimmvsr.checkpoint import packed, unpacked
 from ..models.unimmvsr.dit import DiTConfig
-from ..models.unimmvsr.restorer import GRID
+from ..models.unimmvsr.restorer import GRID, REACH
 from ..models.unimmvsr.vae import VAEConfig
 from .batches import WRONG_SHARE, BatchMaker, Pool
 from .curriculum import TASKS, TEXT, rng_at, stage_at, stages
@@ -269,7 +269,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, plan in PLANS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=plan.steps)
         parser.add_argument(f"--{name}-rate", type=float, default=plan.rate)
-        meaning = {"metavar": ("CLIPS", "FRAMES", "SIDE"), "help": "frames 4n+1, side a multiple of 16 px"}
+        meaning = {
+            "metavar": ("CLIPS", "FRAMES", "SIDE"),
+            "help": "frames (4n+1 where latents are made), side a multiple of 16 px",
+        }
         parser.add_argument(f"--{name}-batch", type=int, nargs=3, default=plan.batch, **meaning)
     return parser.parse_args(argv)
 
@@ -280,6 +283,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     if abs(sum(args.shares) - 1) > 1e-6 or min(args.shares) < 0:
         raise ValueError(f"Training: --shares must add up to 1; got {args.shares}. Use 0.15 0.5 0.35.")
+    for name in ("clean", "worn"):
+        frames, least = getattr(args, f"{name}_batch")[1], 2 * REACH + 1
+        if frames < least:
+            raise ValueError(
+                f"Training: --{name}-batch needs clips of at least {least} frames, {REACH} to each side of the one that "
+                f"is restored; got {frames}. Use {least}."
+            )
     paths = find_photos(args.photos, args.exclude)
     train = [path for path in paths if path.stem not in args.hold_out]
     held = [path for path in paths if path.stem in args.hold_out] or train[:1]

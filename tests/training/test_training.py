@@ -263,6 +263,10 @@ def test_weights_go_on_without_the_stages_before(folder, tmp_path, small):
 
 
 def test_shares_must_add_up(folder, tmp_path, small):
+    with pytest.raises(
+        ValueError, match="--clean-batch needs clips of at least 7 frames, 3 to each side .*; got 5. Use 7"
+    ):
+        train(folder, tmp_path, 1, "--clean-batch 2 5 160")
     with pytest.raises(ValueError, match="--shares must add up to 1"):
         train(folder, tmp_path, 1, "--shares 0.5 0.5 0.5")
 
