@@ -287,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         frames, least = getattr(args, f"{name}_batch")[1], 2 * REACH + 1
         if frames < least:
             raise ValueError(
-                f"Training: --{name}-batch needs clips of at least {least} frames, {REACH} to each side of the one that "
-                f"is restored; got {frames}. Use {least}."
+                f"Training: --{name}-batch needs clips of at least {least} frames, {REACH} to each side of the one "
+                f"that is restored; got {frames}. Use {least}."
             )
     paths = find_photos(args.photos, args.exclude)
     train = [path for path in paths if path.stem not in args.hold_out]

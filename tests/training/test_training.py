@@ -262,11 +262,12 @@ def test_weights_go_on_without_the_stages_before(folder, tmp_path, small):
     assert any(not torch.equal(value, after[key]) for key, value in before.items() if key.startswith(trained))
 
 
-def test_shares_must_add_up(folder, tmp_path, small):
-    with pytest.raises(
-        ValueError, match="--clean-batch needs clips of at least 7 frames, 3 to each side .*; got 5. Use 7"
-    ):
+def test_clips_that_are_too_short_for_the_restorer_are_refused(folder, tmp_path, small):
+    with pytest.raises(ValueError, match="--clean-batch needs clips of at least 7 frames, 3 to each .*; got 5. Use 7"):
         train(folder, tmp_path, 1, "--clean-batch 2 5 160")
+
+
+def test_shares_must_add_up(folder, tmp_path, small):
     with pytest.raises(ValueError, match="--shares must add up to 1"):
         train(folder, tmp_path, 1, "--shares 0.5 0.5 0.5")
 
