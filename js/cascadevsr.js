@@ -46,6 +46,7 @@ app.registerExtension({
 // The editor leaves the last live picture of a node where it is when the node is done: below the result or, in Nodes 2.0,
 // in its place, where a film then fails to load; and the node stays as tall as the picture made it.
 const LIVE = "$$canvas-image-preview";
+const LATE = 1000; // ms in which a picture that was still being loaded comes, after its node is done
 const previews = () =>
   document.querySelector("#vue-app, [data-v-app]")?.__vue_app__?.config.globalProperties.$pinia?._s.get("nodeOutput");
 
@@ -59,11 +60,13 @@ function nodeAt(executionId) {
 }
 
 function dropLivePicture(node, height) {
+  if (!node.graph) return; // it was removed meanwhile
   const place = node.graph === (app.rootGraph ?? app.graph) ? `${node.id}` : `${node.graph.id}:${node.id}`;
-  if (!app.nodePreviewImages?.[place]?.length) return;
+  const widget = node.widgets?.find((each) => each.name === LIVE);
+  const late = node.imgs?.length && !app.nodeOutputs?.[place]?.images; // none of a result
+  if (!app.nodePreviewImages?.[place]?.length && !widget && !late) return;
   previews()?.revokePreviewsByLocatorId?.(place);
   node.preview = node.imgs = undefined;
-  const widget = node.widgets?.find((each) => each.name === LIVE);
   if (widget) node.widgets.splice(node.widgets.indexOf(widget), 1);
   node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
   app.canvas.setDirty(true, true);
@@ -73,7 +76,12 @@ app.registerExtension({
   name: "cascadevsr.LivePictures",
   setup() {
     let running = null; // { id, node, height before its work }
-    const done = () => running?.node.graph && dropLivePicture(running.node, running.height);
+    const done = () => {
+      if (!running) return;
+      const { node, height } = running;
+      dropLivePicture(node, height);
+      setTimeout(() => running?.node === node || dropLivePicture(node, height), LATE);
+    };
     // Before Nodes 2.0 draws what came: it does not try again to load a film.
     api.addEventListener("executed", ({ detail }) => `${detail.display_node ?? detail.node}` === running?.id && done());
     api.addEventListener("executing", ({ detail }) => {

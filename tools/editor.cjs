@@ -310,16 +310,22 @@ const STEPS = {
       return node.id;
     }, type);
     const found = [await seen()];
-    await page.evaluate(async (id) => {
+    const show = (ends) => page.evaluate(async ([id, ends]) => {
       const canvas = new OffscreenCanvas(160, 90);
       canvas.getContext("2d").fillRect(0, 0, 160, 90);
       const blob = await canvas.convertToBlob({ type: "image/jpeg" });
       window.app.api.dispatchCustomEvent("executing", `${id}`);
       window.app.api.dispatchCustomEvent("b_preview_with_metadata",
         { blob, nodeId: `${id}`, displayNodeId: `${id}`, parentNodeId: `${id}`, realNodeId: `${id}`, promptId: "1", jobId: "1" });
-    }, id);
+      if (!ends) return;
+      window.app.canvas.draw(true, true); // begins to load it
+      window.app.api.dispatchCustomEvent("executing", null);
+    }, [id, ends]);
+    await show(false);
     found.push(await seen());
     await page.evaluate(() => window.app.api.dispatchCustomEvent("executing", null));
+    found.push(await seen());
+    await show(true); // the node is done before its picture is loaded
     found.push(await seen());
     await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
     return found;
