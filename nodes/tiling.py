@@ -286,9 +286,8 @@ class WindowHandler(context_windows.IndexListContextHandler):
         length, make = x_in.shape[self.dim], context_windows.IndexListContextWindow
         if self.alternate:  # where features are kept over steps, places stay as long as these
             options = model_options.get("transformer_options", {})
-            grid, saving = options.get("sample_sigmas"), options.get(SAVING_KEY)
-            every = saving.interval if saving else 1
-            self._turn = 0 if grid is None else turn_at(self._step, len(grid) - 1, every) % 2  # none: to plan a run
+            grid, saving = options.get("sample_sigmas", ()), options.get(SAVING_KEY)  # no grid: to plan a run
+            self._turn = turn_at(self._step, len(grid) - 1, saving.interval if saving else 1) % 2
         if (length, self._turn) not in self._made:
             windows = self._plan(length)[0]
             self._made[length, self._turn] = [

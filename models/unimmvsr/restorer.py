@@ -53,6 +53,7 @@ _BAND = 32  # samples of a side that are reduced at once
 _CONTRAST, _MISSING, _ADDED = 4.0, 16.0, 0.1  # bring pixels, residuals and what is added to the size of features
 _FINE = 16.0  # the same for the finest detail
 
+Bands = list[tuple[slice, torch.Tensor]]  # pixels along a side, and what makes samples of them
 Neighbour = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # frame (b, 3, h, w), flow there and back (b, 2, h, w)
 
 
@@ -120,12 +121,13 @@ class Restorer(nn.Module):
         total = sum((other.trust for other in others), torch.zeros_like(frame[:, :1]))
         unlike = sum((other.trust * other.unlike for other in others), torch.zeros_like(total)) / (total + 0.05)
         weight = sum((other.weight for other in others), torch.ones_like(total[..., :1, :1]))
-        halves = _Halves(frame.shape[-2:], large, frame.device)
+        rows = _bands(frame.shape[-2], height, frame.device)
+        columns = _bands(frame.shape[-1], width, frame.device)
         planes = [F.interpolate(p, grid, mode="bilinear") for p in (total.clamp(max=_TRUSTED), _MISSING * unlike)]
         for step in self.steps:
             there = torch.zeros_like(x)
             if others:
-                reduced = halves(x)
+                reduced = _halves(x, rows, columns)
                 there = _resized(sum(other.weight * other.missing(reduced) for other in others) / weight, large)
             here = _resized(frame - _resized(x, frame.shape[-2:]), large)
             cells = (_CONTRAST * (x - mean), _MISSING * here, _MISSING * there)
@@ -193,21 +195,16 @@ class Restorers(nn.Module):
         return round(64 * float(torch.stack(list(verdicts)).mean().sigmoid())) / 64
 
 
-class _Halves:
-    """Reduces an estimate (b, 3, H, W) as LR frames are reduced, but to samples half an LR pixel apart.
+def _halves(x: torch.Tensor, rows: Bands, columns: Bands) -> torch.Tensor:
+    """Reduce an estimate (b, 3, H, W) as LR frames are reduced, but to samples half an LR pixel apart.
 
     Of n LR pixels along a side it gives 2n + 1 samples, from edge to edge: every second one is a pixel of D x.
     """
-
-    def __init__(self, small: tuple[int, int], large: tuple[int, int], device: torch.device):
-        self.rows, self.columns = (_bands(*sides, device) for sides in zip(small, large, strict=True))
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.cat([weights @ x[..., taken, :] for taken, weights in self.rows], 2)
-        return torch.cat([x[..., taken] @ weights.mT for taken, weights in self.columns], 3)
+    x = torch.cat([weights @ x[..., taken, :] for taken, weights in rows], 2)
+    return torch.cat([x[..., taken] @ weights.mT for taken, weights in columns], 3)
 
 
-def _bands(small: int, large: int, device: torch.device) -> list[tuple[slice, torch.Tensor]]:
+def _bands(small: int, large: int, device: torch.device) -> Bands:
     """Give the pixels along a side that every few samples are made of, and a matrix of their weights."""
     scale, bands = large / small, []
     size = max(scale, 1.0)  # of an LR pixel, in pixels; the kernel is four wide
@@ -250,7 +247,7 @@ class _Other:
         self.weight = F.interpolate(self.trust, twice, mode="bilinear") * _nearness(self.there, small)
 
     def missing(self, halves: torch.Tensor) -> torch.Tensor:
-        """Give what the neighbour shows beyond the estimate, reduced by :class:`_Halves`, brought here."""
+        """Give what the neighbour shows beyond the estimate, reduced by :func:`_halves`, brought here."""
         seen = F.grid_sample(halves, self.back, self.mode, padding_mode="border", align_corners=True)
         return F.grid_sample(self.frame - seen, self.there, padding_mode="border", align_corners=False)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cascadevsr.models.layout.sizes import resize_clip
-from cascadevsr.models.unimmvsr.restorer import Restorer, Restorers, _Halves, _Other
+from cascadevsr.models.unimmvsr.restorer import Restorer, Restorers, _bands, _halves, _Other
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def reduced(x, *size):
 def test_without_motion_a_neighbour_sees_the_estimate_reduced(size):
     low = frame()
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
-    halves = _Halves((18, 26), size, x.device)(x)
+    halves = _halves(x, _bands(18, size[0], x.device), _bands(26, size[1], x.device))
     assert halves.shape == (1, 3, 37, 53)
     torch.testing.assert_close(halves[..., 1::2, 1::2], reduced(x, 18, 26), rtol=0, atol=1e-5)
     missing = _Other(low, reduced(x, 18, 26), still(low), still(low), size).missing(halves)
@@ -142,7 +142,8 @@ def test_a_neighbour_sees_the_estimate_moved(scale, shift):
     inside = (..., slice(8, -8), slice(8, -8))
     neighbour = _Other(low, other, -back, back, large)
     neighbour.mode = "bicubic"  # softer samples at low scales are what the weights want, not what is right
-    missing = neighbour.missing(_Halves(sides, large, low.device)(picture(0.0)))
+    bands = [_bands(*pair, low.device) for pair in zip(sides, large, strict=True)]
+    missing = neighbour.missing(_halves(picture(0.0), *bands))
     assert (low - other)[inside].abs().max() > 0.1
     assert missing[inside].abs().max() < 0.01
 
