@@ -9,7 +9,8 @@ x (b, 3, H, W). D is the resize from (H, W) to (h, w), U the one back; the sides
 3. Three times:
    a. What is missing here: y - D x, enlarged.
    b. What is missing there: x is reduced as by D, but to a sample every half LR pixel, which loses nothing of what D
-      leaves, and is sampled where each neighbour's pixels lie. What the neighbour shows beyond it is brought back along
+      leaves, and is sampled where each neighbour's pixels lie, bicubically, and below an enlargement of 3.6 bilinearly,
+      as these weights want it. What the neighbour shows beyond it is brought back along
       the motion to a grid twice as fine as y's, averaged by trust and by how near a pixel of the neighbour lies, and
       enlarged by U.
    c. A small network takes x, both residuals, trust and features on the 4x4 grid, and says what to add to x.
