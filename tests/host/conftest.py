@@ -12,7 +12,7 @@ TINY = "tiny-random.safetensors"
 TEXT_WIDTH = 12
 
 
-def write_tiny_restorer(path: Path, text_width: int = 0) -> Path:
+def write_tiny_restorer(path: Path, text_width: int = 0, depth: int = 2) -> Path:
     """Write a restorer of a few thousand random weights, the same every time, with text layers or without."""
     from cascadevsr.models.checkpoints import save_state
     from cascadevsr.models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
@@ -23,7 +23,7 @@ def write_tiny_restorer(path: Path, text_width: int = 0) -> Path:
         vae = CausalVideoVAE(
             VAEConfig(encoder_width=8, latent_width=8, feature_width=8, restore_width=8, restore_blocks=1)
         )
-        dit = UniMMVSRDiT(DiTConfig(width=32, depth=2, heads=2, ffn_ratio=2, text_width=text_width))
+        dit = UniMMVSRDiT(DiTConfig(width=32, depth=depth, heads=2, ffn_ratio=2, text_width=text_width))
     generator = torch.Generator().manual_seed(0)
     state = {}
     for prefix, network in (("vae.", vae), ("dit.", dit)):
