@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 
 from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
+from ..models.motion.estimation import Ways, distant_flows
 from ..models.motion.flow import chain_flows, warp
 from ..models.pixels.degradation import degrade, resize
 from ..models.unimmvsr import checkpoint
-from ..models.unimmvsr.restorer import REACH, WARPS, Restorer, Restorers
+from ..models.unimmvsr.restorer import NEIGHBOURS, WARPS, Restorer, Restorers
 from ..models.unimmvsr.vae import CausalVideoVAE, RestoredFrames
 from ..runner.errors import RunnerError
 from ..runner.host import Host
@@ -25,13 +27,14 @@ from ..training.batches import draw_degradation
 from ..training.clips import make_clip
 from ..training.photos import find_photos, load_photo
 
-SIDE, FARTHEST, CLIPS = 240, 3, 24
+SIDE, FARTHEST, CLIPS = 240, max(NEIGHBOURS), 24
 _SMALL, _TIMED = (128, 224), 8
 _INSIDE = (..., slice(8, -8), slice(8, -8))
 _INVERTING = 8  # iterations that invert a smooth flow to a thousandth of a pixel
 _WEIGHTS = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
 
-Flows = dict[int, tuple[torch.Tensor, torch.Tensor]]
+Flows = dict[int, Ways]
+Motions = Callable[[int, int], Ways]  # from one frame to another and back
 
 
 @torch.no_grad()
@@ -39,10 +42,10 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     """Restore frames of photographs seen by a moving camera, with more or fewer neighbours, motions and steps.
 
     --photos FOLDER holds photographs that nothing was trained on. Figures: gain over bicubic in dB (luma, mean of the
-    middle frames of --frames clips, 24 by default), x4, by LR (bicubic, real): `alone`; `1`, `2`, `3`: neighbours to
-    each side, with estimated motion; `exact` and `none`: as many as it is made for, with exact motion, and with none;
-    `steps 1`, `steps 2`: as many, stopped early. `seconds` a frame of 224x128 to 896x512 take one thread, motion
-    included, with convolutions in each precision (median of seven frames).
+    middle frames of --frames clips, 24 by default), x4, by LR (bicubic, real): `alone`; `1`, `2`, `4`: with the
+    neighbours up to so many frames away, with estimated motion; `chained`, `exact` and `none`: with all, their motion
+    chained pair by pair, exact, and none; `steps 1`, `steps 2`: with all, stopped early. `seconds` a frame of 224x128
+    to 896x512 take one thread, motion included, with convolutions in each precision (median of seven frames).
     """
     if not options.photos:
         raise RunnerError("bench neighbours: needs --photos FOLDER, photographs that the weights were not trained on.")
@@ -61,11 +64,14 @@ def run(options: argparse.Namespace, host: Host) -> dict:
             truth, small = clip.frames.clamp(0, 1), SIDE // 4
             low = (degrade(truth, small, small, draw_degradation(rng, mode), rng) * 255).round() / 255
             exact = F.avg_pool2d(clip.flow.float(), 4) / 4
-            motions = {
-                "estimated": _pairs(estimate(low[:-1], low[1:]), estimate(low[1:], low[:-1])),
+            pairs = {
+                "chained": _pairs(estimate(low[:-1], low[1:]), estimate(low[1:], low[:-1])),
                 "exact": _pairs(exact, _inverse(exact)),
                 "none": _pairs(*(torch.zeros_like(exact),) * 2),
             }
+            motions: dict[str, Motions] = {name: partial(chain_flows, each) for name, each in pairs.items()}
+            lr = low.split(1)
+            motions[""] = distant_flows(lr.__getitem__, pairs["chained"].__getitem__, estimate.refine, low.device)
             for name, gain in _gains(network, truth[FARTHEST : FARTHEST + 1], low, motions).items():
                 found.setdefault(name, []).append(gain)
         rows[mode] = {name: round(float(np.mean(gains)), 3) for name, gains in found.items()}
@@ -89,13 +95,13 @@ def _seconds(restore: Restorers, lr: torch.Tensor) -> dict[str, float]:
     return taken
 
 
-def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: dict[str, Flows]) -> dict[str, float]:
+def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: dict[str, Motions]) -> dict[str, float]:
     """Give the gain over bicubic of the middle frame, by what the restorer is given."""
     base = _luma_error(resize(low[FARTHEST : FARTHEST + 1], SIDE, SIDE, "bicubic"), truth)
 
-    def gain(reach: int, motion: str = "estimated", steps: int | None = None) -> float:
-        near = [k for k in range(FARTHEST - reach, FARTHEST + reach + 1) if k != FARTHEST]
-        others = [(low[k : k + 1], *chain_flows(motions[motion], FARTHEST, k)) for k in near]
+    def gain(reach: int = FARTHEST, motion: str = "", steps: int | None = None) -> float:
+        near = [FARTHEST + k for k in NEIGHBOURS if abs(k) <= reach]
+        others = [(low[k : k + 1], *motions[motion](FARTHEST, k)) for k in near]
         whole = network.steps
         network.steps = whole[:steps]
         restored = network(low[FARTHEST : FARTHEST + 1], others, SIDE, SIDE)[0]
@@ -104,9 +110,9 @@ def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: d
 
     settings: dict[str, Sequence] = {
         "alone": (0,),
-        **{str(reach): (reach,) for reach in range(1, FARTHEST + 1)},
-        **{motion: (REACH, motion) for motion in ("exact", "none")},
-        **{f"steps {count}": (REACH, "estimated", count) for count in range(1, len(network.steps))},
+        **{str(reach): (reach,) for reach in NEIGHBOURS if reach > 0},
+        **{motion: (FARTHEST, motion) for motion in ("chained", "exact", "none")},
+        **{f"steps {count}": (FARTHEST, "", count) for count in range(1, len(network.steps))},
     }
     return {name: gain(*each) for name, each in settings.items()}
 

@@ -28,14 +28,14 @@ import torch
 from ..models.checkpoints import load_state, save_state
 from ..models.unimmvsr.checkpoint import packed, unpacked
 from ..models.unimmvsr.dit import DiTConfig
-from ..models.unimmvsr.restorer import GRID, REACH
+from ..models.unimmvsr.restorer import GRID
 from ..models.unimmvsr.vae import VAEConfig
 from .batches import WRONG_SHARE, BatchMaker, Pool
 from .curriculum import TASKS, TEXT, rng_at, stage_at, stages
 from .loop import Loop, LoopSettings
 from .muon import Muon
 from .photos import corpus_hash, find_photos, load_photo
-from .restorer import CLEAN_SHARES, Draws, JudgeDraws, Maker, figures_of, judge_figures_of
+from .restorer import CLEAN_SHARES, REACH, Draws, JudgeDraws, Maker, figures_of, judge_figures_of
 from .stages import LOSSES, Networks, encode_batch, see, trained_parts
 from .validation import validate
 
@@ -83,8 +83,8 @@ class Plan:
 
 PLANS = {
     "latent": Plan(2500, (8, 5, 64), 0.015, 300, 3, Muon),
-    "clean": Plan(20000, (6, 8, 160), 6e-4, 400, 16, None, 0.9995),
-    "worn": Plan(12000, (6, 8, 160), 3e-4, 400, 16, None, 0.9995),
+    "clean": Plan(20000, (6, 9, 160), 6e-4, 400, 16, None, 0.9995),
+    "worn": Plan(12000, (6, 9, 160), 3e-4, 400, 16, None, 0.9995),
     "judge": Plan(4000, (12, 5, 240), 2e-3, 150, 25, None),
     "dit": Plan(4200, (5, 9, 128), 0.012, 1000, 5, Muon),
     "complete": Plan(1600, (4, 9, 128), 0.01, 240, 4, Muon),

@@ -30,14 +30,15 @@ import torch
 import torch.nn.functional as F
 
 from ..models.motion.blockflow import BlockFlow
-from ..models.motion.flow import chain_flows
+from ..models.motion.estimation import Ways, join_flows
 from ..models.pixels.degradation import Degradation, Noise, degrade, resize
-from ..models.unimmvsr.restorer import REACH, WARPS, Judge, Neighbour, Restorer
+from ..models.unimmvsr.restorer import NEIGHBOURS, WARPS, Judge, Neighbour, Restorer
 from .batches import Pool, draw_degradation
 from .clips import in_other_light, make_clip, soften
 from .curriculum import rng_at
 from .photos import Photo, procedural_photo
 
+REACH = max(NEIGHBOURS)
 SCALES = (4.0, 2.0, 8.0, 3.2, 2.5, 1.6, 1.0)  # all of them fit windows of 160 px
 SCALE_SHARES = (0.83, 0.07, 0.03, 0.02, 0.02, 0.02, 0.01)
 MARGIN = 1.5  # side of the clips that windows are cut out of, over the windows'
@@ -58,8 +59,7 @@ SOFT_SHARE = 0.15  # of clips
 REDUCED = (0.75, 0.6, 0.5, 0.4)  # sizes of photographs before they are looked at: as they are, they are too soft
 SPOILED = 0.35  # LR px; the most that motion is spoiled by
 BORDER = 8  # px that the loss leaves out at each side
-ALL = tuple(k for k in range(-REACH, REACH + 1) if k)
-CHOICES = ((), (-1, 1), (-2, -1, 1, 2), (-3, -2, -1), (1, 2, 3), ALL)  # neighbours of a step with clips
+CHOICES = ((), (-1, 1), (-2, -1, 1, 2), (-4, -2, -1), (1, 2, 4), NEIGHBOURS)  # neighbours of a step with clips
 CHOICE_SHARES = (0.1, 0.15, 0.15, 0.05, 0.05, 0.5)
 
 
@@ -74,12 +74,14 @@ class Stills:
 
 @dataclass(frozen=True)
 class Moving:
-    """Clips: truth (n, t, 3, H, W) and LR (n, t, 3, h, w), 8-bit levels; flows there and back (n, t-1, 2, h, w)."""
+    """Clips: truth (n, t, 3, H, W) and LR (n, t, 3, h, w), 8-bit levels.
+
+    `flows` hold for 1, 2 and 4 frames the flows over them there and back, (n, t - 1, 2, h, w) and so on.
+    """
 
     truth: torch.Tensor
     low: torch.Tensor
-    there: torch.Tensor
-    back: torch.Tensor
+    flows: dict[int, Ways]
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,23 @@ class Maker:
             truth.append(self._moving(rng, side, 0.0 if preset else SOFT_SHARE, self.reduced))
             low.append(degrade(truth[-1], small, small, draw_degradation(rng, preset or self._preset(rng)), rng))
         low = torch.stack(low)
-        first, second = (part.flatten(0, 1) for part in (low[:, :-1], low[:, 1:]))
-        flows = self.estimate(torch.cat((first, second)), torch.cat((second, first))).half()
-        there, back = (part.unflatten(0, (CLIPS, self.frames - 1)) for part in flows.chunk(2))
-        return Moving(_bytes(torch.stack(truth)), _bytes(low), there, back)
+        return Moving(_bytes(torch.stack(truth)), _bytes(low), self._flows(low))
+
+    def _flows(self, low: torch.Tensor) -> dict[int, Ways]:
+        """Estimate the motion of LR clips (n, t, 3, h, w) as at run time: near frames, then twice as far ones."""
+        flows: dict[int, Ways] = {}
+        for far in (1, 2, 4):
+            frames = [part.flatten(0, 1) for part in (low[:, :-far], low[:, far:])]
+            if far == 1:
+                both = self.estimate(torch.cat(frames), torch.cat(frames[::-1]))
+            else:
+                near, half = flows[far // 2], far // 2
+                halves = [
+                    [way[:, part].float().flatten(0, 1) for way in near] for part in (slice(-half), slice(half, None))
+                ]
+                both = join_flows(*frames, *halves, self.estimate.refine)
+            flows[far] = tuple(part.unflatten(0, (len(low), -1)) for part in both.half().chunk(2))
+        return flows
 
 
 def _reduced(photo: Photo, factor: float, least: int) -> Photo:
@@ -243,12 +258,10 @@ def clip_windows(
         low = slice(None), *(slice(v, v + small * side // whole) for v in corner)
         full = slice(None), *(slice(v * whole // small, v * whole // small + side) for v in corner)
         part = [_floats(clips.truth[clip, middle][full]), _floats(clips.low[clip, middle][low])]
-        ways = clips.there[clip].float().split(1), clips.back[clip].float().split(1)
-        flows = dict(enumerate(zip(*ways, strict=True)))
         for offset in offsets:
             other = middle + (offset if forward else -offset)
-            there, back = (flow[0][low] for flow in chain_flows(flows, middle, other))
-            part += [_floats(clips.low[clip, other][low]), there, back]
+            ways = [way[clip, min(middle, other)].float()[low] for way in clips.flows[abs(offset)]]
+            part += [_floats(clips.low[clip, other][low]), *(ways if middle < other else ways[::-1])]
         parts.append(part)
     return _windows(rng, [torch.stack(each) for each in zip(*parts, strict=True)], spoiled)
 
@@ -336,7 +349,7 @@ class Draws:
         """Draw a step's windows."""
         rng = rng_at(self.seed, step, 1)
         if rng.random() < STILL_SHARE:
-            offsets = ALL if rng.random() < PANNED_SHARE else ()
+            offsets = NEIGHBOURS if rng.random() < PANNED_SHARE else ()
             return still_windows(self.stills.at(step), self.count, rng, offsets)
         return clip_windows(self.clips.at(step), self.count, self.side, rng)
 
@@ -379,7 +392,7 @@ def figures_of(restorer: Restorer, maker: Maker, draws: int = 4) -> dict[str, fl
     for preset in ("bicubic", "real"):
         for number in range(draws):
             moving = maker.clips(number, preset)
-            for name, offsets in (("gain", ALL), ("alone", ())):
+            for name, offsets in (("gain", NEIGHBOURS), ("alone", ())):
                 rng = np.random.default_rng([maker.seed, number])
                 windows = clip_windows(moving, CLIPS, maker.side, rng, offsets, spoiled=0.0)
                 figures.setdefault(f"{preset}_{name}", []).extend(window_loss(restorer, windows)[1].values())

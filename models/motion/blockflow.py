@@ -48,22 +48,26 @@ class BlockFlow:
     @torch.no_grad()
     def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Give the flow first -> second, (b, 2, h, w) in px."""
-        height, width = first.shape[-2:]
-        shrink = min(1.0, (_LARGEST / (height * width)) ** 0.5)
-        flow = None
-        for rows, columns in _level_sizes(height, width, shrink):
+        flow = first.new_zeros(len(first), 2, 1, 1, dtype=torch.float32)
+        for rows, columns in _level_sizes(*first.shape[-2:]):
             pair = tuple(_reduced(frame.float(), rows, columns) for frame in (first, second))
-            flow = pair[0].new_zeros(len(first), 2, rows, columns) if flow is None else flow
             flow = resize_flow(flow, rows, columns)
             if rows * columns <= _MATCHED:
                 flow = _propose(*pair, flow)
             flow = _refine(*pair, flow, self._warps)
-        return resize_flow(flow, height, width)
+        return resize_flow(flow, *first.shape[-2:])
+
+    @torch.no_grad()
+    def refine(self, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+        """Make a flow first -> second, (b, 2, h, w) in px, more exact: what is done to it on the finest level."""
+        size = _level_sizes(*first.shape[-2:])[-1]
+        pair = (_reduced(frame.float(), *size) for frame in (first, second))
+        return resize_flow(_refine(*pair, resize_flow(flow, *size), self._warps), *first.shape[-2:])
 
 
-def _level_sizes(height: int, width: int, shrink: float) -> list[tuple[int, int]]:
+def _level_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """List (rows, columns) of the levels, coarsest first."""
-    sizes = []
+    sizes, shrink = [], min(1.0, (_LARGEST / (height * width)) ** 0.5)
     while not sizes or min(height, width) * shrink >= _COARSEST:
         sizes.append((max(1, round(height * shrink)), max(1, round(width * shrink))))
         shrink *= _SHRINK

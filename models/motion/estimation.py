@@ -34,6 +34,10 @@ _KEPT = 16  # pairs whose flows pair_flows() remembers
 _CPU_PIXELS, _PIXELS = 1 << 16, 1 << 20
 
 
+Ways = tuple[torch.Tensor, torch.Tensor]  # flows there and back, (b, 2, h, w) each
+Refine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # two frames, a flow: BlockFlow.refine
+
+
 class FlowEstimator(Protocol):
     """Anything that finds the flow (b, 2, h, w) in px from `first` to `second`, (b, 3, h, w) in 0..1."""
 
@@ -175,6 +179,40 @@ def pair_flows(
         return estimator(pair, pair.flip(0)).to("cpu", torch.float16)  # both ways as one batch
 
     return lambda number: tuple(estimated(number).to(device, torch.float32).split(1))
+
+
+def distant_flows(
+    frame: Callable[[int], torch.Tensor],
+    pairs: Callable[[int], Ways],
+    refine: Refine,
+    device: torch.device,
+) -> Callable[[int, int], Ways]:
+    """Give a function from two frames, by number, to the flow from the first to the second and the flow back.
+
+    Flows are (1, 2, h, w) float32 on `device`. `frame` gives LR frames (1, 3, h, w) in 0..1, `pairs` the flows of
+    neighbours as Motion.pairs() does. Over more than one frame they are those of join_flows(), from half the way to
+    half the way: chained pair by pair, errors would add up. The last answers are kept as pair_flows() keeps them.
+    """
+
+    def ahead(start: int, stop: int) -> Ways:
+        return pairs(start) if stop == start + 1 else tuple(joined(start, stop).to(device, torch.float32).split(1))
+
+    @lru_cache(_KEPT)
+    def joined(start: int, stop: int) -> torch.Tensor:
+        middle = (start + stop) // 2
+        halves = ahead(start, middle), ahead(middle, stop)
+        return join_flows(frame(start), frame(stop), *halves, refine).to("cpu", torch.float16)
+
+    return lambda start, stop: ahead(start, stop) if start < stop else ahead(stop, start)[::-1]
+
+
+def join_flows(first: torch.Tensor, last: torch.Tensor, onward: Ways, further: Ways, refine: Refine) -> torch.Tensor:
+    """Give the flow from first to last and, as the second half of a batch, back, from those over a frame between them.
+
+    `onward` leads from the first (b, 3, h, w) to that frame and back, `further` from there to the last and back.
+    """
+    there, back = compose(onward[0], further[0]), compose(further[1], onward[1])
+    return refine(torch.cat((first, last)), torch.cat((last, first)), torch.cat((there, back)))
 
 
 @torch.no_grad()

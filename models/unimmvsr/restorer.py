@@ -39,7 +39,7 @@ from torch.func import functional_call
 from ..motion.flow import warp
 
 GRID = 4  # the network works on a grid of 4x4 output pixels
-REACH = 3  # frames to each side that help
+NEIGHBOURS = (-4, -2, -1, 1, 2, 4)  # frames that help: near ones are alike, far ones were sampled elsewhere
 JUDGE_WIDTH = 32
 WARPS = 1  # of the built-in motion: with 2 the gain was the same within 0.005 dB
 
@@ -194,6 +194,14 @@ class Restorers(nn.Module):
         In steps of 1/64: the last bits of a verdict depend on the number of threads, and a film must not.
         """
         return round(64 * float(torch.stack(list(verdicts)).mean().sigmoid())) / 64
+
+
+def neighbours_in(number: int, scene: range) -> list[int]:
+    """Give the frames of a scene that help frame `number`: NEIGHBOURS, or one 3 away where none is 4 away."""
+    near = [number + offset for offset in NEIGHBOURS]
+    for side, inner in ((0, number - 3), (-1, number + 3)):
+        near[side] = near[side] if near[side] in scene else inner
+    return [frame for frame in near if frame in scene]
 
 
 def _halves(x: torch.Tensor, rows: Bands, columns: Bands) -> torch.Tensor:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -36,14 +37,14 @@ import torch.nn.functional as F
 from ..layout.pieces import Tile, Window, frames_of
 from ..layout.sizes import ClipSize, first_frame, latent_size, pad_clip, padded_size, resize_clip
 from ..motion.blockflow import BlockFlow
-from ..motion.estimation import Motion, pair_flows
-from ..motion.flow import chain_flows
-from .restorer import GRID, REACH, WARPS, Restorers
+from ..motion.estimation import Motion, distant_flows, pair_flows
+from .restorer import GRID, WARPS, Restorers, neighbours_in
 
 SPACE = 8  # output pixels per latent cell, each side
 TIME = 4  # frames per latent frame; the first latent frame stands for one frame (4n+1 rule)
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
 COMPLETION_BLOCKS = 3
+_KEPT = 16  # frames whose verdicts are remembered
 Memory = dict[
     int, torch.Tensor
 ]  # of a clip's past, keyed by the identity of the layer that left it; empty at its start
@@ -378,11 +379,12 @@ class RestoredFrames:
         `half` lets the restorer's convolutions alone compute in bf16.
         """
         self._frames, self._size, self._restorer = frames, size, restorer
-        self._flows = pair_flows(frames, BlockFlow(WARPS), device) if motion is None else motion.pairs(device)
         self._scenes = [0, *sorted(cuts), len(frames)]
         self._device, self._dtype, self._half = device, dtype, half
-        self._motion: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the pairs around a frame
-        self._verdicts: dict[int, torch.Tensor] = {}  # of the judge, on the frames around a frame
+        estimate = BlockFlow(WARPS)
+        pairs = pair_flows(frames, estimate, device) if motion is None else motion.pairs(device)
+        self._flows = distant_flows(self._lr, pairs, estimate.refine, device)
+        self._verdict = lru_cache(_KEPT)(lambda number: restorer.judge(self._lr(number)))
         self._held: tuple[Window, Seen] | None = None
 
     def read(self, frames: Window, tile: Tile) -> Seen:
@@ -413,17 +415,11 @@ class RestoredFrames:
         """Give (restored frame in about 0..1, features) of a frame."""
         start = max(edge for edge in self._scenes[:-1] if edge <= number)
         stop = min(edge for edge in self._scenes[1:] if edge > number)
-        near = range(max(start, number - REACH), min(stop, number + REACH + 1))
-        self._motion = {k: flows for k, flows in self._motion.items() if k >= near.start}
-        for k in near[:-1]:
-            if k not in self._motion:
-                self._motion[k] = self._flows(k)
-        lr = {k: self._lr(k) for k in near}
-        others = [(lr[k], *chain_flows(self._motion, number, k)) for k in near if k != number]
-        self._verdicts = {k: self._verdicts[k] if k in self._verdicts else self._restorer.judge(lr[k]) for k in near}
-        height, width, wear = self._size.height, self._size.width, self._restorer.wear_of(self._verdicts.values())
+        near = neighbours_in(number, range(start, stop))
+        others = [(self._lr(k), *self._flows(number, k)) for k in near]
+        wear = self._restorer.wear_of([self._verdict(k) for k in (number, *near)])
         dtype = torch.bfloat16 if self._half else None
-        return self._restorer(lr[number], others, height, width, wear, dtype)
+        return self._restorer(self._lr(number), others, self._size.height, self._size.width, wear, dtype)
 
 
 def piece_encoder(vae: CausalVideoVAE, clip: ResizedFrames) -> Callable[[Window, Tile], torch.Tensor]:

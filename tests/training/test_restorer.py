@@ -19,7 +19,7 @@ from cascadevsr.training.stages import Networks
 def maker():
     rng = np.random.default_rng(3)
     photos = [Photo(str(k), procedural_photo(rng, 320).levels) for k in range(3)]
-    return restorer.Maker(photos, 1, 160, 7, textures=0)
+    return restorer.Maker(photos, 1, 160, 9, textures=0)
 
 
 @pytest.mark.parametrize("scale", restorer.SCALES[:-1])
@@ -30,9 +30,9 @@ def test_windows_are_the_same_place_at_every_scale(maker, monkeypatch, scale):
     monkeypatch.setattr(restorer, "CLIPS", 1)
     monkeypatch.setattr(restorer, "draw_degradation", lambda rng, preset: restorer_free(preset))
     rng = np.random.default_rng(0)
-    moving = restorer.clip_windows(maker.clips(1), 3, 160, rng, restorer.ALL, spoiled=0.0)
+    moving = restorer.clip_windows(maker.clips(1), 3, 160, rng, restorer.NEIGHBOURS, spoiled=0.0)
     still = restorer.still_windows(maker.stills(1), 3, rng)
-    panned = restorer.still_windows(maker.stills(1), 3, rng, restorer.ALL, spoiled=0.0)
+    panned = restorer.still_windows(maker.stills(1), 3, rng, restorer.NEIGHBOURS, spoiled=0.0)
     for windows in (moving, still, panned):
         assert windows.truth.shape[-1] == 160 and windows.low.shape[-1] == round(160 / scale)
         low = resize(windows.truth, *windows.low.shape[-2:], "bicubic")
@@ -53,7 +53,7 @@ def restorer_free(preset):
 def test_motion_leads_to_the_neighbours_and_is_turned_with_the_pictures(maker):
     moving = maker.clips(0, "bicubic")
     for seed in range(8):  # every turn, forwards and backwards
-        windows = restorer.clip_windows(moving, 2, 160, np.random.default_rng(seed), restorer.ALL, spoiled=0.0)
+        windows = restorer.clip_windows(moving, 2, 160, np.random.default_rng(seed), restorer.NEIGHBOURS, spoiled=0.0)
         apart = sum(float((windows.low - other).abs().mean()) for other, *_ in windows.neighbours)
         along = sum(float((windows.low - warp(other, there)).abs().mean()) for other, there, _ in windows.neighbours)
         assert along < 0.75 * apart, "motion that is turned wrongly leaves more than none"
@@ -69,7 +69,7 @@ def test_the_motion_of_panned_stills_is_exact(maker, monkeypatch):
     assert (stills.pan == 0).all(1).any() and stills.pan.abs().max() > 2
     inside = (..., slice(4, -4), slice(4, -4))
     for seed in range(6):
-        windows = restorer.still_windows(stills, 8, np.random.default_rng(seed), restorer.ALL, spoiled=0.0)
+        windows = restorer.still_windows(stills, 8, np.random.default_rng(seed), restorer.NEIGHBOURS, spoiled=0.0)
         for other, there, back in windows.neighbours:
             assert torch.equal(there, -back)
             wrong = (windows.low - warp(other, there))[inside].abs().mean((1, 2, 3))
