@@ -125,17 +125,19 @@ class Restorer(nn.Module):
         rows = _bands(frame.shape[-2], height, frame.device)
         columns = _bands(frame.shape[-1], width, frame.device)
         planes = [F.interpolate(p, grid, mode="bilinear") for p in (total.clamp(max=_TRUSTED), _MISSING * unlike)]
+        planes = [plane.to(dtype, memory_format=torch.channels_last) for plane in planes]
         for step in self.steps:
             there = torch.zeros_like(x)
             if others:
                 reduced = _halves(x, rows, columns)
-                there = _resized(sum(other.weight * other.missing(reduced) for other in others) / weight, large)
-            here = _resized(frame - _resized(x, frame.shape[-2:]), large)
-            cells = (_CONTRAST * (x - mean), _MISSING * here, _MISSING * there)
-            cells = [cell.to(dtype, memory_format=torch.channels_last) for cell in cells]
-            cells = [F.pad(cell, padding, mode="replicate") for cell in cells] if any(padding) else cells
-            cells = [F.pixel_unshuffle(cell, GRID) for cell in cells]
-            features, added = step(torch.cat((*cells, *(plane.to(dtype) for plane in planes), features), 1))
+                missing = sum(other.weight * other.missing(reduced) for other in others)
+                there = _resized(missing * (_MISSING / weight), large)
+            here = _resized(_MISSING * (frame - _resized(x, frame.shape[-2:])), large)
+            pixels = torch.cat((_CONTRAST * (x - mean), here, there), 1).to(dtype)
+            pixels = F.pad(pixels, padding, mode="replicate") if any(padding) else pixels
+            # one convolution over what is channels_last throughout takes three quarters of the time
+            cells = F.pixel_unshuffle(pixels, GRID).contiguous(memory_format=torch.channels_last)
+            features, added = step(torch.cat((cells, *planes, features), 1))
             x = torch.add(x, F.pixel_shuffle(added, GRID)[..., :height, :width].float(), alpha=_ADDED)
         return x + (colour - _mean(x)), features
 
