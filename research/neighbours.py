@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
-from ..models.motion.estimation import Ways, distant_flows
+from ..models.motion.estimation import DistantFlows, Ways
 from ..models.motion.flow import chain_flows, warp
 from ..models.pixels.degradation import degrade, resize
 from ..models.unimmvsr import checkpoint
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
             }
             motions: dict[str, Motions] = {name: partial(chain_flows, each) for name, each in pairs.items()}
             lr = low.split(1)
-            motions[""] = distant_flows(lr.__getitem__, pairs["chained"].__getitem__, estimate.refine, low.device)
+            motions[""] = DistantFlows(lr.__getitem__, pairs["chained"].__getitem__, estimate.refine, low.device)
             for name, gain in _gains(network, truth[FARTHEST : FARTHEST + 1], low, motions).items():
                 found.setdefault(name, []).append(gain)
         rows[mode] = {name: round(float(np.mean(gains)), 3) for name, gains in found.items()}

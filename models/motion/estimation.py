@@ -181,29 +181,39 @@ def pair_flows(
     return lambda number: tuple(estimated(number).to(device, torch.float32).split(1))
 
 
-def distant_flows(
-    frame: Callable[[int], torch.Tensor],
-    pairs: Callable[[int], Ways],
-    refine: Refine,
-    device: torch.device,
-) -> Callable[[int, int], Ways]:
-    """Give a function from two frames, by number, to the flow from the first to the second and the flow back.
+class DistantFlows:
+    """Gives the flow from one frame to another, by number, and the flow back, (1, 2, h, w) float32 on a device.
 
-    Flows are (1, 2, h, w) float32 on `device`. `frame` gives LR frames (1, 3, h, w) in 0..1, `pairs` the flows of
-    neighbours as Motion.pairs() does. Over more than one frame they are those of join_flows(), from half the way to
-    half the way: chained pair by pair, errors would add up. The last answers are kept as pair_flows() keeps them.
+    Over more than one frame they are those of join_flows(), from half the way to half the way: chained pair by pair,
+    errors would add up. The last answers are kept as pair_flows() keeps them.
     """
 
-    def ahead(start: int, stop: int) -> Ways:
-        return pairs(start) if stop == start + 1 else tuple(joined(start, stop).to(device, torch.float32).split(1))
+    def __init__(
+        self,
+        frame: Callable[[int], torch.Tensor],
+        pairs: Callable[[int], Ways],
+        refine: Refine,
+        device: torch.device,
+    ):
+        """Take what gives frames (1, 3, h, w) in 0..1 and the flows of neighbours, as Motion.pairs() does."""
+        self._frame, self._pairs, self._refine, self._device = frame, pairs, refine, device
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
 
-    @lru_cache(_KEPT)
-    def joined(start: int, stop: int) -> torch.Tensor:
-        middle = (start + stop) // 2
-        halves = ahead(start, middle), ahead(middle, stop)
-        return join_flows(frame(start), frame(stop), *halves, refine).to("cpu", torch.float16)
-
-    return lambda start, stop: ahead(start, stop) if start < stop else ahead(stop, start)[::-1]
+    @torch.no_grad()
+    def __call__(self, start: int, stop: int) -> Ways:
+        """Give the flows between two different frames of a scene."""
+        if start > stop:
+            return self(stop, start)[::-1]
+        if stop == start + 1:
+            return self._pairs(start)
+        if (start, stop) not in self._kept:
+            middle = (start + stop) // 2
+            halves = self(start, middle), self(middle, stop)
+            flows = join_flows(self._frame(start), self._frame(stop), *halves, self._refine)
+            self._kept[start, stop] = flows.to("cpu", torch.float16)
+            while len(self._kept) > _KEPT:
+                self._kept.pop(next(iter(self._kept)))
+        return tuple(self._kept[start, stop].to(self._device, torch.float32).split(1))
 
 
 def join_flows(first: torch.Tensor, last: torch.Tensor, onward: Ways, further: Ways, refine: Refine) -> torch.Tensor:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 
 import torch
@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from ..layout.pieces import Tile, Window, frames_of
 from ..layout.sizes import ClipSize, first_frame, latent_size, pad_clip, padded_size, resize_clip
 from ..motion.blockflow import BlockFlow
-from ..motion.estimation import Motion, distant_flows, pair_flows
+from ..motion.estimation import DistantFlows, Motion, pair_flows
 from .restorer import GRID, WARPS, Restorers, neighbours_in
 
 SPACE = 8  # output pixels per latent cell, each side
@@ -378,19 +378,20 @@ class RestoredFrames:
 
         `half` lets the restorer's convolutions alone compute in bf16.
         """
-        self._frames, self._size, self._restorer = frames, size, restorer
+        self._size, self._restorer = size, restorer
         self._scenes = [0, *sorted(cuts), len(frames)]
         self._device, self._dtype, self._half = device, dtype, half
+        self._lr = lr = partial(_on_device, frames, device)
         estimate = BlockFlow(WARPS)
         pairs = pair_flows(frames, estimate, device) if motion is None else motion.pairs(device)
-        self._flows = distant_flows(self._lr, pairs, estimate.refine, device)
-        self._verdict = lru_cache(_KEPT)(lambda number: restorer.judge(self._lr(number)))
+        self._flows = DistantFlows(lr, pairs, estimate.refine, device)
+        self._verdict = lru_cache(_KEPT)(lambda number: restorer.judge(lr(number)))
         self._held: tuple[Window, Seen] | None = None
 
     def read(self, frames: Window, tile: Tile) -> Seen:
         """Give what frames show in a tile of latent cells; past the end the last frame repeats."""
         if self._held is None or self._held[0] != frames:  # the tiles of one span come one after the other
-            last, parts = len(self._frames) - 1, []
+            last, parts = self._scenes[-1] - 1, []
             for number in range(min(frames.start, last), min(frames.stop, last + 1)):
                 restored, hidden = self._restored(number)
                 base = resize_clip(self._lr(number).unsqueeze(2), self._size.height, self._size.width)[:, :, 0]
@@ -408,9 +409,6 @@ class RestoredFrames:
         """Give a restored frame (1, 3, H, W) in 0..1, on the CPU."""
         return self._restored(number)[0].cpu().clamp_(0, 1)
 
-    def _lr(self, number: int) -> torch.Tensor:
-        return self._frames[number : number + 1, ..., :3].movedim(-1, 1).to(self._device, torch.float32)
-
     def _restored(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Give (restored frame in about 0..1, features) of a frame."""
         start = max(edge for edge in self._scenes[:-1] if edge <= number)
@@ -420,6 +418,11 @@ class RestoredFrames:
         wear = self._restorer.wear_of([self._verdict(k) for k in (number, *near)])
         dtype = torch.bfloat16 if self._half else None
         return self._restorer(self._lr(number), others, self._size.height, self._size.width, wear, dtype)
+
+
+def _on_device(frames: torch.Tensor, device: torch.device, number: int) -> torch.Tensor:
+    """Give one of frames (t, h, w, 3) as (1, 3, h, w) float32."""
+    return frames[number : number + 1, ..., :3].movedim(-1, 1).to(device, torch.float32)
 
 
 def piece_encoder(vae: CausalVideoVAE, clip: ResizedFrames) -> Callable[[Window, Tile], torch.Tensor]:

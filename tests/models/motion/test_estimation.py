@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from cascadevsr.models.motion.blockflow import BlockFlow
 from cascadevsr.models.motion.estimation import (
+    DistantFlows,
     FlowNetwork,
     Motion,
     RaftFlow,
-    distant_flows,
     estimate_pairs,
     estimator_of,
 )
@@ -183,7 +183,7 @@ def test_far_frames_are_reached_better_than_pair_by_pair():
     off = torch.tensor([0.1, -0.1]).view(1, 2, 1, 1)
     estimate = BlockFlow(1)
     pairs = {k: (estimate(frames[k], frames[k + 1]) + off, estimate(frames[k + 1], frames[k]) - off) for k in range(8)}
-    between, inside = distant_flows(frames.__getitem__, pairs.__getitem__, estimate.refine, torch.device("cpu")), 12
+    between, inside = DistantFlows(frames.__getitem__, pairs.__getitem__, estimate.refine, torch.device("cpu")), 12
     for start, stop in ((0, 1), (0, 2), (2, 6), (6, 2), (0, 8), (1, 4)):
         for way in (0, 1):
             first, second = (start, stop)[:: 1 - 2 * way]

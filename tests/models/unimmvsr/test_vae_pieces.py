@@ -1,11 +1,14 @@
 """Whole clips through the VAE: exact sizes, chunks, tiles, progress, cancellation."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from cascadevsr.models.layout.pieces import Tile, plan_tiles
 from cascadevsr.models.layout.sizes import ClipSize, latent_size
 from cascadevsr.models.unimmvsr.restorer import NEIGHBOURS
-from cascadevsr.models.unimmvsr.vae import CausalVideoVAE, VAEConfig
+from cascadevsr.models.unimmvsr.vae import CausalVideoVAE, RestoredFrames, VAEConfig
 from cascadevsr.tests.models.unimmvsr.clips import decode_clip, encode_clip
 
 
@@ -121,3 +124,16 @@ def test_progress_and_cancellation(vae):
 def test_a_latent_of_another_size_is_refused(vae):
     with pytest.raises(ValueError, match="a clip of 9 frames.*needs a latent of 3x2x2"):
         decode_clip(vae, torch.zeros(1, 4, 2, 2, 2), None, ClipSize(9, 16, 16))
+
+
+def test_what_was_restored_is_freed_at_once(vae):
+    """A film is many of these, each with frames of the full size: none may wait for Python's garbage collector."""
+    gc.disable()
+    try:
+        lr = RestoredFrames(frames(9), ClipSize(9, 32, 48), vae.decoder.restore, torch.device("cpu"), torch.float32)
+        lr.frame(4)
+        left = [weakref.ref(part) for part in (lr, lr._flows)]
+        del lr
+        assert [ref() for ref in left] == [None, None]
+    finally:
+        gc.enable()
