@@ -227,9 +227,9 @@ class UniMMVSRVAE(RestorerVAE):
         return RestoredFrames(lr, size, self.first_stage_model.decoder.restore, *place, cuts, motion, self._half)
 
     def frame_layers(self) -> Sequence[torch.nn.Module]:
-        """Give what runs once a frame."""
+        """Give what runs once a frame: three steps of restoring it, and completing it, which takes about a quarter."""
         decoder = self.first_stage_model.decoder
-        return decoder.restore.clean.steps[-1], decoder.complete
+        return *decoder.restore.clean.steps, decoder.complete
 
 
 def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tuple[list[list[float]], list[float]]:
