@@ -99,7 +99,7 @@ def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: d
     """Give the gain over bicubic of the middle frame, by what the restorer is given."""
     base = _luma_error(resize(low[FARTHEST : FARTHEST + 1], SIDE, SIDE, "bicubic"), truth)
 
-    def gain(reach: int = FARTHEST, motion: str = "", steps: int | None = None) -> float:
+    def gain(reach: int, motion: str = "", steps: int | None = None) -> float:
         near = [FARTHEST + k for k in NEIGHBOURS if abs(k) <= reach]
         others = [(low[k : k + 1], *motions[motion](FARTHEST, k)) for k in near]
         whole = network.steps

@@ -10,9 +10,8 @@ x (b, 3, H, W). D is the resize from (H, W) to (h, w), U the one back; the sides
    a. What is missing here: y - D x, enlarged.
    b. What is missing there: x is reduced as by D, but to a sample every half LR pixel, which loses nothing of what D
       leaves, and is sampled where each neighbour's pixels lie, bicubically, and below an enlargement of 3.6 bilinearly,
-      as these weights want it. What the neighbour shows beyond it is brought back along
-      the motion to a grid twice as fine as y's, averaged by trust and by how near a pixel of the neighbour lies, and
-      enlarged by U.
+      as these weights want it. What the neighbour shows beyond it is brought back along the motion to a grid twice as
+      fine as y's, averaged by trust and by how near a pixel of the neighbour lies, and enlarged by U.
    c. A small network takes x, both residuals, trust and features on the 4x4 grid, and says what to add to x.
 
 4. The mean colour becomes that of U y again: with weights for worn frames it drifted by a level of 255.
@@ -47,9 +46,7 @@ _RETURN = 0.3  # LR px; the round trip of a motion misses its start by this wher
 _ALIKE = 0.05  # mean difference along the motion, frames in 0..1, where trust falls to 1/e
 _TRUSTED = 4.0  # trust in all neighbours that the network is told of at most: more says no more
 _NEAR = 0.1, 1.5  # what a neighbour's pixel counts far from it, and what makes the mean about 1
-_SHARP = (
-    3.6  # enlargement from which on the estimate is sampled sharply; below, these weights gain more by soft samples
-)
+_SHARP = 3.6  # enlargement from which on the estimate is sampled bicubically
 _BAND = 32  # samples of a side that are reduced at once
 _CONTRAST, _MISSING, _ADDED = 4.0, 16.0, 0.1  # bring pixels, residuals and what is added to the size of features
 _FINE = 16.0  # the same for the finest detail

@@ -227,7 +227,7 @@ class UniMMVSRVAE(RestorerVAE):
         return RestoredFrames(lr, size, self.first_stage_model.decoder.restore, *place, cuts, motion, self._half)
 
     def frame_layers(self) -> Sequence[torch.nn.Module]:
-        """Give what runs once a frame: three steps of restoring it, and completing it, which takes about a quarter."""
+        """Give what runs once a frame: three steps of restoring it, and completing it, which takes less."""
         decoder = self.first_stage_model.decoder
         return *decoder.restore.clean.steps, decoder.complete
 
