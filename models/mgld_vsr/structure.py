@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..transformer import Attention, over_tokens
+from ..transformer import Attention, from_tokens, over_tokens
 from .blocks import GROUPS, Downsample, ResBlock, embed_time, fold, time_layers, unfold
 from .vae import LATENT_CHANNELS
 
@@ -49,7 +49,7 @@ class AttentionBlock(nn.Module):
         self.heads = heads
         self.norm = ops.GroupNorm(GROUPS, width)
         self.qkv = over_tokens(ops.Conv1d(width, 3 * width, 1))
-        self.proj_out = over_tokens(ops.Conv1d(width, width, 1))
+        self.proj_out = from_tokens(ops.Conv1d(width, width, 1))
         self.attention = attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ class AttentionBlock(nn.Module):
         # Channels are split by head first; each head's share is [q | k | v].
         q, k, v = tokens.unflatten(2, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
         y = self.proj_out(self.attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + y.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + y.unflatten(2, x.shape[-2:])
 
 
 class StructureEncoder(nn.Module):

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from ..layout.pieces import Tile, Window, frames_of
 from ..layout.sizes import ClipSize, pad_clip, resize_clip, target_size
-from ..transformer import Attention, over_tokens, silu
+from ..transformer import Attention, from_tokens, over_tokens, silu
 from .blocks import GROUPS, fold, in_turn, unfold
 
 SPACE = 8  # output pixels per latent cell
@@ -84,14 +84,14 @@ class AttnBlock(nn.Module):
         self.q = over_tokens(ops.Conv2d(width, width, 1))
         self.k = over_tokens(ops.Conv2d(width, width, 1))
         self.v = over_tokens(ops.Conv2d(width, width, 1))
-        self.proj_out = over_tokens(ops.Conv2d(width, width, 1))
+        self.proj_out = from_tokens(ops.Conv2d(width, width, 1))
         self.attention = attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # in one copy for all three
+        tokens = self.norm(x).flatten(2).mT
         q, k, v = (layer(tokens).unsqueeze(1) for layer in (self.q, self.k, self.v))
         y = self.proj_out(self.attention(q, k, v).squeeze(1))
-        return x + y.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + y.unflatten(2, x.shape[-2:])
 
 
 class Middle(nn.Module):
