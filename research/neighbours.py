@@ -56,7 +56,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     restore, estimate, rows = vae.decoder.restore, BlockFlow(WARPS), {}
     moving = make_clip(np.random.default_rng(7), photos[:1], _TIMED + 2 * FARTHEST, 4 * _SMALL[1], 0).frames
     rows["seconds"] = _seconds(restore, resize(moving.clamp(0, 1), *_SMALL, "bicubic").clamp(0, 1).movedim(1, -1))
-    for mode, network in (("bicubic", restore.clean), ("real", restore.worn)):
+    for mode, network, wear in (("bicubic", restore.clean, 0.0), ("real", restore.worn, 1.0)):
         found: dict[str, list[float]] = {}
         for number in range(options.frames or CLIPS):
             rng = np.random.default_rng([7, number])
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
             motions: dict[str, Motions] = {name: partial(chain_flows, each) for name, each in pairs.items()}
             lr = low.split(1)
             motions[""] = DistantFlows(lr.__getitem__, pairs["chained"].__getitem__, estimate.refine, low.device)
-            for name, gain in _gains(network, truth[FARTHEST : FARTHEST + 1], low, motions).items():
+            for name, gain in _gains(network, wear, truth[FARTHEST : FARTHEST + 1], low, motions).items():
                 found.setdefault(name, []).append(gain)
         rows[mode] = {name: round(float(np.mean(gains)), 3) for name, gains in found.items()}
     return rows
@@ -95,7 +95,9 @@ def _seconds(restore: Restorers, lr: torch.Tensor) -> dict[str, float]:
     return taken
 
 
-def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: dict[str, Motions]) -> dict[str, float]:
+def _gains(
+    network: Restorer, wear: float, truth: torch.Tensor, low: torch.Tensor, motions: dict[str, Motions]
+) -> dict[str, float]:
     """Give the gain over bicubic of the middle frame, by what the restorer is given."""
     base = _luma_error(resize(low[FARTHEST : FARTHEST + 1], SIDE, SIDE, "bicubic"), truth)
 
@@ -104,7 +106,7 @@ def _gains(network: Restorer, truth: torch.Tensor, low: torch.Tensor, motions: d
         others = [(low[k : k + 1], *motions[motion](FARTHEST, k)) for k in near]
         whole = network.steps
         network.steps = whole[:steps]
-        restored = network(low[FARTHEST : FARTHEST + 1], others, SIDE, SIDE)[0]
+        restored = network(low[FARTHEST : FARTHEST + 1], others, SIDE, SIDE, wear)[0]
         network.steps = whole
         return 10 * float(np.log10(base / _luma_error(restored, truth)))
 

@@ -213,7 +213,7 @@ class Stage:
         if self.name == "judge":
             return judge_figures_of(restorers.judge, self.held_out)
         if self.name in RESTORER:
-            return figures_of(getattr(restorers, self.name), self.held_out)
+            return figures_of(getattr(restorers, self.name), self.held_out, float(self.name == "worn"))
         return validate(self.networks, self.held_out, self.name)
 
     def _keep(self) -> None:

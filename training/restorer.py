@@ -303,10 +303,10 @@ def _floats(x: torch.Tensor) -> torch.Tensor:
     return x.float() / 255
 
 
-def window_loss(restorer: Restorer, windows: Windows) -> tuple[torch.Tensor, dict[str, float]]:
+def window_loss(restorer: Restorer, windows: Windows, wear: float = 0.0) -> tuple[torch.Tensor, dict[str, float]]:
     """Compare the restored windows with the truth; `gain` is in dB over bicubic, in RGB."""
     height, width = windows.truth.shape[-2:]
-    error = _error(restorer(windows.low, windows.neighbours, height, width)[0], windows)
+    error = _error(restorer(windows.low, windows.neighbours, height, width, wear)[0], windows)
     with torch.no_grad():
         plain = _error(resize(windows.low, height, width, "bicubic"), windows)
         errors = [each.square().mean((1, 2, 3)).clamp_min(1e-8) for each in (plain, error)]
@@ -386,7 +386,7 @@ def judge_figures_of(judge: Judge, maker: Maker, draws: int = 4) -> dict[str, fl
 
 
 @torch.no_grad()
-def figures_of(restorer: Restorer, maker: Maker, draws: int = 4) -> dict[str, float]:
+def figures_of(restorer: Restorer, maker: Maker, wear: float = 0.0, draws: int = 4) -> dict[str, float]:
     """Give the gain over bicubic in dB on photographs in motion, with neighbours and alone."""
     figures: dict[str, list[float]] = {}
     for preset in ("bicubic", "real"):
@@ -395,5 +395,5 @@ def figures_of(restorer: Restorer, maker: Maker, draws: int = 4) -> dict[str, fl
             for name, offsets in (("gain", NEIGHBOURS), ("alone", ())):
                 rng = np.random.default_rng([maker.seed, number])
                 windows = clip_windows(moving, CLIPS, maker.side, rng, offsets, spoiled=0.0)
-                figures.setdefault(f"{preset}_{name}", []).extend(window_loss(restorer, windows)[1].values())
+                figures.setdefault(f"{preset}_{name}", []).extend(window_loss(restorer, windows, wear)[1].values())
     return {name: round(float(np.mean(found)), 3) for name, found in figures.items()}

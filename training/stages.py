@@ -149,7 +149,7 @@ def clean_loss(networks: Networks, windows: Windows, rng: np.random.Generator):
 
 def worn_loss(networks: Networks, windows: Windows, rng: np.random.Generator):
     """Stage worn: the same with the other weights."""
-    return window_loss(networks.vae.decoder.restore.worn, windows)
+    return window_loss(networks.vae.decoder.restore.worn, windows, wear=1.0)
 
 
 def verdict_loss(networks: Networks, seen: tuple[torch.Tensor, torch.Tensor], rng: np.random.Generator):

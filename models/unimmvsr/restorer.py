@@ -4,8 +4,8 @@ What happens to a frame y (b, 3, h, w) in 0..1, with neighbours and the motion t
 x (b, 3, H, W). D is the resize from (H, W) to (h, w), U the one back; the sides of x are 1 to 8 times those of y.
 
 1. x = U y. Features (b, width, H/4, W/4) are one convolution of y on the grid of 4x4 pixels: at x4 that is y's own.
-2. Trust in the motion to each neighbour, (b, 1, h, w) in 0..1: does the way there and back return to its start, and
-   are the frames alike along it?
+2. Trust in each neighbour, (b, 1, h, w) in 0..1: does the motion there and back return to its start, and are the
+   frames alike along it? A clean neighbour whose pixels lie where those of y lie counts little: it shows nothing new.
 3. Three times:
    a. What is missing here: y - D x, enlarged.
    b. What is missing there: x is reduced as by D, but to a sample every half LR pixel, which loses nothing of what D
@@ -45,6 +45,7 @@ WARPS = 1  # of the built-in motion: with 2 the gain was the same within 0.005 d
 _RETURN = 0.3  # LR px; the round trip of a motion misses its start by this where trust falls to 1/e
 _ALIKE = 0.05  # mean difference along the motion, frames in 0..1, where trust falls to 1/e
 _TRUSTED = 4.0  # trust in all neighbours that the network is told of at most: more says no more
+_SAME = 0.1, 0.15  # LR px; how near its own pixels a clean neighbour is sampled that shows nothing new, and then counts
 _NEAR = 0.1, 1.5  # what a neighbour's pixel counts far from it, and what makes the mean about 1
 _SHARP = 3.6  # enlargement from which on the estimate is sampled bicubically
 _BAND = 32  # samples of a side that are reduced at once
@@ -101,10 +102,12 @@ class Restorer(nn.Module):
         neighbours: Sequence[Neighbour],
         height: int,
         width: int,
+        wear: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Restore LR `frame` (b, 3, h, w) in 0..1 to (b, 3, height, width).
 
-        Each neighbour is an LR frame, the flow to it and the flow back, in LR px; there may be none. Pixels stay in
+        Each neighbour is an LR frame, the flow to it and the flow back, in LR px; there may be none. `wear` says how
+        worn the frames are, 0..1: of worn ones those that do not move help, too, as noise is another. Pixels stay in
         float32; the convolutions run in the network's own dtype. Returns the frame, not clamped, and features
         (b, width, height/4, width/4), rounded up, in that dtype.
         """
@@ -115,7 +118,7 @@ class Restorer(nn.Module):
         x = _resized(frame, large)
         colour = _mean(x)
         features = self.head((_CONTRAST * (_resized(frame, grid) - mean)).to(dtype))
-        others = [_Other(frame, *neighbour, large) for neighbour in neighbours]
+        others = [_Other(frame, *neighbour, large, wear) for neighbour in neighbours]
         total = sum((other.trust for other in others), torch.zeros_like(frame[:, :1]))
         unlike = sum((other.trust * other.unlike for other in others), torch.zeros_like(total)) / (total + 0.05)
         weight = sum((other.weight for other in others), torch.ones_like(total[..., :1, :1]))
@@ -184,7 +187,7 @@ class Restorers(nn.Module):
         """
         pairs = zip(self.clean.named_parameters(), self.worn.parameters(), strict=True)
         weights = {name: torch.lerp(clean, worn, wear).to(dtype) for (name, clean), worn in pairs}
-        return functional_call(self.clean, weights, (frame, neighbours, height, width))
+        return functional_call(self.clean, weights, (frame, neighbours, height, width, wear))
 
     @staticmethod
     def wear_of(verdicts: Sequence[torch.Tensor]) -> float:
@@ -243,11 +246,15 @@ class _Other:
         there: torch.Tensor,
         back: torch.Tensor,
         large: tuple[int, int],
+        wear: float,
     ):
         self.frame = frame
         miss = (there + warp(back, there)).square().sum(1, keepdim=True)
         self.unlike = F.avg_pool2d((here - warp(frame, there)).abs().mean(1, keepdim=True), 3, 1, 1)
-        self.trust = torch.exp(-miss / _RETURN**2) * torch.exp(-((self.unlike / _ALIKE) ** 2))
+        apart = (there - there.round()).square().sum(1, keepdim=True)  # of its pixels and those of this frame
+        same = F.avg_pool2d(torch.exp(-apart / _SAME[0] ** 2), 3, 1, 1)
+        new = 1 - (1 - _SAME[1]) * (1 - wear) * same
+        self.trust = torch.exp(-miss / _RETURN**2) * torch.exp(-((self.unlike / _ALIKE) ** 2)) * new
         small = tuple(frame.shape[-2:])
         twice = tuple(min(2 * few, many) for few, many in zip(small, large, strict=True))
         self.there, self.back = _grid(there, twice), _grid(back, small)

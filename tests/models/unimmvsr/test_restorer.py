@@ -121,7 +121,7 @@ def test_without_motion_a_neighbour_sees_the_estimate_reduced(size):
     halves = _halves(x, _bands(18, size[0], x.device), _bands(26, size[1], x.device))
     assert halves.shape == (1, 3, 37, 53)
     torch.testing.assert_close(halves[..., 1::2, 1::2], reduced(x, 18, 26), rtol=0, atol=1e-5)
-    missing = _Other(low, reduced(x, 18, 26), still(low), still(low), size).missing(halves)
+    missing = _Other(low, reduced(x, 18, 26), still(low), still(low), size, 0.0).missing(halves)
     assert missing.abs().max() < 1e-4, "it shows what the estimate says"
 
 
@@ -140,7 +140,7 @@ def test_a_neighbour_sees_the_estimate_moved(scale, shift):
     back = torch.full((1, 2, *sides), -shift)  # the neighbour shows at a pixel what is `shift` before it here
     low, other = reduced(picture(0.0), *sides), reduced(picture(-shift), *sides)
     inside = (..., slice(8, -8), slice(8, -8))
-    neighbour = _Other(low, other, -back, back, large)
+    neighbour = _Other(low, other, -back, back, large, 0.0)
     neighbour.mode = "bicubic"  # softer samples at low scales are what the weights want, not what is right
     bands = [_bands(*pair, low.device) for pair in zip(sides, large, strict=True)]
     missing = neighbour.missing(_halves(picture(0.0), *bands))
@@ -152,7 +152,22 @@ def test_what_a_neighbour_saw_near_counts_most():
     """Moved by half an LR pixel, its pixels lie on every second place of the finer grid, and off the others."""
     low = frame()
     half = torch.full_like(still(low), 0.25)
-    weight = _Other(low, low, half, -half, (72, 104)).weight[0, 0, 6:-6, 6:-6]
+    weight = _Other(low, low, half, -half, (72, 104), 0.0).weight[0, 0, 6:-6, 6:-6]
     on, off = weight[1::2, 1::2].mean(), weight[::2, ::2].mean()
     assert max(on, off) > 2 * min(on, off)
-    assert _Other(low, low, still(low), still(low), (72, 104)).weight.mean() == pytest.approx(1.0, abs=0.1)
+    assert _Other(low, low, still(low), still(low), (72, 104), 1.0).weight.mean() == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("moved", [0.0, 1.0, -2.0])
+def test_a_clean_neighbour_sampled_at_the_same_places_counts_little(moved):
+    low = frame()
+    whole, half = (torch.full_like(still(low), shift) for shift in (moved, moved + 0.5))
+    inside = (..., slice(5, -5), slice(5, -5))
+
+    def trust(flow, wear):
+        other = low.roll((round(moved),) * 2, (2, 3))
+        return float(_Other(low, other, flow, -flow, (72, 104), wear).trust[inside].mean())
+
+    assert trust(whole, 0.0) == pytest.approx(0.15, abs=0.01)
+    assert trust(whole, 1.0) == pytest.approx(1.0, abs=0.01), "the noise of a worn one is another"
+    assert trust(half, 0.0) == pytest.approx(trust(half, 1.0), abs=0.01), "it was sampled between the pixels"
