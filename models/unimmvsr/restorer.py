@@ -5,7 +5,7 @@ x (b, 3, H, W). D is the resize from (H, W) to (h, w), U the one back; the sides
 
 1. x = U y. Features (b, width, H/4, W/4) are one convolution of y on the grid of 4x4 pixels: at x4 that is y's own.
 2. Trust in each neighbour, (b, 1, h, w) in 0..1: does the motion there and back return to its start, and are the
-   frames alike along it? A clean neighbour whose pixels lie where those of y lie counts little: it shows nothing new.
+   frames alike along it? A clean neighbour whose pixels lie where those of y lie does not count: it shows nothing new.
 3. Three times:
    a. What is missing here: y - D x, enlarged.
    b. What is missing there: x is reduced as by D, but to a sample every half LR pixel, which loses nothing of what D
@@ -45,7 +45,7 @@ WARPS = 1  # of the built-in motion: with 2 the gain was the same within 0.005 d
 _RETURN = 0.3  # LR px; the round trip of a motion misses its start by this where trust falls to 1/e
 _ALIKE = 0.05  # mean difference along the motion, frames in 0..1, where trust falls to 1/e
 _TRUSTED = 4.0  # trust in all neighbours that the network is told of at most: more says no more
-_SAME = 0.1, 0.15  # LR px; how near its own pixels a clean neighbour is sampled that shows nothing new, and then counts
+_SAME = 0.1  # LR px; a clean neighbour whose pixels lie nearer to those of the frame shows nothing new
 _NEAR = 0.1, 1.5  # what a neighbour's pixel counts far from it, and what makes the mean about 1
 _SHARP = 3.6  # enlargement from which on the estimate is sampled bicubically
 _BAND = 32  # samples of a side that are reduced at once
@@ -252,8 +252,7 @@ class _Other:
         miss = (there + warp(back, there)).square().sum(1, keepdim=True)
         self.unlike = F.avg_pool2d((here - warp(frame, there)).abs().mean(1, keepdim=True), 3, 1, 1)
         apart = (there - there.round()).square().sum(1, keepdim=True)  # of its pixels and those of this frame
-        same = F.avg_pool2d(torch.exp(-apart / _SAME[0] ** 2), 3, 1, 1)
-        new = 1 - (1 - _SAME[1]) * (1 - wear) * same
+        new = 1 - (1 - wear) * F.avg_pool2d(torch.exp(-apart / _SAME**2), 3, 1, 1)
         self.trust = torch.exp(-miss / _RETURN**2) * torch.exp(-((self.unlike / _ALIKE) ** 2)) * new
         small = tuple(frame.shape[-2:])
         twice = tuple(min(2 * few, many) for few, many in zip(small, large, strict=True))
