@@ -315,8 +315,8 @@ def pick_dtypes(precision: str, device: torch.device) -> tuple[torch.dtype, torc
 
 
 def cpu_has_bf16() -> bool:
-    """Tell whether convolutions on this CPU take less time in bf16: a half to two thirds with AMX, 0.65 on Zen 4."""
-    # on Intel, AVX512-BF16 without AMX was measured to take 1.8 times as long as float32
+    """Tell whether convolutions on this CPU take less time in bf16: a half to two thirds with AMX."""
+    # AVX512-BF16 alone: 0.65 was measured on AMD's Zen 4 with the decoder of 0.1.0, 1.8 on an Intel with this one
     said = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch say less
     amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     return amx or bool(said.get("avx512_bf16")) and "AMD" in said.get("cpu_name", "")
