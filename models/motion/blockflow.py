@@ -15,16 +15,20 @@ What happens to two frames (b, 3, h, w) in 0..1, on levels (b, 3, r, c) from abo
 Constants were chosen on clips with exact flow at 48 to 320 px a side.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
-from .flow import box_mean, in_frame, match_blocks, resize_flow, warp
+from .flow import block_means, in_frame, match_blocks, resize_flow, warp
 
 _LARGEST = 1 << 19  # px; larger frames are estimated on a reduced grid
 _SHRINK = 0.65  # side of a level over that of the next finer one
 _COARSEST = 12  # px of the shorter side below which no level goes
 _MATCHED = 1 << 14  # px of the largest level that blocks are matched on: reaches 16 px at 320x180
+_CACHED = 1 << 15  # px of components that a CPU filters at once: all planes of a window should lie in its cache
 _CLEARLY = 0.8  # share of the error that a proposal must not exceed to be taken
+_REMEMBERED = 32  # matrices, of up to two megabytes, that reduce frames: those of a pyramid or two
 _OUTLIER = 0.3  # difference, frames in 0..1, beyond which a pixel counts as simply wrong
 
 WARPS = 4  # linearisations a level
@@ -76,23 +80,22 @@ def _level_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 def _reduced(frame: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """Blur against aliasing and resize."""
-    ratio = frame.shape[-2] * frame.shape[-1] / (rows * columns)
-    if (rows, columns) == frame.shape[-2:]:
+    height, width = frame.shape[-2:]
+    if (rows, columns) == (height, width):
         return frame
-    blurred = _blur(frame, 0.6 * max(0.0, ratio - 1) ** 0.5)
-    return F.interpolate(blurred, (rows, columns), mode="bilinear", align_corners=False)
+    sigma = 0.6 * max(0.0, height * width / (rows * columns) - 1) ** 0.5
+    down, across = _reducing(height, rows, sigma).to(frame), _reducing(width, columns, sigma).to(frame)
+    return down @ frame @ across.mT
 
 
-def _blur(frame: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Blur with a Gaussian of `sigma` px; by hand, as kornia's kernel differs in its last bits."""
+@lru_cache(_REMEMBERED)
+def _reducing(many: int, few: int, sigma: float) -> torch.Tensor:
+    """Give the weights (few, many) of a Gaussian of `sigma` px and linear sampling; the border pixel repeats."""
     reach = max(1, round(3 * sigma))
-    offsets = torch.arange(-reach, reach + 1, device=frame.device, dtype=frame.dtype)
-    kernel = torch.exp(-offsets.square() / (2 * max(sigma, 1e-3) ** 2))
-    kernel = kernel / kernel.sum()
-    for shape, padding in (((1, 1, 1, -1), (reach, reach, 0, 0)), ((1, 1, -1, 1), (0, 0, reach, reach))):
-        planes = F.pad(frame, padding, mode="replicate").flatten(0, 1)[:, None]
-        frame = F.conv2d(planes, kernel.view(shape)).view_as(frame)
-    return frame
+    kernel = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * max(sigma, 1e-3) ** 2))
+    pixels = F.pad(torch.eye(many).unsqueeze(1), (reach, reach), mode="replicate")
+    blurred = F.conv1d(pixels, (kernel / kernel.sum()).view(1, 1, -1))
+    return F.interpolate(blurred, few, mode="linear", align_corners=False)[:, 0].mT.contiguous()
 
 
 # Block matching
@@ -108,26 +111,47 @@ def _propose(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> t
 
 def _block_error(first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     error = (_features(warp(second, flow)) - _features(first)).abs().mean(1, keepdim=True)
-    return box_mean(error.clamp_max(_OUTLIER), 5)
+    return block_means(error.clamp_max(_OUTLIER))
 
 
 def _median(flow: torch.Tensor, side: int) -> torch.Tensor:
     """Filter each component by the median of side x side neighbours.
 
-    Minima and maxima of whole planes are exchanged until one is left: ten times as fast as sorting each pixel's
-    neighbours. Of any n//2 + 2 of n values neither the least nor the greatest is the median, so both are dropped.
+    Minima and maxima of whole planes are exchanged, many times as fast as sorting each pixel's neighbours: columns are
+    sorted, once for all windows that they lie in. Of what came r-th in them, the k-th of a window is at least as great
+    as r * k values there: most are too great or, seen from the other end, too small to be the median, and drop out.
     """
     height, width = flow.shape[-2:]
+    together = max(1, _CACHED // (height * width))
+    if flow.device.type == "cpu" and flow.shape[:2].numel() > together:
+        components = flow.flatten(0, 1).unsqueeze(1).split(together)
+        return torch.cat([_median(part, side) for part in components]).view_as(flow)
     padded = F.pad(flow, (side // 2,) * 4, mode="replicate")
-    rest = [padded[..., y : y + height, x : x + width] for y in range(side) for x in range(side)]
-    pool = [rest.pop() for _ in range(side * side // 2 + 2)]
+    columns = [padded[..., y : y + height, :] for y in range(side)]
+    for k in range(side):
+        for i in range(k + 1, side):
+            columns[k], columns[i] = torch.minimum(columns[k], columns[i]), torch.maximum(columns[k], columns[i])
+    rest, half = [], side * side // 2 + 1
+    for r in range(1, side + 1):
+        row = [columns[r - 1][..., x : x + width] for x in range(side)]
+        rest += _without(row, max(0, side - half // (side + 1 - r)), max(0, side - half // r))
+    pool, rest = rest[: len(rest) // 2 + 2], rest[len(rest) // 2 + 2 :]  # its least and greatest are not the median
     while len(pool) > 1:
-        for i in range(1, len(pool)):
-            pool[0], pool[i] = torch.minimum(pool[0], pool[i]), torch.maximum(pool[0], pool[i])
-        for i in range(1, len(pool) - 1):
-            pool[i], pool[-1] = torch.minimum(pool[i], pool[-1]), torch.maximum(pool[i], pool[-1])
-        pool = pool[1:-1] + ([rest.pop()] if rest else [])
+        pool, rest = _without(pool, 1, 1) + rest[:1], rest[1:]
     return pool[0]
+
+
+def _without(planes: list[torch.Tensor], least: int, greatest: int) -> list[torch.Tensor]:
+    """Drop at every pixel so many of the least and of the greatest values."""
+    for _ in range(least):
+        for i in range(1, len(planes)):
+            planes[0], planes[i] = torch.minimum(planes[0], planes[i]), torch.maximum(planes[0], planes[i])
+        planes = planes[1:]
+    for _ in range(greatest):
+        for i in range(len(planes) - 1):
+            planes[i], planes[-1] = torch.minimum(planes[i], planes[-1]), torch.maximum(planes[i], planes[-1])
+        planes = planes[:-1]
+    return planes
 
 
 # Variational refinement

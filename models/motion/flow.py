@@ -4,8 +4,9 @@ A flow is (b, 2, h, w) in pixels of its own grid, (dx, dy): out(p) = in(p + flow
 frames are `flow` (first to second) and `opposite` (second to first).
 
 Block matching compares every block with every shift up to 7 px. It is coarse (whole pixels plus a fitted fraction)
-but works at any size; the built-in decoder aligns its memory with it. A coarse-to-fine search was three times
-faster, but left 1.0 to 1.7 times the residual on real clips: half-pixel errors of the coarse level broke the fine one.
+but works at any size; the built-in estimator finds with it what its coarse levels lose. A coarse-to-fine search was
+three times faster, but left 1.0 to 1.7 times the residual on real clips: half-pixel errors of the coarse level broke
+the fine one.
 """
 
 from __future__ import annotations
@@ -175,16 +176,6 @@ class Match:
         return self.shift + self.fraction
 
 
-def gather_shift(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Fetch ``x[..., y + dy, x + dx]`` for whole-pixel shifts (b, 2, h, w); the border pixel repeats outside."""
-    height, width = x.shape[-2:]
-    rows = torch.arange(height, device=x.device).view(1, -1, 1)
-    cols = torch.arange(width, device=x.device).view(1, 1, -1)
-    index = (rows + shift[:, 1]).clamp(0, height - 1) * width + (cols + shift[:, 0]).clamp(0, width - 1)
-    index = index.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1)
-    return x.flatten(2).gather(2, index).view_as(x)
-
-
 @torch.no_grad()
 def match_blocks(current: torch.Tensor, previous: torch.Tensor) -> Match:
     """Find each pixel of `current` (b, c, h, w) in `previous` by comparing blocks at every shift up to 7 px.
@@ -218,30 +209,42 @@ def _costs(current: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
 
     `padded` is the previous frame (b, c, h+2r, w+2r).
     """
-    height, width = current.shape[-2:]
+    batch, channels, height, width = current.shape
     side = 2 * RADIUS + 1
     offset = torch.arange(-RADIUS, RADIUS + 1, device=current.device, dtype=current.dtype).abs() * _STAY
-    rows = []
+    share = _shares(current) / channels
+    bordered = F.pad(current.new_empty(batch, side, height, width), (_BLOCK // 2,) * 4)
+    squares = bordered[..., _BLOCK // 2 : -(_BLOCK // 2), _BLOCK // 2 : -(_BLOCK // 2)]
+    costs = current.new_empty(batch, side, side, height, width)
     for dy in range(side):
         shifted = padded[..., dy : dy + height, :].unfold(-1, width, 1).movedim(3, 1)  # (b, 2r+1, c, h, w), no copy
-        cost = box_mean((shifted - current.unsqueeze(1)).square_().mean(2), _BLOCK)
-        rows.append(cost.add_((offset + offset[dy]).view(1, -1, 1, 1)))
-    return torch.cat(rows, 1)
+        for channel in range(channels):
+            difference = shifted[:, :, channel] - current[:, None, channel]
+            torch.square(difference, out=squares) if channel == 0 else squares.addcmul_(difference, difference)
+        torch.addcmul((offset + offset[dy]).view(-1, 1, 1), _block_sums(bordered), share, out=costs[:, dy])
+    return costs.flatten(1, 2)
 
 
-def box_mean(x: torch.Tensor, side: int) -> torch.Tensor:
-    """Average each pixel of (..., h, w) with those of the side x side box (odd) that lie inside; many times as fast as
-    torch's pooling.
+def block_means(x: torch.Tensor) -> torch.Tensor:
+    """Average each pixel of (b, c, h, w) with those of the 5x5 block around it that lie inside.
+
+    It takes a third of the time of torch's pooling.
     """
+    return _block_sums(F.pad(x, (_BLOCK // 2,) * 4)) * _shares(x)
+
+
+def _shares(like: torch.Tensor) -> torch.Tensor:
+    """Give what one pixel counts in the block around each pixel of a frame, (1, 1, h, w)."""
+    return 1 / _block_sums(F.pad(torch.ones_like(like[:1, :1]), (_BLOCK // 2,) * 4))
+
+
+def _block_sums(x: torch.Tensor) -> torch.Tensor:
+    """Add up each 5x5 block of (..., h + 4, w + 4): two, four and five values along each side."""
     for axis in (-1, -2):
         length = x.shape[axis]
-        total, count = x.clone(), torch.ones(length, device=x.device, dtype=x.dtype)
-        for step in range(1, min(side // 2, length - 1) + 1):
-            total.narrow(axis, step, length - step).add_(x.narrow(axis, 0, length - step))
-            total.narrow(axis, 0, length - step).add_(x.narrow(axis, step, length - step))
-            count[step:] += 1
-            count[: length - step] += 1
-        x = total.div_(count if axis == -1 else count[:, None])
+        two = x.narrow(axis, 1, length - 1) + x.narrow(axis, 0, length - 1)
+        four = two.narrow(axis, 2, length - 3) + two.narrow(axis, 0, length - 3)
+        x = four.narrow(axis, 0, length - 4).add_(x.narrow(axis, 4, length - 4))
     return x
 
 

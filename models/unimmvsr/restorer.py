@@ -7,12 +7,13 @@ x (b, 3, H, W). D is the resize from (H, W) to (h, w), U the one back; the sides
 2. Trust in each neighbour, (b, 1, h, w) in 0..1: does the motion there and back return to its start, and are the
    frames alike along it? A clean neighbour whose pixels lie where those of y lie does not count: it shows nothing new.
 3. Three times:
-   a. What is missing here: y - D x, enlarged.
+   a. What is missing here: y - D x.
    b. What is missing there: x is reduced as by D, but to a sample every half LR pixel, which loses nothing of what D
       leaves, and is sampled where each neighbour's pixels lie, bicubically, and below an enlargement of 3.6 bilinearly,
       as these weights want it. What the neighbour shows beyond it is brought back along the motion to a grid twice as
-      fine as y's, averaged by trust and by how near a pixel of the neighbour lies, and enlarged by U.
-   c. A small network takes x, both residuals, trust and features on the 4x4 grid, and says what to add to x.
+      fine as y's, averaged by trust and by how near a pixel of the neighbour lies.
+   c. A small network takes x, both residuals, trust and features on the 4x4 grid, and says what to add to x. Residuals
+      are enlarged to the pixels of x, or to half as many a side where that holds them.
 
 4. The mean colour becomes that of U y again: with weights for worn frames it drifted by a level of 255.
 
@@ -65,25 +66,41 @@ class ResidualBlock(nn.Module):
         self.second = ops.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.second(F.leaky_relu(self.first(x), 0.1))
+        inner = F.leaky_relu(self.first(x), 0.1, inplace=True)  # new memory would cost as much as the sums
+        return self.second(inner).add_(x)
 
 
 class Step(nn.Module):
-    """Says what to add to the estimate: planes and features on the 4x4 grid -> features, 4x4 blocks of pixels."""
+    """Says what to add to the estimate: what is known on the 4x4 grid -> features, 4x4 blocks of pixels."""
 
     def __init__(self, width: int, blocks: int, ops: ModuleType):
         super().__init__()
         cell = 3 * GRID**2
-        # estimate, missing here, missing there, trust, unlikeness, features
-        self.into = ops.Conv2d(3 * cell + 2 + width, width, 3, padding=1)
+        self.parts = [cell, cell, cell, 1, 1, width]  # estimate, missing here and there, trust, unlikeness, features
+        self.into = ops.Conv2d(sum(self.parts), width, 3, padding=1)
         self.body = nn.Sequential()
         for _ in range(blocks):
             self.body.append(ResidualBlock(width, ops))
         self.out = ops.Conv2d(width, cell, 3, padding=1)
 
-    def forward(self, planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.body(F.leaky_relu(self.into(planes), 0.1))
+    def forward(self, parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take the parts (b, c, h, w) in that order. What is missing may come as 2x2 pixels, each for four of the 4x4.
+
+        Their weights are added up: the same as repeating each pixel, in half of the time.
+        """
+        weights = zip(self.into.weight.to(parts[0]).split(self.parts, 1), parts, strict=True)
+        weight = torch.cat([_added_up(weight, part.shape[1]) for weight, part in weights], 1)
+        x = F.conv2d(torch.cat(parts, 1), weight, self.into.bias.to(weight), padding=1)
+        features = self.body(F.leaky_relu(x, 0.1, inplace=True))
         return features, self.out(features)
+
+
+def _added_up(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Add up weights (o, 3 * 16, h, w) for 4x4 blocks of pixels that repeat fewer ones, (o, channels, h, w)."""
+    if channels == weight.shape[1]:
+        return weight
+    side = math.isqrt(channels // 3)
+    return weight.unflatten(1, (3, side, GRID // side, side, GRID // side)).sum((3, 5)).flatten(1, 3)
 
 
 class Restorer(nn.Module):
@@ -125,21 +142,33 @@ class Restorer(nn.Module):
         rows = _bands(frame.shape[-2], height, frame.device)
         columns = _bands(frame.shape[-1], width, frame.device)
         planes = [F.interpolate(p, grid, mode="bilinear") for p in (total.clamp(max=_TRUSTED), _MISSING * unlike)]
-        planes = [plane.to(dtype, memory_format=torch.channels_last) for plane in planes]
+        planes = [plane.contiguous(memory_format=torch.channels_last) for plane in planes]
+        cells = _cells(_CONTRAST * (x - mean), GRID, padding)
         for step in self.steps:
-            there = torch.zeros_like(x)
+            reduced = _halves(x, rows, columns)
+            here = _missing_cells(frame - reduced[..., 1::2, 1::2], large, padding)
+            there = torch.zeros_like(here)
             if others:
-                reduced = _halves(x, rows, columns)
-                missing = sum(other.weight * other.missing(reduced) for other in others)
-                there = _resized(missing * (_MISSING / weight), large)
-            here = _resized(_MISSING * (frame - _resized(x, frame.shape[-2:])), large)
-            pixels = torch.cat((_CONTRAST * (x - mean), here, there), 1).to(dtype)
-            pixels = F.pad(pixels, padding, mode="replicate") if any(padding) else pixels
-            # one convolution over what is channels_last throughout takes three quarters of the time
-            cells = F.pixel_unshuffle(pixels, GRID).contiguous(memory_format=torch.channels_last)
-            features, added = step(torch.cat((cells, *planes, features), 1))
-            x = torch.add(x, F.pixel_shuffle(added, GRID)[..., :height, :width].float(), alpha=_ADDED)
+                missing = sum(other.weight * other.missing(reduced) for other in others) / weight
+                there = _missing_cells(missing, large, padding)
+            features, added = step([part.to(dtype) for part in (cells, here, there, *planes, features)])
+            cells.add_(added, alpha=_CONTRAST * _ADDED)
+            x = torch.add(mean, F.pixel_shuffle(cells, GRID)[..., :height, :width], alpha=1 / _CONTRAST)
         return x + (colour - _mean(x)), features
+
+
+def _missing_cells(plane: torch.Tensor, large: tuple[int, int], padding: tuple[int, ...]) -> torch.Tensor:
+    """Bring what is missing to the 4x4 grid: as 2x2 pixels where these hold all that is known, or as 4x4."""
+    height, width = large[0] // 2, large[1] // 2
+    if any(padding) or plane.shape[-2] > height or plane.shape[-1] > width:
+        return _cells(_MISSING * _resized(plane, large), GRID, padding)
+    return _cells(_MISSING * _resized(plane, (height, width)), GRID // 2, padding)
+
+
+def _cells(plane: torch.Tensor, side: int, padding: tuple[int, ...]) -> torch.Tensor:
+    """Make blocks of side x side pixels channels; one convolution over what is channels_last saves a quarter of it."""
+    plane = F.pad(plane, padding, mode="replicate") if any(padding) else plane
+    return F.pixel_unshuffle(plane, side).contiguous(memory_format=torch.channels_last)
 
 
 class Judge(nn.Module):

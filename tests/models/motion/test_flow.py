@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from cascadevsr.models.motion import flow
 from cascadevsr.models.motion.flow import (
+    block_means,
     compose,
     consistency,
     flow_picture,
-    gather_shift,
     in_frame,
     match_blocks,
     occlusion,
@@ -124,10 +124,10 @@ def test_flat_areas_stand_still():
     assert match.shift.abs().max() == 0 and match.fraction.abs().max() == 0
 
 
-def test_gather_shift_takes_the_border_outside():
-    x = torch.arange(12.0).view(1, 1, 3, 4)
-    shift = torch.full((1, 2, 3, 4), 9)
-    assert (gather_shift(x, shift) == x[..., -1, -1]).all()
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 9), (17, 16)])
+def test_blocks_are_averaged_inside_the_frame(size):
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(block_means(x), F.avg_pool2d(x, 5, 1, 2, count_include_pad=False))
 
 
 def test_bands_change_nothing(monkeypatch):

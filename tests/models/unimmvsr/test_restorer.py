@@ -42,6 +42,20 @@ def test_what_adds_nothing_gives_bicubic(restorer):
     torch.testing.assert_close(restored, resize_clip(low.unsqueeze(2), 60, 90)[:, :, 0])
 
 
+def test_missing_pixels_count_as_if_repeated(restorer):
+    """Residuals of half as many pixels a side give what their pixels, each repeated over four, would give."""
+    step, rng = restorer.steps[0], torch.Generator().manual_seed(5)
+    parts = [torch.rand(1, channels, 9, 13, generator=rng) for channels in step.parts]
+    few = torch.rand(2, 3, 18, 26, generator=rng)
+    for place, pixels in ((1, few[:1]), (2, few[1:])):
+        parts[place] = F.pixel_unshuffle(pixels, 2)
+    many = list(parts)
+    for place, pixels in ((1, few[:1]), (2, few[1:])):
+        many[place] = F.pixel_unshuffle(pixels.repeat_interleave(2, 2).repeat_interleave(2, 3), 4)
+    for one, other in zip(step(parts), step(many), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 def test_the_mean_colour_stays(restorer):
     for step in restorer.steps:
         torch.nn.init.constant_(step.out.bias, 0.3)
