@@ -32,7 +32,7 @@ from ..models.unimmvsr.restorer import GRID
 from ..models.unimmvsr.vae import VAEConfig
 from .batches import WRONG_SHARE, BatchMaker, Pool
 from .curriculum import TASKS, TEXT, rng_at, stage_at, stages
-from .loop import Loop, LoopSettings
+from .loop import PRECISIONS, Loop, LoopSettings
 from .muon import Muon
 from .photos import corpus_hash, find_photos, load_photo
 from .restorer import CLEAN_SHARES, REACH, Draws, JudgeDraws, Maker, figures_of, judge_figures_of
@@ -114,8 +114,9 @@ class Stage:
         device: str,
         start: Path | None = None,
         shares: Sequence[float] = MORE_REFERENCES,
+        precision: str = "bf16",
     ):
-        self.name, self.plan, self.folder = name, plan, folder
+        self.name, self.plan, self.folder, self.precision = name, plan, folder, precision
         (self.maker, self.held_out), self.device = makers, torch.device(device)
         self.seed = 10 * seed + list(STAGES).index(name)
         torch.manual_seed(seed)
@@ -183,7 +184,7 @@ class Stage:
             self.plan.rate,
             largest_gradient=0.5,
             average=self.plan.average,
-            precision="bf16",
+            precision=self.precision,
             seed=self.seed,
             save_every=every,
         )
@@ -253,6 +254,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=folder, help="checkpoints and logs; resumes from here")
     parser.add_argument("--out", type=Path, default=file, help="the file of the final weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    half = "of a step's convolutions; fp32 takes half as long on a CPU without AMX"
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help=half)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=Path, help="weights to continue from")
@@ -307,7 +310,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             _, frames, side = plans[name].batch
             settings = (args.seed, side, frames, CLEAN_SHARES[name])
             makers = [Maker(photos[0], *settings), Maker(photos[1], *settings, textures=0)]
-        stage = Stage(name, plans[name], args.seed, makers, args.work, args.device, args.start, args.shares)
+        stage = Stage(
+            name, plans[name], args.seed, makers, args.work, args.device, args.start, args.shares, args.precision
+        )
         figures += stage.run(args.every)
     if name != "complete":
         return
@@ -318,6 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "photographs": [path.name for path in train],
         "held_out": [path.name for path in held],
         "device": args.device,
+        "precision": args.precision,
         "torch": torch.__version__,
         "seed": args.seed,
         "stages": {name: {**asdict(plan), "optimiser": _name(plan)} for name, plan in plans.items()},

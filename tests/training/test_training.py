@@ -246,6 +246,13 @@ def test_all_stages_train_and_export(folder, tmp_path, small):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_stage_computes_in_the_precision_asked_for(folder, tmp_path, small):
+    for precision in ("bf16", "fp32"):
+        train(folder, tmp_path / precision, 2, f"--only clean --precision {precision}")
+    losses = [[line["loss"] for line in read_log(tmp_path / name / "clean" / LOG)] for name in ("bf16", "fp32")]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_a_stage_needs_those_before_it(folder, tmp_path, small):
     with pytest.raises(ValueError, match="stage latent must be done before dit"):
         train(folder, tmp_path, 1, "--only dit")
