@@ -30,7 +30,7 @@ from .spynet import SpyNet
 
 _KEPT = 16  # pairs whose flows pair_flows() remembers
 # Pixels of a frame times pairs that are estimated together: small frames share the calls of their coarse levels.
-# A pair takes 33,000 calls on a device by itself, 2,000 as one of 18.
+# A pair takes 27,000 calls on a device by itself, 1,600 as one of 18.
 _CPU_PIXELS, _PIXELS = 1 << 16, 1 << 20
 
 
