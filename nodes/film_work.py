@@ -51,11 +51,15 @@ from .plan import sampling_seconds, usual_seconds
 from .restore import check_restorer
 
 # Seconds that stages take for a million pixels of the result, and of the source (motion is found there), where nothing
-# is remembered: of the built-in model on one thread of a CPU, at x2 and x4. Only their ratios count.
+# is remembered: of the built-in model on a CPU, at x2 and x4, by whether it has bf16 (one thread, with an earlier
+# restorer) or not (mean of one and two threads). Only their ratios count.
 _USUAL_MODEL = "UniMMVSRModel"
-_USUAL = {"Encoding": 0.13, "Decoding": 1.38, "Colours": 0.05, "Writing": 0.055}
-_USUAL_SOURCE = {"Reading": 0.11, "Decoding": 14.1}
-_MOTION, _STEADYING = 14.1, 1.05  # of the source by the built-in estimator, and of the result, behind an upscale model
+_USUAL = {
+    True: {"Encoding": 0.13, "Decoding": 1.38, "Colours": 0.05, "Writing": 0.055},
+    False: {"Encoding": 0.26, "Decoding": 1.1, "Colours": 0.1, "Writing": 0.15},
+}
+_USUAL_SOURCE = {True: {"Reading": 0.11, "Decoding": 14.1}, False: {"Reading": 0.38, "Decoding": 38.0}}
+_MOTION, _STEADYING = 10.2, 1.05  # of the source by the built-in estimator, and of the result, behind an upscale model
 
 
 @dataclass(frozen=True)
@@ -284,10 +288,11 @@ class Work:
             if len(expected) < len(names) and maker.name == _USUAL_MODEL:
                 source = frames * self.clip.height * self.clip.width / 1e6
                 plain = [(name, name.removesuffix(MIRRORED)) for name in names]
-                usual = {name: _USUAL.get(k, 0.0) * pixels + _USUAL_SOURCE.get(k, 0.0) * source for name, k in plain}
+                of_result, of_source = (table[services.cpu_has_bf16()] for table in (_USUAL, _USUAL_SOURCE))
+                usual = {name: of_result.get(k, 0.0) * pixels + of_source.get(k, 0.0) * source for name, k in plain}
                 return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0), False
         source = frames * self.clip.height * self.clip.width / 1e6
-        usual = {"Reading": _USUAL_SOURCE["Reading"] * source, "Writing": _USUAL["Writing"] * pixels}
+        usual = {"Reading": _USUAL_SOURCE[True]["Reading"] * source, "Writing": _USUAL[True]["Writing"] * pixels}
         if len(expected) < len(names) and isinstance(maker, Steadied) and self.chosen.flow_model is None:
             motion, judged = _MOTION * source, min(frames, JUDGED) / frames
             usual |= {"Judging": motion * judged, "Motion": motion, "Steadying": _STEADYING * pixels}
