@@ -52,11 +52,11 @@ from .restore import check_restorer
 
 # Seconds that stages take for a million pixels of the result, and of the source (motion is found there), where nothing
 # is remembered: of the built-in model on a CPU, at x2 and x4, by whether it has bf16 (one thread, with an earlier
-# restorer) or not (mean of one and two threads). Only their ratios count.
+# restorer) or not (mean of one and two threads; colours by adain). Only their ratios count.
 _USUAL_MODEL = "UniMMVSRModel"
 _USUAL = {
     True: {"Encoding": 0.13, "Decoding": 1.38, "Colours": 0.05, "Writing": 0.055},
-    False: {"Encoding": 0.26, "Decoding": 1.1, "Colours": 0.1, "Writing": 0.15},
+    False: {"Encoding": 0.26, "Decoding": 1.1, "Colours": 0.17, "Writing": 0.15},
 }
 _USUAL_SOURCE = {True: {"Reading": 0.11, "Decoding": 14.1}, False: {"Reading": 0.38, "Decoding": 38.0}}
 _MOTION, _STEADYING = 10.2, 1.05  # of the source by the built-in estimator, and of the result, behind an upscale model

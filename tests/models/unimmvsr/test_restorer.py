@@ -45,14 +45,12 @@ def test_what_adds_nothing_gives_bicubic(restorer):
 def test_missing_pixels_count_as_if_repeated(restorer):
     """Residuals of half as many pixels a side give what their pixels, each repeated over four, would give."""
     step, rng = restorer.steps[0], torch.Generator().manual_seed(5)
-    parts = [torch.rand(1, channels, 9, 13, generator=rng) for channels in step.parts]
-    few = torch.rand(2, 3, 18, 26, generator=rng)
-    for place, pixels in ((1, few[:1]), (2, few[1:])):
-        parts[place] = F.pixel_unshuffle(pixels, 2)
-    many = list(parts)
-    for place, pixels in ((1, few[:1]), (2, few[1:])):
-        many[place] = F.pixel_unshuffle(pixels.repeat_interleave(2, 2).repeat_interleave(2, 3), 4)
-    for one, other in zip(step(parts), step(many), strict=True):
+    estimate, _, _, *others = (torch.rand(1, channels, 9, 13, generator=rng) for channels in step.parts)
+    missing = torch.rand(2, 3, 18, 26, generator=rng)
+    few = F.pixel_unshuffle(missing, 2)
+    many = F.pixel_unshuffle(missing.repeat_interleave(2, 2).repeat_interleave(2, 3), 4)
+    results = (step([estimate, *blocks.split(1), *others]) for blocks in (few, many))
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
