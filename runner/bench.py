@@ -26,6 +26,7 @@ BENCHMARKS = {  # name: (module, function, part of a plain `run.py bench`)
     "mgld_vsr": ("research.restorers", "mgld_vsr", False),
     "macs": ("research.macs", "macs", False),
     "motion": ("research.motion", "motion", False),
+    "beside": ("research.beside", "beside", False),
     "overhead": ("research.overhead", "overhead", False),
     "memory-law": ("research.memory_law", "memory_law", False),
     "cascade4k": ("research.cascade4k", "cascade4k", False),

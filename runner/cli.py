@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     quality.add_argument("--clips", metavar="DIR", help="folder of clips in full resolution, the truth")
     quality.add_argument("--lr", metavar="DIR", help="folder of their low-resolution files, NAME_MODE.mp4")
     quality.add_argument("--modes", nargs="+", default=["bicubic", "real"], help="every MODE (default: bicubic real)")
-    quality.add_argument("--only", nargs="+", metavar="NAME", help="measure these clips only")
+    quality.add_argument("--only", nargs="+", metavar="NAME", help="these clips only; bench beside: parts")
     region = {
         "metavar": "NAME=L,T,W,H",
         "help": "bench references: left, top, width, height (px of the truth) of what the identity images show",
@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     }
     quality.add_argument("--image-model", nargs="+", default=[], dest="image_models", **models)
     bench.add_argument("--photos", metavar="DIR", help="bench neighbours: photographs that nothing was trained on")
+    bench.add_argument("--old", metavar="DIR", help="bench beside: a checkout of another version")
     text = "train the built-in model or an adapter, or run the ablations"
     train = commands.add_parser("train", help=text, **own)
     train.add_argument("arguments", nargs=argparse.REMAINDER)

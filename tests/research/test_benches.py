@@ -11,7 +11,7 @@ import pytest
 import torch
 from cascadevsr.media.reader import read_frames
 from cascadevsr.media.writer import write_video
-from cascadevsr.research import graphs, looks, neighbours, pace, quality, reference_gains, restorers, steady
+from cascadevsr.research import beside, graphs, looks, neighbours, pace, quality, reference_gains, restorers, steady
 from cascadevsr.runner.bench import BENCHMARKS
 from cascadevsr.runner.client import Progress
 from cascadevsr.runner.errors import RunnerError
@@ -182,6 +182,15 @@ def test_motion_is_what_makes_neighbours_worth_something(tmp_path, monkeypatch):
     assert rows["real"]["2"] > 0 and rows["seconds"]["float32"] > 0
     with pytest.raises(RunnerError, match="--photos"):
         neighbours.run(options(photos=None), None)
+
+
+def test_parts_are_timed_beside_another_checkout(monkeypatch):
+    monkeypatch.setattr(beside, "_ROUNDS", 1)
+    rows = beside.beside(options(old=str(beside.ROOT), only=["noise"]), None)
+    assert len(rows) == 3 and all(name.startswith("noise") for name in rows)
+    assert all(0.2 < row["ratio"] < 5 and row["new_ms"] > 0 for row in rows.values()), "one version, twice"
+    with pytest.raises(RunnerError, match="git worktree add"):
+        beside.beside(options(old=None, only=None), None)
 
 
 def test_looks_are_measured_beside_bicubic(tmp_path, comfyui):
