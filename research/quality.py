@@ -103,6 +103,7 @@ def upscaled(
         source, result = folder / "in.mp4", folder / "out.mp4"
         write_video(source, small, rate, codec="h264-rgb")
         command = ["upscale", str(source), str(result), "--size", f"{size[1]}x{size[0]}", "--lossless"]
+        command += ["--workflow", options.workflow]
         command += [word for setting in options.settings for word in ("--set", setting)]
         command += more
         if upscale.main(parser().parse_args(command), host):

@@ -3,7 +3,7 @@
 The convention, for shipped and own workflows alike:
   IN             Load Film, Load Video or Sample Clip titled "Input", else the only one whose title does not start with
                  "Reference"
-  target size    Cascade Input (its `target` and the values below it)
+  target size    Cascade Input (its `target` and the values below it), else Restore Frames
   prompt         CLIP Text Encode titled "Prompt", else the only one not titled "Negative ..."
   references     Reference Set: `images.image_N` and `videos.video_N` get new loaders
   OUT            what enters Save Film or Create Video titled "Output", else the only one, else Save or Preview Image
@@ -76,13 +76,18 @@ def bind_input(workflow: Workflow, file: str) -> str:
     return node_id
 
 
+def sized_by(workflow: Workflow) -> list[str]:
+    """Give the nodes that may say how large the result is."""
+    return workflow.of_type("VSRCascadeInput") or workflow.of_type("VSRRestoreFrames")
+
+
 def bind_target(workflow: Workflow, target: Target) -> None:
-    """Set the target size of Cascade Input: an exact size is taken as it is, a scale rounded as the graph says."""
+    """Set the target size: an exact size is taken as it is, a scale rounded as the graph says."""
     if target.scale is None and target.size is None:
         return
     if target.scale is not None and not 0 < target.scale <= 64:
         raise RunnerError(f"--scale: must be above 0 and at most 64; got {target.scale:g}.")
-    node_id = _only(workflow, workflow.of_type("VSRCascadeInput"), "--scale/--size (Cascade Input)", "Cascade Input")
+    node_id = _only(workflow, sized_by(workflow), "--scale/--size (Cascade Input)", "Cascade Input")
     inputs = workflow.prompt[node_id]["inputs"]
     for name in [name for name in inputs if name.startswith("target.")]:
         if isinstance(inputs[name], list):

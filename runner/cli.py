@@ -33,7 +33,7 @@ pixels, colours and depth (10 bits, HDR), transparency, and in step with the pic
 
 how the inputs of a workflow are set (API-format json; for an editor file the file of that name in api/ is used):
   IN             the Load Video node titled "Input", else the only one not titled "Reference ..."
-  --scale/--size the Cascade Input node
+  --scale/--size the Cascade Input node, else Restore Frames
   --prompt       the CLIP Text Encode node titled "Prompt"
   --reference    images of the Reference Set node, and pictures of Steady Upscaled Video
   --reference-video  videos of the Reference Set node; the first is the original of Steady Upscaled Video
@@ -127,6 +127,8 @@ def parser() -> argparse.ArgumentParser:
         "help": "bench quality, bench steady: weights of image upscalers, of any kind that ComfyUI loads",
     }
     quality.add_argument("--image-model", nargs="+", default=[], dest="image_models", **models)
+    text = "bench quality: what run.py upscale is to take (default: Upscale-a-Video)"
+    quality.add_argument("--workflow", default="Upscale-a-Video", help=text)
     bench.add_argument("--photos", metavar="DIR", help="bench neighbours: photographs that nothing was trained on")
     bench.add_argument("--old", metavar="DIR", help="bench beside: a checkout of another version")
     text = "train the built-in model or an adapter, or run the ablations"

@@ -32,6 +32,7 @@ from .binding import (
     bind_target,
     check_loaders,
     parse_size,
+    sized_by,
     uses_sound,
 )
 from .errors import RunnerError
@@ -267,8 +268,8 @@ def check_sides(height: int, width: int) -> None:
 
 
 def expected_size(workflow: Workflow, height: int, width: int) -> tuple[int, int] | None:
-    """Return the result's exact height and width where one Cascade Input states them in numbers, else None."""
-    nodes = workflow.of_type("VSRCascadeInput")
+    """Return the result's exact height and width where one node states them in numbers, else None."""
+    nodes = sized_by(workflow)
     if len(nodes) != 1:
         return None
     inputs = workflow.prompt[nodes[0]]["inputs"]

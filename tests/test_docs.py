@@ -106,12 +106,13 @@ def test_template(name):
     others = [n for n in nodes.values() if n["type"] == loader and n not in inputs]
     assert len(inputs) == 1 and all(node["title"].startswith("Reference") for node in others)
     parts = (own, saver) if long else ("VSRCascadeInput", own, "VSRTemporalDecode", saver)
-    for only in ("VSRSteadyUpscaledVideo", saver) if "any-Model" in name else parts:
+    frame_by_frame = {"Upscale-with-any-Model": "VSRSteadyUpscaledVideo", "Upscale-a-Video-Fast": "VSRRestoreFrames"}
+    for only in (frame_by_frame[name], saver) if name in frame_by_frame else parts:
         assert types.count(only) == 1, f"run.py looks for one {only}"
     titles = {node["type"]: node.get("title") for node in nodes.values()}
     assert titles[saver] == "Output"
     assert "MarkdownNote" in types
-    assert "any-Model" in name or "fixed" in str(
+    assert name in frame_by_frame or "fixed" in str(
         [n.get("widgets_values") for n in nodes.values() if n["type"] in ("VSRSeededNoise", "KSampler")]
     )
 

@@ -38,6 +38,7 @@ SIDE = 512  # px of a thumbnail; the template browser shows squares
 THUMBNAIL_BYTES, README_BYTES = 80_000, 200_000
 PHOTOS = ROOT / "assets" / "photos"  # assets/README.md names their authors
 SUBJECTS = {  # the starter shows the sample of `run.py demo`
+    "Upscale-a-Video-Fast": "coins",
     "Upscale-a-Film": "rocket",
     "Upscale-with-any-Model": "coffee",
     "Upscale-with-Identity-Images": "astronaut",

@@ -17,7 +17,11 @@ SAMPLED = tuple(name for name in TITLES if "-with-" not in name) + ("Upscale-wit
 WEIGHTS = ("Upscale-with-any-Model", "Restore-with-Upscale-A-Video", "Restore-with-MGLD-VSR")  # with tiny networks
 RUNS = SAMPLED + WEIGHTS  # previews on
 FEWER = {"Restore-with-MGLD-VSR": {"VSRRefineSigmas.steps": 2}}  # the other one names steps of its 30
-SHORT = {"VSRCascadeInput.target.scale": 2, "VSRCascadeInput.target.short_side": 180}
+SHORT = {
+    "VSRCascadeInput.target.scale": 2,
+    "VSRCascadeInput.target.short_side": 180,
+    "VSRRestoreFrames.target.scale": 2,
+}
 # px that a node grows by while it works, in Nodes 2.0: a line of text, and a live picture of 16:9
 LINE, PICTURE = 64, 312
 GROWTH = {
@@ -25,6 +29,7 @@ GROWTH = {
     "VSREstimateMotion": LINE,
     "SamplerCustomAdvanced": LINE,
     "VSRTemporalDecode": LINE + PICTURE,
+    "VSRRestoreFrames": LINE + PICTURE,
     "VSRSteadyUpscaledVideo": LINE + PICTURE,
 }
 SECONDS = {"classic": 0.1, "nodes 2.0": 0.14}  # so that nothing is cached from the other renderer's run

@@ -72,9 +72,8 @@ def clips(folder):
     low = np.stack([np.asarray(Image.fromarray(frame).resize((16, 12), Image.BICUBIC)) for frame in truth])
     for name, frames in (("a.mp4", truth), ("a_bicubic.mp4", low)):
         write_video(folder / name, frames, Fraction(24), codec="h264-rgb")
-    return Namespace(
-        clips=folder, lr=folder, modes=["bicubic", "real"], only=None, exclude=[], settings=[], image_models=[]
-    )
+    chosen = {"only": None, "exclude": [], "settings": [], "image_models": [], "workflow": "Upscale-a-Video"}
+    return Namespace(clips=folder, lr=folder, modes=["bicubic", "real"], **chosen)
 
 
 def test_quality_gives_bicubic_no_gain_over_itself(tmp_path, monkeypatch):

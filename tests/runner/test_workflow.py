@@ -112,6 +112,19 @@ def test_an_exact_size_is_meant_exactly_and_a_scale_is_rounded_as_the_graph_says
     assert inputs["multiple"] == 1 and expected_size(workflow, 480, 854) == (481, 853)
 
 
+def test_restore_frames_says_the_size_where_no_cascade_input_does():
+    workflow = Workflow.load("Upscale-a-Video-Fast")
+    (restore,) = workflow.of_type("VSRRestoreFrames")
+    bind_target(workflow, Target(scale=3))
+    assert workflow.prompt[restore]["inputs"]["target.scale"] == 3 and expected_size(workflow, 90, 160) == (270, 480)
+    bind_target(workflow, Target(size=(853, 481)))
+    assert expected_size(workflow, 480, 854) == (481, 853)
+    both = example()
+    both.prompt["9"] = node("VSRRestoreFrames", "Restore Frames", target="scale", **{"target.scale": 4.0})
+    bind_target(both, Target(scale=2))
+    assert both.prompt["3"]["inputs"]["target.scale"] == 2 and both.prompt["9"]["inputs"]["target.scale"] == 4
+
+
 def test_references_become_loaders_in_order():
     workflow = example()
     old = {"images.image_0": ["1", 0], "images.image_1": ["1", 0]}
