@@ -8,6 +8,7 @@ What happens to one frame, x (1, 3, H, W) upscaled from y (1, 3, h, w), with an 
    that a worn y has: trust is higher and steadier by it.
 4. Trust in it, (1, 1, h, w) in 0..1: the way there and back returns, colours are alike, and so is the structure around.
    Where the edit changed the picture none of this holds. Structure that a worn y has lost is no difference in colour.
+   A frame of another moment, before the original begins or after its end, is trusted less.
 5. By trust, the band that D takes away comes from the original instead of the upscaler; where the LR is compressed,
    all of the picture does, as the LR itself is wrong there.
 """
@@ -29,6 +30,8 @@ _WORN_ALIKE = 0.03  # the same of their colours alone, where the LR is worn and 
 _STRUCTURE, _AROUND = 1.5, 3.0  # LR px: finer than the first is structure; compared over the second
 _NOISE = (3 / 255) ** 2  # variance of structure that counts as none: plain places are alike
 
+_AWAY = 4.0  # frames; a picture of another moment by this is trusted half: what is too fine for the LR has moved
+
 _SHARES = (0.35, 0.5, 0.7)  # of its size, at which an original may have been before it was enlarged
 _LOST = 0.02  # share of the finest structure that such a size may lose
 
@@ -39,11 +42,12 @@ _RATES = (1.0, 0.5, 2.0, 24 / 25, 25 / 24, 24 / 30, 30 / 24, 25 / 30, 30 / 25, 3
 _EASIER = 0.98  # another rate than 1 must beat it by this
 
 
-def match_frames(lr: torch.Tensor, frames: torch.Tensor) -> list[int]:
+def match_frames(lr: torch.Tensor, frames: torch.Tensor) -> list[tuple[int, float]]:
     """Number the frame of an original (N, H, W, 3) for each of a clip (T, h, w, 3): rate and offset, then the nearest.
 
-    Most of the picture may differ. Frames before its start or after its end get its first or last one. Raises
-    ValueError where the two have not the same shape, or the original is not larger.
+    Most of the picture may differ. Frames before its start or after its end get its first or last one; the second
+    number says how many frames of the clip that is away, 0 for all others. Raises ValueError where the two have not
+    the same shape, or the original is not larger.
     """
     (height, width), (high, wide) = lr.shape[1:3], frames.shape[1:3]
     if abs(wide * height - high * width) > 0.03 * wide * height or high * wide <= height * width:
@@ -63,11 +67,13 @@ def match_frames(lr: torch.Tensor, frames: torch.Tensor) -> list[int]:
     numbers = []
     for number in range(count):
         middle = round(number * rate + offset)
-        near = [min(len(other) - 1, max(0, middle))]
-        if near == [middle]:
-            near = range(max(0, middle - 1), min(len(other), middle + 2))
+        inside = min(len(other) - 1, max(0, middle))
+        if inside != middle:
+            numbers.append((inside, abs(middle - inside) / rate))
+            continue
+        near = range(max(0, middle - 1), min(len(other), middle + 2))
         scores = _likenesses(clip[number], other[near[0] : near[-1] + 1])
-        numbers.append(near[int(scores.argmax())])
+        numbers.append((near[int(scores.argmax())], 0.0))
     return numbers
 
 
@@ -126,18 +132,20 @@ def add_original(
     estimator: FlowEstimator,
     clean: bool,
     resolved: float = 1.0,
+    away: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give (a frame (1, 3, H, W) with its original's detail, the trust (1, 1, h, w) in 0..1).
 
-    lr (1, 3, h, w); picture (1, 3, ., .), any size of that shape, and its resolution(); all in 0..1. `clean`: the LR's
-    own low band stays. What is finer than the original holds stays the upscaler's.
+    lr (1, 3, h, w); picture (1, 3, ., .), any size of that shape, its resolution(), and how many frames `away` it
+    was taken; all in 0..1. `clean`: the LR's own low band stays. What is finer than the original holds
+    stays the upscaler's.
     """
     share = resolved * picture.shape[-2] / x.shape[-2]
     picture = resize_clip(picture[:, :, None], *x.shape[-2:])[:, :, 0]
     grid = BandedResize(lr, x)
     small, seen = grid.down(picture), compared(x, lr, grid, clean)
     there, back = estimator(torch.cat((seen, small)), torch.cat((small, seen))).chunk(2)
-    trust = trust_in(seen, warp(small, there, "bicubic"), there, back, clean)
+    trust = trust_in(seen, warp(small, there, "bicubic"), there, back, clean) / (1 + away / _AWAY)
     own = softened(x, share)
     if clean:
         picture, own = fine_band(picture, small, grid), fine_band(own, grid.down(own), grid)

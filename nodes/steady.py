@@ -245,16 +245,17 @@ def _with_original(
     results: Results,
     lr: torch.Tensor,
     original: torch.Tensor,
-    matched: list[int],
+    matched: list[tuple[int, float]],
     flow_model: ModelPatcher | None,
     clean: list[bool],
 ) -> Results:
-    """Add the detail of the original to every frame; `matched` numbers its frames for those of the clip."""
+    """Add the detail of the original to every frame; `matched` numbers its frames, and says how far away they are."""
     estimator = BlockFlow() if flow_model is None else loaded_estimator(flow_model, *lr.shape[1:3])
-    resolved = resolution(_on_device(original, matched[len(lr) // 2]))
+    resolved = resolution(_on_device(original, matched[len(lr) // 2][0]))
     for number, (frame, _) in enumerate(results):
-        picture = _on_device(original, matched[number])
-        yield add_original(frame, _on_device(lr, number), picture, estimator, clean[number], resolved)
+        taken, away = matched[number]
+        picture = _on_device(original, taken)
+        yield add_original(frame, _on_device(lr, number), picture, estimator, clean[number], resolved, away)
 
 
 def _photographs(pictures: dict | None) -> list[torch.Tensor]:

@@ -36,16 +36,25 @@ def edited():
 )
 def test_its_frames_are_found(edited, take, numbers):
     lr, _, original = edited
-    found = match_frames(images(lr), images(original[take]))
+    matches = match_frames(images(lr), images(original[take]))
+    found, away = ([match[part] for match in matches] for part in (0, 1))
     if take.step is None:
         assert found == numbers
+        assert [k for k in away if k] == {4: [4, 3, 2, 1], None: [], 0: [1, 2, 3]}[take.start]
     else:  # the frames between have a neighbour on both sides
         assert found[::2] == numbers[::2] and all(abs(a - b) <= 1 for a, b in zip(found, numbers, strict=True))
 
 
 def test_a_clip_at_half_the_rate_takes_every_second_frame(edited):
     lr, _, original = edited
-    assert match_frames(images(lr[::2]), images(original)) == [0, 2, 4, 6, 8, 10]
+    assert match_frames(images(lr[::2]), images(original)) == [(number, 0) for number in (0, 2, 4, 6, 8, 10)]
+
+
+def test_a_frame_of_another_moment_is_trusted_less(edited):
+    lr, _, original = edited
+    start = F.interpolate(lr[5], (120, 176), mode="bicubic").clamp(0, 1)
+    (_, now), (_, later) = (add_original(start, lr[5], original[5], FLOW, True, away=away) for away in (0.0, 4.0))
+    assert float(now.mean()) > 0.3 and torch.allclose(later, now / 2)
 
 
 @pytest.mark.parametrize("size", [(120, 176), (180, 264), (96, 140)])
