@@ -29,7 +29,6 @@ _ALIKE = 0.05  # difference of the frames, in 0..1, where trust falls to 1/e
 _WORN_ALIKE = 0.03  # the same of their colours alone, where the LR is worn and has lost structure
 _STRUCTURE, _AROUND = 1.5, 3.0  # LR px: finer than the first is structure; compared over the second
 _NOISE = (3 / 255) ** 2  # variance of structure that counts as none: plain places are alike
-
 _AWAY = 4.0  # frames; a picture of another moment by this is trusted half: what is too fine for the LR has moved
 
 _SHARES = (0.35, 0.5, 0.7)  # of its size, at which an original may have been before it was enlarged
@@ -136,9 +135,9 @@ def add_original(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give (a frame (1, 3, H, W) with its original's detail, the trust (1, 1, h, w) in 0..1).
 
-    lr (1, 3, h, w); picture (1, 3, ., .), any size of that shape, its resolution(), and how many frames `away` it
-    was taken; all in 0..1. `clean`: the LR's own low band stays. What is finer than the original holds
-    stays the upscaler's.
+    lr (1, 3, h, w); picture (1, 3, ., .), any size of that shape, its resolution(), and how many frames `away` it was
+    taken; all in 0..1. `clean`: the LR's own low band stays. What is finer than the original holds stays the
+    upscaler's.
     """
     share = resolved * picture.shape[-2] / x.shape[-2]
     picture = resize_clip(picture[:, :, None], *x.shape[-2:])[:, :, 0]

@@ -28,7 +28,7 @@ print(json.dumps(runpy.run_path(sys.argv[2])["measured"](load, sys.argv[3:])))
 
 
 def beside(options: argparse.Namespace, host: Host) -> dict:
-    """Parts of this version beside those of another checkout, --old: CPU time on one thread (three minutes)."""
+    """Parts of this version beside those of another checkout, --old: CPU time on one thread (five minutes)."""
     if not options.old or not (Path(options.old) / "runner" / "pack.py").is_file():
         raise RunnerError(
             f"bench beside: --old must be a checkout of another version; got {options.old}. "
