@@ -21,7 +21,8 @@ Part = tuple[str, Callable[[], object]]
 
 def _structure(load: Callable) -> Iterator[Part]:
     module = load("models.mgld_vsr.structure")
-    network = module.StructureEncoder(_config(load, "StructureConfig")).eval()
+    config = getattr(module, "StructureConfig", None) or load("models.mgld_vsr.config").StructureConfig  # 0.1.0
+    network = module.StructureEncoder(config()).eval()
     for height, width in _LATENTS:
         latent = torch.randn(1, 4, _FRAMES, height, width)
         yield f"structure encoder, {width}x{height} cells", lambda latent=latent: network(latent, 500.0)
@@ -56,13 +57,6 @@ def _sizes(load: Callable):
         return load("models.layout.sizes")
     except ImportError:
         return load("models.layout.geometry")  # version 0.1.0
-
-
-def _config(load: Callable, name: str):
-    try:
-        return getattr(load("models.mgld_vsr.structure"), name)()
-    except AttributeError:
-        return getattr(load("models.mgld_vsr.config"), name)()  # version 0.1.0
 
 
 PARTS = {"structure": _structure, "attention": _attention, "motion": _motion, "noise": _noise}
