@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from .layout.bands import BandedResize, warp_band
-from .motion.flow import chain_flows, in_frame, warp
+from .motion.flow import chain_pairs, in_frame, warp
 from .source import Flows, box, edge_width, gauss, noise_of, round_trip
 
 REACH = 2  # frames to each side that take part
@@ -98,7 +98,7 @@ def steady(
         if controls.steadiness == controls.fidelity == 0:
             yield held[number].upscaled
             continue
-        others = [_Other(held[each], *chain_flows(motion, number, each)) for each in near if each != number]
+        others = [_Other(held[each], *chain_pairs(motion, number, each)) for each in near if each != number]
         yield _steadied(held[number], others, clean[number], controls, check_cancelled)
 
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from ..models.layout.sizes import ClipSize
 from ..models.motion.blockflow import BlockFlow
-from ..models.motion.estimation import DistantFlows, Ways
-from ..models.motion.flow import chain_flows, warp
+from ..models.motion.estimation import DistantFlows
+from ..models.motion.flow import Ways, chain_pairs, warp
 from ..models.pixels.degradation import degrade, resize
 from ..models.unimmvsr import checkpoint
 from ..models.unimmvsr.restorer import NEIGHBOURS, WARPS, Restorer, Restorers
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
                 "exact": _pairs(exact, _inverse(exact)),
                 "none": _pairs(*(torch.zeros_like(exact),) * 2),
             }
-            motions: dict[str, Motions] = {name: partial(chain_flows, each) for name, each in pairs.items()}
+            motions: dict[str, Motions] = {name: partial(chain_pairs, each) for name, each in pairs.items()}
             lr = low.split(1)
             motions[""] = DistantFlows(lr.__getitem__, pairs["chained"].__getitem__, estimate.refine, low.device)
             for name, gain in _gains(network, wear, truth[FARTHEST : FARTHEST + 1], low, motions).items():

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 
 from ..models.motion.blockflow import BlockFlow
-from ..models.motion.estimation import Ways, join_flows
+from ..models.motion.estimation import join_flows
+from ..models.motion.flow import Ways
 from ..models.pixels.degradation import Degradation, Noise, degrade, resize
 from ..models.unimmvsr.restorer import NEIGHBOURS, WARPS, Judge, Neighbour, Restorer
 from .batches import Pool, draw_degradation
@@ -59,7 +60,7 @@ SOFT_SHARE = 0.15  # of clips
 REDUCED = (0.75, 0.6, 0.5, 0.4)  # sizes of photographs before they are looked at: as they are, they are too soft
 SPOILED = 0.35  # LR px; the most that motion is spoiled by
 BORDER = 8  # px that the loss leaves out at each side
-CHOICES = ((), (-1, 1), (-2, -1, 1, 2), (-4, -2, -1), (1, 2, 4), NEIGHBOURS)  # neighbours of a step with clips
+CHOICES = ((), (-1, 1), (-2, -1, 1, 2), NEIGHBOURS[:3], NEIGHBOURS[3:], NEIGHBOURS)  # neighbours of a step with clips
 CHOICE_SHARES = (0.1, 0.15, 0.15, 0.05, 0.05, 0.5)
 
 
@@ -76,7 +77,7 @@ class Stills:
 class Moving:
     """Clips: truth (n, t, 3, H, W) and LR (n, t, 3, h, w), 8-bit levels.
 
-    `flows` hold for 1, 2 and 4 frames the flows over them there and back, (n, t - 1, 2, h, w) and so on.
+    `flows` hold for 1, 2 and REACH frames the flows over them there and back, (n, t - 1, 2, h, w) and so on.
     """
 
     truth: torch.Tensor
@@ -190,18 +191,17 @@ class Maker:
         return Moving(_bytes(torch.stack(truth)), _bytes(low), self._flows(low))
 
     def _flows(self, low: torch.Tensor) -> dict[int, Ways]:
-        """Estimate the motion of LR clips (n, t, 3, h, w) as at run time: near frames, then twice as far ones."""
+        """Estimate the motion of LR clips (n, t, 3, h, w) as at run time: near frames, then far ones over them."""
         flows: dict[int, Ways] = {}
-        for far in (1, 2, 4):
+        for far in (1, 2, REACH):
             frames = [part.flatten(0, 1) for part in (low[:, :-far], low[:, far:])]
             if far == 1:
                 both = self.estimate(torch.cat(frames), torch.cat(frames[::-1]))
             else:
-                near, half = flows[far // 2], far // 2
-                halves = [
-                    [way[:, part].float().flatten(0, 1) for way in near] for part in (slice(-half), slice(half, None))
-                ]
-                both = join_flows(*frames, *halves, self.estimate.refine)
+                step = 1 if far == 2 else 2
+                starts = [slice(first, first + low.shape[1] - far) for first in range(0, far, step)]
+                parts = [[way[:, start].float().flatten(0, 1) for way in flows[step]] for start in starts]
+                both = join_flows(*frames, parts, self.estimate.refine)
             flows[far] = tuple(part.unflatten(0, (len(low), -1)) for part in both.half().chunk(2))
         return flows
 

@@ -14,7 +14,7 @@ frames of any size in 0..1. estimator_of() leads from the first to the second, F
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -24,17 +24,16 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..layout.sizes import latent_frames
-from .flow import compose, resize_flow, scene_cuts
+from .flow import Ways, chain_flows, compose, resize_flow, scene_cuts
 from .raft import SMALLEST, STRIDE
 from .spynet import SpyNet
 
-_KEPT = 16  # pairs whose flows pair_flows() remembers
+_KEPT = 32  # pairs whose flows are remembered: all that the built-in restorer asks for again
 # Pixels of a frame times pairs that are estimated together: small frames share the calls of their coarse levels.
 # A pair takes 27,000 calls on a device by itself, 1,600 as one of 18.
 _CPU_PIXELS, _PIXELS = 1 << 16, 1 << 20
 
 
-Ways = tuple[torch.Tensor, torch.Tensor]  # flows there and back, (b, 2, h, w) each
 Refine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # two frames, a flow: BlockFlow.refine
 
 
@@ -184,8 +183,8 @@ def pair_flows(
 class DistantFlows:
     """Gives the flow from one frame to another, by number, and the flow back, (1, 2, h, w) float32 on a device.
 
-    Over more than one frame they are those of join_flows(), from half the way to half the way: chained pair by pair,
-    errors would add up. The last answers are kept as pair_flows() keeps them.
+    Over more than one frame they are those of join_flows(), over two from frame to frame, over more from every second
+    one to the next: chained pair by pair, errors would add up. The last answers are kept as pair_flows() keeps them.
     """
 
     def __init__(
@@ -197,32 +196,29 @@ class DistantFlows:
     ):
         """Take what gives frames (1, 3, h, w) in 0..1 and the flows of neighbours, as Motion.pairs() does."""
         self._frame, self._pairs, self._refine, self._device = frame, pairs, refine, device
-        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+        self._joined = lru_cache(_KEPT)(self._join)
 
-    @torch.no_grad()
     def __call__(self, start: int, stop: int) -> Ways:
         """Give the flows between two different frames of a scene."""
         if start > stop:
             return self(stop, start)[::-1]
         if stop == start + 1:
             return self._pairs(start)
-        if (start, stop) not in self._kept:
-            middle = (start + stop) // 2
-            halves = self(start, middle), self(middle, stop)
-            flows = join_flows(self._frame(start), self._frame(stop), *halves, self._refine)
-            self._kept[start, stop] = flows.to("cpu", torch.float16)
-            while len(self._kept) > _KEPT:
-                self._kept.pop(next(iter(self._kept)))
-        return tuple(self._kept[start, stop].to(self._device, torch.float32).split(1))
+        return tuple(self._joined(start, stop).to(self._device, torch.float32).split(1))
+
+    @torch.no_grad()
+    def _join(self, start: int, stop: int) -> torch.Tensor:
+        stride = 1 if stop == start + 2 else 2
+        parts = [self(number, min(number + stride, stop)) for number in range(start, stop, stride)]
+        return join_flows(self._frame(start), self._frame(stop), parts, self._refine).to("cpu", torch.float16)
 
 
-def join_flows(first: torch.Tensor, last: torch.Tensor, onward: Ways, further: Ways, refine: Refine) -> torch.Tensor:
-    """Give the flow from first to last and, as the second half of a batch, back, from those over a frame between them.
+def join_flows(first: torch.Tensor, last: torch.Tensor, parts: Sequence[Ways], refine: Refine) -> torch.Tensor:
+    """Give the flow from first to last and, as the second half of a batch, back, from those over frames between them.
 
-    `onward` leads from the first (b, 3, h, w) to that frame and back, `further` from there to the last and back.
+    The parts lead, one after the other, from the first (b, 3, h, w) to the last, each there and back.
     """
-    there, back = compose(onward[0], further[0]), compose(further[1], onward[1])
-    return refine(torch.cat((first, last)), torch.cat((last, first)), torch.cat((there, back)))
+    return refine(torch.cat((first, last)), torch.cat((last, first)), torch.cat(chain_flows(parts)))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+Ways = tuple[torch.Tensor, torch.Tensor]  # flows there and back, (b, 2, h, w) each
 DIRECTIONS = ("both", "backward", "forward")  # of propagation and guidance along a clip
 RADIUS = 7  # px of displacement searched to each side
 _BLOCK = 5  # side of the compared block, px
@@ -115,17 +116,18 @@ def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first + warp(second, first)
 
 
-def chain_flows(
-    pairs: Mapping[int, tuple[torch.Tensor, torch.Tensor]], start: int, stop: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the flow from one frame to another and the flow back; `pairs[i]` leads from frame i to i + 1 and back."""
-    ahead = stop > start
-    steps = [pairs[i] if ahead else pairs[i][::-1] for i in range(min(start, stop), max(start, stop))]
-    steps = steps if ahead else steps[::-1]
-    there, back = steps[0]
-    for onward, homeward in steps[1:]:
+def chain_flows(parts: Sequence[Ways]) -> Ways:
+    """Give the flow over all parts of a way, one after the other, and the flow back; each part leads there and back."""
+    there, back = parts[0]
+    for onward, homeward in parts[1:]:
         there, back = compose(there, onward), compose(homeward, back)
     return there, back
+
+
+def chain_pairs(pairs: Mapping[int, Ways], start: int, stop: int) -> Ways:
+    """Give the flow from one frame to another and the flow back; `pairs[i]` leads from frame i to i + 1 and back."""
+    ways = chain_flows([pairs[i] for i in range(min(start, stop), max(start, stop))])
+    return ways if start < stop else ways[::-1]
 
 
 def flow_picture(flow: torch.Tensor) -> torch.Tensor:

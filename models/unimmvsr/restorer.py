@@ -39,7 +39,7 @@ from torch.func import functional_call
 from ..motion.flow import warp
 
 GRID = 4  # the network works on a grid of 4x4 output pixels
-NEIGHBOURS = (-4, -2, -1, 1, 2, 4)  # frames that help: near ones are alike, far ones were sampled elsewhere
+NEIGHBOURS = (-6, -2, -1, 1, 2, 6)  # frames that help: near ones are alike, far ones were sampled elsewhere
 JUDGE_WIDTH = 32
 WARPS = 1  # of the built-in motion: with 2 the gain was the same within 0.005 dB
 
@@ -228,11 +228,10 @@ class Restorers(nn.Module):
 
 
 def neighbours_in(number: int, scene: range) -> list[int]:
-    """Give the frames of a scene that help frame `number`: NEIGHBOURS, or one 3 away where none is 4 away."""
-    near = [number + offset for offset in NEIGHBOURS]
-    for side, inner in ((0, number - 3), (-1, number + 3)):
-        near[side] = near[side] if near[side] in scene else inner
-    return [frame for frame in near if frame in scene]
+    """Give the frames of a scene that help frame `number`: NEIGHBOURS, for the farthest the farthest that is there."""
+    near = {min(max(number + offset, scene[0]), scene[-1]) for offset in (NEIGHBOURS[0], NEIGHBOURS[-1])}
+    near |= {number + offset for offset in NEIGHBOURS[1:-1]}
+    return sorted(frame for frame in near - {number} if frame in scene)
 
 
 def _halves(x: torch.Tensor, rows: Bands, columns: Bands) -> torch.Tensor:

@@ -44,7 +44,7 @@ SPACE = 8  # output pixels per latent cell, each side
 TIME = 4  # frames per latent frame; the first latent frame stands for one frame (4n+1 rule)
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
 COMPLETION_BLOCKS = 3
-_KEPT = 16  # frames whose verdicts are remembered
+_KEPT = 24  # frames whose verdicts are remembered
 Memory = dict[
     int, torch.Tensor
 ]  # of a clip's past, keyed by the identity of the layer that left it; empty at its start

@@ -14,7 +14,7 @@ from cascadevsr.models.motion.estimation import (
     estimate_pairs,
     estimator_of,
 )
-from cascadevsr.models.motion.flow import chain_flows, compose, warp
+from cascadevsr.models.motion.flow import chain_pairs, compose, warp
 
 CLIPS = Path(__file__).resolve().parents[4] / "shared" / "clips"
 
@@ -188,7 +188,7 @@ def test_far_frames_are_reached_better_than_pair_by_pair():
         for way in (0, 1):
             first, second = (start, stop)[:: 1 - 2 * way]
             errors = []
-            for flows in (between(start, stop), chain_flows(pairs, start, stop)):
+            for flows in (between(start, stop), chain_pairs(pairs, start, stop)):
                 difference = frames[first] - warp(frames[second], flows[way], "bicubic")
                 errors.append(float(difference[..., inside:-inside, inside:-inside].abs().mean()))
             assert errors[0] == errors[1] if abs(stop - start) == 1 else errors[0] < 0.6 * errors[1], (start, stop)
