@@ -196,21 +196,24 @@ class DistantFlows:
     ):
         """Take what gives frames (1, 3, h, w) in 0..1 and the flows of neighbours, as Motion.pairs() does."""
         self._frame, self._pairs, self._refine, self._device = frame, pairs, refine, device
-        self._joined = lru_cache(_KEPT)(self._join)
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}  # those asked for last at the end
 
+    @torch.no_grad()
     def __call__(self, start: int, stop: int) -> Ways:
         """Give the flows between two different frames of a scene."""
         if start > stop:
             return self(stop, start)[::-1]
         if stop == start + 1:
             return self._pairs(start)
-        return tuple(self._joined(start, stop).to(self._device, torch.float32).split(1))
-
-    @torch.no_grad()
-    def _join(self, start: int, stop: int) -> torch.Tensor:
-        stride = 1 if stop == start + 2 else 2
-        parts = [self(number, min(number + stride, stop)) for number in range(start, stop, stride)]
-        return join_flows(self._frame(start), self._frame(stop), parts, self._refine).to("cpu", torch.float16)
+        flows = self._kept.pop((start, stop), None)
+        if flows is None:
+            stride = 1 if stop == start + 2 else 2
+            parts = [self(number, min(number + stride, stop)) for number in range(start, stop, stride)]
+            flows = join_flows(self._frame(start), self._frame(stop), parts, self._refine).to("cpu", torch.float16)
+        self._kept[start, stop] = flows
+        if len(self._kept) > _KEPT:
+            self._kept.pop(next(iter(self._kept)))
+        return tuple(flows.to(self._device, torch.float32).split(1))
 
 
 def join_flows(first: torch.Tensor, last: torch.Tensor, parts: Sequence[Ways], refine: Refine) -> torch.Tensor:

@@ -16,10 +16,14 @@ from cascadevsr.training.stages import Networks
 
 
 @pytest.fixture(scope="module")
-def maker():
+def photos():
     rng = np.random.default_rng(3)
-    photos = [Photo(str(k), procedural_photo(rng, 320).levels) for k in range(3)]
-    return restorer.Maker(photos, 1, 160, 9, textures=0)
+    return [Photo(str(k), procedural_photo(rng, 320).levels) for k in range(3)]
+
+
+@pytest.fixture(scope="module")
+def maker(photos):
+    return restorer.Maker(photos, 1, 160, 2 * restorer.REACH + 1, textures=0)
 
 
 @pytest.mark.parametrize("scale", restorer.SCALES[:-1])
@@ -93,7 +97,7 @@ def test_spoiled_motion_is_wrong_by_the_same_on_both_ways(maker):
 def test_an_untrained_restorer_is_bicubic_and_learns(maker):
     torch.manual_seed(0)
     networks = Networks(VAEConfig(4, 8, 12, 10, 8, 1, 2), DiTConfig(4, 48, 1, 2, 2))
-    draws = restorer.Draws(maker, (2, 7, 160), 5, 4, 4)
+    draws = restorer.Draws(maker, (2, 13, 160), 5, 4, 4)
     windows = draws.at(3)
     assert torch.equal(windows.truth, draws.at(3).truth), "a step's windows depend on its number alone"
     network: Restorer = networks.vae.decoder.restore.clean
@@ -107,8 +111,9 @@ def test_an_untrained_restorer_is_bicubic_and_learns(maker):
     assert restorer.window_loss(network, windows)[0] < loss
 
 
-def test_the_judge_learns_to_tell_worn_frames(maker, monkeypatch):
+def test_the_judge_learns_to_tell_worn_frames(photos):
     torch.manual_seed(0)
+    maker = restorer.Maker(photos, 1, 160, 9, textures=0)
     judge = Networks(VAEConfig(4, 8, 12, 10, 8, 1, 2), DiTConfig(4, 48, 1, 2, 2)).vae.decoder.restore.judge
     draws = restorer.JudgeDraws(maker, 5, 4, 30)
     frames, worn = draws.at(3)

@@ -206,7 +206,7 @@ def test_photos_are_found_excluded_and_hashed(folder, tmp_path):
         find_photos([tmp_path / "missing"])
 
 
-TINY = "--latent-batch 1 5 32 --clean-batch 2 9 160 --worn-batch 2 9 160 --judge-batch 2 5 160"
+TINY = "--latent-batch 1 5 32 --clean-batch 2 13 160 --worn-batch 2 13 160 --judge-batch 2 5 160"
 TINY += " --dit-batch 1 5 32 --complete-batch 1 5 32"
 
 
@@ -270,7 +270,7 @@ def test_weights_go_on_without_the_stages_before(folder, tmp_path, small):
 
 
 def test_clips_that_are_too_short_for_the_restorer_are_refused(folder, tmp_path, small):
-    with pytest.raises(ValueError, match="--clean-batch needs clips of at least 9 frames, 4 to each .*; got 5. Use 9"):
+    with pytest.raises(ValueError, match="--clean-batch needs clips of at least 13 frames, 6 to each .*; got 5. Use 13"):
         train(folder, tmp_path, 1, "--clean-batch 2 5 160")
 
 
