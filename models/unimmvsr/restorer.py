@@ -43,7 +43,7 @@ NEIGHBOURS = (-6, -2, -1, 1, 2, 6)  # frames that help: near ones are alike, far
 JUDGE_WIDTH = 32
 WARPS = 1  # of the built-in motion: with 2 the gain was the same within 0.005 dB
 
-_RETURN = 0.3  # LR px; the round trip of a motion misses its start by this where trust falls to 1/e
+_RETURN = 0.15, 0.3  # LR px; where a motion misses its start by this, trust falls to 1/e: clean, worn frames
 _ALIKE = 0.05  # mean difference along the motion, frames in 0..1, where trust falls to 1/e
 _TRUSTED = 4.0  # trust in all neighbours that the network is told of at most: more says no more
 _SAME = 0.1  # LR px; a clean neighbour whose pixels lie nearer to those of the frame shows nothing new
@@ -277,11 +277,12 @@ class _Other:
         wear: float,
     ):
         self.frame = frame
-        miss = (there + warp(back, there)).square().sum(1, keepdim=True)
+        limit = (1 - wear) * _RETURN[0] + wear * _RETURN[1]
+        miss = (there + warp(back, there)).square().sum(1, keepdim=True) / limit**2
         self.unlike = F.avg_pool2d((here - warp(frame, there)).abs().mean(1, keepdim=True), 3, 1, 1)
         apart = (there - there.round()).square().sum(1, keepdim=True)  # of its pixels and those of this frame
         new = 1 - (1 - wear) * F.avg_pool2d(torch.exp(-apart / _SAME**2), 3, 1, 1)
-        self.trust = torch.exp(-miss / _RETURN**2) * torch.exp(-((self.unlike / _ALIKE) ** 2)) * new
+        self.trust = torch.exp(-miss) * torch.exp(-((self.unlike / _ALIKE) ** 2)) * new
         small = tuple(frame.shape[-2:])
         twice = tuple(min(2 * few, many) for few, many in zip(small, large, strict=True))
         self.there, self.back = _grid(there, twice), _grid(back, small)

@@ -270,7 +270,9 @@ def test_weights_go_on_without_the_stages_before(folder, tmp_path, small):
 
 
 def test_clips_that_are_too_short_for_the_restorer_are_refused(folder, tmp_path, small):
-    with pytest.raises(ValueError, match="--clean-batch needs clips of at least 13 frames, 6 to each .*; got 5. Use 13"):
+    with pytest.raises(
+        ValueError, match="--clean-batch needs clips of at least 13 frames, 6 to each .*; got 5. Use 13"
+    ):
         train(folder, tmp_path, 1, "--clean-batch 2 5 160")
 
 
