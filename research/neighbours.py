@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     """Restore frames of photographs seen by a moving camera, with more or fewer neighbours, motions and steps.
 
     --photos FOLDER holds photographs that nothing was trained on. Figures: gain over bicubic in dB (luma, mean of the
-    middle frames of --frames clips, 24 by default), x4, by LR (bicubic, real): `alone`; `1`, `2`, `4`: with the
+    middle frames of --frames clips, 24 by default), x4, by LR (bicubic, real): `alone`; `1`, `2`, `6`: with the
     neighbours up to so many frames away, with estimated motion; `chained`, `exact` and `none`: with all, their motion
     chained pair by pair, exact, and none; `steps 1`, `steps 2`: with all, stopped early. `seconds` a frame of 224x128
     to 896x512 take one thread, motion included, with convolutions in each precision (median of seven frames).
