@@ -228,7 +228,7 @@ class Restorers(nn.Module):
 
 
 def neighbours_in(number: int, scene: range) -> list[int]:
-    """Give the frames of a scene that help frame `number`: NEIGHBOURS, for the farthest the farthest that is there."""
+    """Give the frames of a scene that help frame `number`: NEIGHBOURS; at its ends the last frame is the farthest."""
     near = {min(max(number + offset, scene[0]), scene[-1]) for offset in (NEIGHBOURS[0], NEIGHBOURS[-1])}
     near |= {number + offset for offset in NEIGHBOURS[1:-1]}
     return sorted(frame for frame in near - {number} if frame in scene)

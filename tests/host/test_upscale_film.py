@@ -213,9 +213,9 @@ def test_the_built_in_vae_alone_restores_without_sampling(upscaled, restorer, so
     from cascadevsr.nodes.host.film import images_of
     from cascadevsr.nodes.restore import RestoreFrames
 
-    usual = {"vae": restorer[1], "context": 16}  # as the node has it: half of it, after a segment, holds all neighbours
-    joined = pixels(upscaled(source, **usual, segment=9))
-    assert np.array_equal(joined, pixels(upscaled(source, **usual, segment=100)))
+    enough = {"vae": restorer[1], "context": 12}  # half of it, after a segment, holds all neighbours
+    joined = pixels(upscaled(source, **enough, segment=9))
+    assert np.array_equal(joined, pixels(upscaled(source, **enough, segment=100)))
     wanted = RestoreFrames.execute(restorer[1], images_of(frames(probe(source)), (26, 24, 32)), TWICE).args[0].numpy()
     assert np.abs(joined - 255 * wanted).mean() < 1.5, "colours of the file apart"
 

@@ -175,10 +175,10 @@ def test_references_are_measured_where_they_show_something(tmp_path, monkeypatch
 def test_motion_is_what_makes_neighbours_worth_something(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "_SMALL", (16, 24))
     shutil.copy(Path(neighbours.__file__).parents[1] / "assets" / "photos" / "astronaut.jpg", tmp_path)
-    rows = neighbours.run(options(frames=2, photos=str(tmp_path)), None)
+    rows = neighbours.run(options(frames=4, photos=str(tmp_path)), None)
     gain = rows["bicubic"]
-    assert gain["6"] > gain["alone"] + 0.5 and gain["none"] < gain["exact"] - 0.1 and gain["steps 1"] < gain["steps 2"]
-    assert gain["6"] > gain["2"] > gain["alone"], "slow clips: far frames show most that is new"
+    assert gain["2"] > gain["alone"] + 0.1 and gain["none"] < gain["exact"] - 0.1 and gain["steps 1"] < gain["steps 2"]
+    assert gain["6"] > gain["alone"] + 0.5, "slow clips: far frames show most that is new"
     assert rows["real"]["2"] > 0 and rows["seconds"]["float32"] > 0
     with pytest.raises(RunnerError, match="--photos"):
         neighbours.run(options(photos=None), None)
