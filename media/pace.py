@@ -90,17 +90,19 @@ class Stages:
         self._expected = {name: expected.get(name) for name in names}
         self.taken: dict[str, float] = {}  # seconds in this round
         self._stage, self._since, self._share, self._part = names[0], now(), 0.0, 0.0
+        self._first: tuple[float, float] | None = None  # of the stage: the first part done, and the seconds it took
 
     def begin(self) -> None:
         """Begin a round."""
         if self.taken:
             self._expected, self._trust = {name: self.taken.get(name, 0.0) for name in self._expected}, _MEASURED
         self.taken, self._stage, self._since, self._share = {}, next(iter(self._expected)), self._now(), 0.0
+        self._first = None
 
     def enter(self, name: str) -> None:
         """Begin with a stage; the one before it ends."""
         self.end()
-        self._stage, self._part = name, 0.0
+        self._stage, self._part, self._first = name, 0.0, None
 
     def end(self) -> None:
         """End the stage."""
@@ -122,8 +124,8 @@ class Stages:
     def left(self, part: float) -> float:
         """Return the seconds that the rest of the round will take when `part` of the stage, 0..1, is done.
 
-        The stage goes on as it went, the more so the more of it is done. What is expected of the later ones is
-        corrected by how long those so far have taken.
+        The stage goes on as it went since its first sign, before which it may have had to prepare; the more so the more
+        of it is done. What is expected of the later ones is corrected by how long those so far have taken.
         """
         self._part = part
         ended = {name: seconds for name, seconds in self.taken.items() if name != self._stage}
@@ -132,7 +134,11 @@ class Stages:
         taken = trust + sum(seconds for name, seconds in ended.items() if name in known)
         foreseen = trust + sum(known.get(name, 0.0) for name in ended)
         spent, here = self.seconds - sum(ended.values()), known.get(self._stage)
-        going, sure = spent / part if part > 0 else spent, 1.0 if here is None else min(1.0, part / _SURE)
+        if self._first is None and part > 0:
+            self._first = part, spent
+        begun, preparing = self._first if self._first and part >= 2 * self._first[0] else (0.0, 0.0)
+        going = spent + (1 - part) * (spent - preparing) / (part - begun) if part > 0 else spent
+        sure = 1.0 if here is None else min(1.0, part / _SURE)
         guess = spent if here is None else taken / foreseen * here if foreseen else here
         stage = sure * going + (1 - sure) * max(spent, guess)
         if here is not None:

@@ -32,6 +32,7 @@ from ..models.motion.flow import scene_cuts
 from ..models.pixels.color import METHODS
 from ..models.steady import SOURCES, Controls, check_pair
 from ..models.unimmvsr.references import References
+from ..models.unimmvsr.restorer import cpu_convolutions
 from .beginning import beginning
 from .film_parts import JUDGED, NO_MATCH, TITLE, Alone, FilmProgress, Restored, Steadied, in_halves
 from .frames import FILTERS, asked_size, check_vae
@@ -51,15 +52,16 @@ from .plan import sampling_seconds, usual_seconds
 from .restore import check_restorer
 
 # Seconds that stages take for a million pixels of the result, and of the source (motion is found there), where nothing
-# is remembered: of the built-in model on a CPU, at x2 and x4, by whether it has bf16 (one thread, with an earlier
-# restorer) or not (mean of one and two threads; colours by adain). Only their ratios count.
+# is remembered: of the built-in model on a CPU, at x2 and x4, by what it convolves in (bf16: of one thread, an earlier
+# restorer; others: mean of one and two threads; colours by adain), and behind an upscale model. Only ratios count.
 _USUAL_MODEL = "UniMMVSRModel"
+_OF_RESULT, _OF_SOURCE = ("Encoding", "Decoding", "Colours", "Writing"), ("Reading", "Decoding")
 _USUAL = {
-    True: {"Encoding": 0.13, "Decoding": 1.38, "Colours": 0.05, "Writing": 0.055},
-    False: {"Encoding": 0.26, "Decoding": 1.1, "Colours": 0.17, "Writing": 0.15},
+    torch.bfloat16: ((0.13, 1.38, 0.05, 0.055), (0.11, 14.1)),
+    torch.int8: ((0.26, 0.8, 0.17, 0.15), (0.38, 30.0)),
+    None: ((0.26, 1.1, 0.17, 0.15), (0.38, 29.0)),
 }
-_USUAL_SOURCE = {True: {"Reading": 0.11, "Decoding": 14.1}, False: {"Reading": 0.38, "Decoding": 38.0}}
-_MOTION, _STEADYING = 10.2, 1.05  # of the source by the built-in estimator, and of the result, behind an upscale model
+_READING, _MOTION, _STEADYING, _WRITING = 0.11, 10.2, 1.05, 0.055
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,7 @@ class Work:
         self, maker: Restored | Steadied, names: tuple[str, ...], frames: int
     ) -> tuple[dict[str, float], bool]:
         """Give the seconds of each stage of a segment of `frames`, as far as known, and whether from this machine."""
-        pixels = frames * self.size[0] * self.size[1] / 1e6
+        pixels, source = (frames * h * w / 1e6 for h, w in (self.size, (self.clip.height, self.clip.width)))
         found = {name: speeds().known(self._work(name, maker.name)) for name in names}
         expected = {name: seconds * pixels for name, seconds in found.items() if seconds}
         if isinstance(maker, Restored) and maker.takes_clips:
@@ -286,13 +288,12 @@ class Work:
             if run and (seconds := sampling_seconds(run, maker.guider.model_patcher)):
                 expected |= dict.fromkeys(sampling, seconds)
             if len(expected) < len(names) and maker.name == _USUAL_MODEL:
-                source = frames * self.clip.height * self.clip.width / 1e6
                 plain = [(name, name.removesuffix(MIRRORED)) for name in names]
-                of_result, of_source = (table[services.cpu_has_bf16()] for table in (_USUAL, _USUAL_SOURCE))
+                shares = zip((_OF_RESULT, _OF_SOURCE), _USUAL[cpu_convolutions()], strict=True)
+                of_result, of_source = (dict(zip(*pair, strict=True)) for pair in shares)
                 usual = {name: of_result.get(k, 0.0) * pixels + of_source.get(k, 0.0) * source for name, k in plain}
                 return usual | dict.fromkeys(sampling, usual_seconds(run) if run else 0.0), False
-        source = frames * self.clip.height * self.clip.width / 1e6
-        usual = {"Reading": _USUAL_SOURCE[True]["Reading"] * source, "Writing": _USUAL[True]["Writing"] * pixels}
+        usual = {"Reading": _READING * source, "Writing": _WRITING * pixels}
         if len(expected) < len(names) and isinstance(maker, Steadied) and self.chosen.flow_model is None:
             motion, judged = _MOTION * source, min(frames, JUDGED) / frames
             usual |= {"Judging": motion * judged, "Motion": motion, "Steadying": _STEADYING * pixels}

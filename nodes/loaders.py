@@ -65,7 +65,8 @@ class LoadVideoRestorer(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="auto: fp32 on a CPU, the GPU's best format for the network elsewhere. The VAE of the "
-                    "built-in model stays in fp32, those of Upscale-A-Video and MGLD-VSR use bf16 where they can.",
+                    "built-in model stays in fp32, except where a CPU restores frames faster in bf16 or int8; those of "
+                    "Upscale-A-Video and MGLD-VSR use bf16 where they can.",
                 ),
                 io.Combo.Input(
                     "decoder",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from ..models.motion.estimation import DistantFlows
 from ..models.motion.flow import Ways, chain_pairs, warp
 from ..models.pixels.degradation import degrade, resize
 from ..models.unimmvsr import checkpoint
-from ..models.unimmvsr.restorer import NEIGHBOURS, WARPS, Restorer, Restorers
+from ..models.unimmvsr.restorer import NEIGHBOURS, Restorer, Restorers, int8_works
 from ..models.unimmvsr.vae import CausalVideoVAE, RestoredFrames
 from ..runner.errors import RunnerError
 from ..runner.host import Host
@@ -28,7 +27,7 @@ from ..training.clips import make_clip
 from ..training.photos import find_photos, load_photo
 
 SIDE, FARTHEST, CLIPS = 240, max(NEIGHBOURS), 24
-_SMALL, _TIMED = (128, 224), 8
+_SMALL, _TIMED = (128, 224), 24
 _INSIDE = (..., slice(8, -8), slice(8, -8))
 _INVERTING = 8  # iterations that invert a smooth flow to a thousandth of a pixel
 _WEIGHTS = Path(__file__).parent.parent / "models" / "weights" / "unimmvsr-tiny.safetensors"
@@ -45,7 +44,7 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     middle frames of --frames clips, 24 by default), x4, by LR (bicubic, real): `alone`; `1`, `2`, `6`: with the
     neighbours up to so many frames away, with estimated motion; `chained`, `exact` and `none`: with all, their motion
     chained pair by pair, exact, and none; `steps 1`, `steps 2`: with all, stopped early. `seconds` a frame of 224x128
-    to 896x512 take one thread, motion included, with convolutions in each precision (median of seven frames).
+    to 896x512 take one thread, motion included, with convolutions in each format (mean of a clip of 24 frames).
     """
     if not options.photos:
         raise RunnerError("bench neighbours: needs --photos FOLDER, photographs that the weights were not trained on.")
@@ -53,8 +52,8 @@ def run(options: argparse.Namespace, host: Host) -> dict:
     release = checkpoint.open_release(_WEIGHTS)
     vae = CausalVideoVAE(checkpoint.vae_config(release.vae)).eval()
     vae.load_state_dict({key: value.float() for key, value in release.vae.items()})
-    restore, estimate, rows = vae.decoder.restore, BlockFlow(WARPS), {}
-    moving = make_clip(np.random.default_rng(7), photos[:1], _TIMED + 2 * FARTHEST, 4 * _SMALL[1], 0).frames
+    restore, estimate, rows = vae.decoder.restore, BlockFlow(quick=True), {}
+    moving = make_clip(np.random.default_rng(7), photos[:1], _TIMED, 4 * _SMALL[1], 0).frames
     rows["seconds"] = _seconds(restore, resize(moving.clamp(0, 1), *_SMALL, "bicubic").clamp(0, 1).movedim(1, -1))
     for mode, network, wear in (("bicubic", restore.clean, 0.0), ("real", restore.worn, 1.0)):
         found: dict[str, list[float]] = {}
@@ -79,18 +78,17 @@ def run(options: argparse.Namespace, host: Host) -> dict:
 
 
 def _seconds(restore: Restorers, lr: torch.Tensor) -> dict[str, float]:
-    """Give what a frame of LR frames (t, h, w, 3) takes one thread, x4, by the precision of the convolutions."""
+    """Give what a frame of LR frames (t, h, w, 3) takes one thread, x4, by the format of the convolutions."""
     size, taken = ClipSize(len(lr), *(4 * side for side in _SMALL)), {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, half in (("float32", False), ("bfloat16", True)):
-        frames = RestoredFrames(lr, size, restore, torch.device("cpu"), torch.float32, half=half)
-        spent = []
-        for number in range(FARTHEST, FARTHEST + _TIMED):  # the first one also pays for the motion before it
-            begun = time.process_time()
+    formats = [torch.float32, torch.bfloat16, *([torch.int8] if int8_works() else [])]
+    for dtype in formats:
+        frames = RestoredFrames(lr, size, restore, torch.device("cpu"), torch.float32, convolutions=dtype)
+        begun = time.process_time()
+        for number in range(len(lr)):
             frames.frame(number)
-            spent.append(time.process_time() - begun)
-        taken[name] = round(statistics.median(spent[1:]), 3)
+        taken[str(dtype).removeprefix("torch.")] = round((time.process_time() - begun) / len(lr), 3)
     torch.set_num_threads(threads)
     return taken
 

@@ -33,7 +33,7 @@ from ..models.motion.blockflow import BlockFlow
 from ..models.motion.estimation import join_flows
 from ..models.motion.flow import Ways
 from ..models.pixels.degradation import Degradation, Noise, degrade, resize
-from ..models.unimmvsr.restorer import NEIGHBOURS, WARPS, Judge, Neighbour, Restorer
+from ..models.unimmvsr.restorer import NEIGHBOURS, Judge, Neighbour, Restorer
 from .batches import Pool, draw_degradation
 from .clips import in_other_light, make_clip, soften
 from .curriculum import rng_at
@@ -121,7 +121,7 @@ class Maker:
         device = photos[0].levels[0].device
         made = [procedural_photo(np.random.default_rng([seed, k])) for k in range(textures)]
         self.textures = [Photo(p.name, tuple(level.to(device) for level in p.levels)) for p in made]
-        self.estimate = BlockFlow(WARPS)
+        self.estimate = BlockFlow(quick=True)
 
     def _picture(self, rng: np.random.Generator, photos: Sequence[Photo]) -> Photo:
         source = self.textures if self.textures and rng.random() < DRAWN_SHARE else photos

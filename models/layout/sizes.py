@@ -9,6 +9,7 @@ A clip is (b, c, t, h, w); causal video networks take 1 + time (T - 1) frames an
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 
 RESIZE_MODES = ("bilinear", "bicubic", "area", "lanczos")
 _LANCZOS_TAPS = 3  # Pillow's Lanczos support
+_BAND = 32  # samples of a side that are made at once
+_REMEMBERED = 32  # sides whose samples' weights are kept
 _RESIZE_PIXELS = 1 << 24  # pixels of one resize call: bounds the float32 scratch memory to about 200 MB
 
 
@@ -147,6 +150,46 @@ def resize_clip(clip: torch.Tensor, height: int, width: int, mode: str = "bicubi
         part = _resize_frames(part.flatten(0, 1), height, width, mode).unflatten(0, part.shape[:2])
         result[:, :, start : start + step] = part.transpose(1, 2)
     return result
+
+
+Bands = list[tuple[slice, torch.Tensor]]  # pixels along a side, and what makes samples of them
+
+
+def resized(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize x (b, c, h, w), float32, as resize_clip does bicubically; on a CPU in a third of the time."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    ways = []
+    for many, few in zip(x.shape[-2:], size, strict=True):
+        spacing = many / few
+        ways.append(bands(many, few, spacing / 2, spacing, spacing, x.device))
+    return sampled(x, *ways)
+
+
+def sampled(x: torch.Tensor, rows: Bands, columns: Bands) -> torch.Tensor:
+    """Give samples of x (b, c, h, w) on a grid of so many rows and columns."""
+    x = torch.cat([weights @ x[..., taken, :] for taken, weights in rows], 2)
+    return torch.cat([x[..., taken] @ weights.mT for taken, weights in columns], 3)
+
+
+@lru_cache(_REMEMBERED)
+@torch.inference_mode(False)  # what is kept may be used in training
+def bands(pixels: int, samples: int, begin: float, spacing: float, size: float, device: torch.device) -> Bands:
+    """Give the pixels that every few samples of a side are made of, and a matrix of their weights: Pillow's bicubic.
+
+    The first sample lies `begin` px from the edge, the others `spacing` px apart; each is `size` px wide, or 1 px.
+    """
+    found, size = [], max(size, 1.0)  # the kernel is four times as wide
+    for begun in range(0, samples, _BAND):
+        numbers = torch.arange(begun, min(begun + _BAND, samples), device=device)
+        ends = begin + spacing * begun - 2 * size, begin + spacing * (begun + _BAND - 1) + 2 * size
+        taken = slice(max(0, math.floor(ends[0])), min(pixels, math.ceil(ends[1])))
+        places = torch.arange(taken.start, taken.stop, device=device) + (0.5 - begin)
+        away = (places - spacing * numbers[:, None]).abs() / size
+        near, far = (1.5 * away - 2.5) * away**2 + 1, ((2.5 - 0.5 * away) * away - 4) * away + 2
+        weights = torch.where(away < 1, near, torch.where(away < 2, far, 0.0))
+        found.append((taken, weights / weights.sum(1, keepdim=True)))
+    return found
 
 
 def pad_clip(clip: torch.Tensor, size: ClipSize) -> torch.Tensor:

@@ -5,8 +5,9 @@ What happens to two frames (b, 3, h, w) in 0..1, on levels (b, 3, r, c) from abo
 1. Both frames are blurred and reduced to the level; the flow so far, (b, 2, r, c) px, is enlarged to it.
 2. On levels of up to 16,384 px block matching proposes another flow, taken where it explains the frames clearly
    better. Small fast objects, which coarse levels lose, enter here.
-3. Features are the three colours and the two slopes of grey, (b, 5, r, c). Four times those of the second frame are
-   warped by the flow, and what is left is linearised: slopes (b, 5, r, c) times a change of the flow (b, 2, r, c).
+3. Features are the three colours and the two slopes of grey, (b, 5, r, c). Four times (quick: twice, and once on the
+   finest level) those of the second frame are warped by the flow, and what is left is linearised: slopes (b, 5, r, c)
+   times a change of the flow (b, 2, r, c).
 4. The change minimises a robust energy of colour and gradient constancy and of smoothness (Brox et al. 2004), its
    data term normalised by the gradient (Zimmer et al. 2011). Robust weights are set twice; each time 12 steps of
    conjugate gradients solve the linear system.
@@ -15,6 +16,7 @@ What happens to two frames (b, 3, h, w) in 0..1, on levels (b, 3, r, c) from abo
 Constants were chosen on clips with exact flow at 48 to 320 px a side.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -23,15 +25,15 @@ import torch.nn.functional as F
 from .flow import block_means, in_frame, match_blocks, resize_flow, warp
 
 _LARGEST = 1 << 19  # px; larger frames are estimated on a reduced grid
-_SHRINK = 0.65  # side of a level over that of the next finer one
 _COARSEST = 12  # px of the shorter side below which no level goes
-_MATCHED = 1 << 14  # px of the largest level that blocks are matched on: reaches 16 px at 320x180
+_MATCHED = 1 << 14  # px of the largest level that blocks are matched on: reaches 16 px at 320x180, 14 px if quick
 _CACHED = 1 << 15  # px of components that a CPU filters at once: all planes of a window should lie in its cache
 _CLEARLY = 0.8  # share of the error that a proposal must not exceed to be taken
 _REMEMBERED = 32  # matrices, of up to two megabytes, that reduce frames: those of a pyramid or two
 _OUTLIER = 0.3  # difference, frames in 0..1, beyond which a pixel counts as simply wrong
 
-WARPS = 4  # linearisations a level
+# side of a level over that of the next finer one; linearisations of the finest level; of each of the others
+_EXACT, _QUICK = (0.65, 4, 4), (0.5, 1, 2)
 _REWEIGHTS, _SOLVES = 2, 12  # robust weights of each, gradient steps of each
 _SMOOTH = 2.0  # weight of smoothness
 _GRADIENTS = 0.7  # weight of gradients beside colours
@@ -41,40 +43,43 @@ _EDGES = 4.0  # how much colour edges loosen smoothness
 _STEP = 1.5  # px; the longest step between two linearisations
 _COLOURS = 3  # channels of the features before the gradients
 
+Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # torch.minimum or torch.maximum
+
 
 class BlockFlow:
     """Estimate flow without weights; works from 1x1 px up, on any device, both frames (b, 3, h, w) in 0..1."""
 
-    def __init__(self, warps: int = WARPS):
-        """Linearise each level `warps` times: 2 take three quarters of the time that 4 take, and are less exact."""
-        self._warps = warps
+    def __init__(self, quick: bool = False):
+        """Take a third of the time if `quick`, for where motion is not trusted blindly: small fast objects get lost."""
+        self._shrink, self._warps, self._coarse_warps = _QUICK if quick else _EXACT
 
     @torch.no_grad()
     def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Give the flow first -> second, (b, 2, h, w) in px."""
         flow = first.new_zeros(len(first), 2, 1, 1, dtype=torch.float32)
-        for rows, columns in _level_sizes(*first.shape[-2:]):
+        sizes = _level_sizes(*first.shape[-2:], self._shrink)
+        for number, (rows, columns) in enumerate(sizes, 1):
             pair = tuple(_reduced(frame.float(), rows, columns) for frame in (first, second))
             flow = resize_flow(flow, rows, columns)
             if rows * columns <= _MATCHED:
                 flow = _propose(*pair, flow)
-            flow = _refine(*pair, flow, self._warps)
+            flow = _refine(*pair, flow, self._warps if number == len(sizes) else self._coarse_warps)
         return resize_flow(flow, *first.shape[-2:])
 
     @torch.no_grad()
     def refine(self, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
         """Make a flow first -> second, (b, 2, h, w) in px, more exact: what is done to it on the finest level."""
-        size = _level_sizes(*first.shape[-2:])[-1]
+        size = _level_sizes(*first.shape[-2:], self._shrink)[-1]
         pair = (_reduced(frame.float(), *size) for frame in (first, second))
         return resize_flow(_refine(*pair, resize_flow(flow, *size), self._warps), *first.shape[-2:])
 
 
-def _level_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """List (rows, columns) of the levels, coarsest first."""
+def _level_sizes(height: int, width: int, step: float) -> list[tuple[int, int]]:
+    """List (rows, columns) of the levels, coarsest first, each `step` of the next."""
     sizes, shrink = [], min(1.0, (_LARGEST / (height * width)) ** 0.5)
     while not sizes or min(height, width) * shrink >= _COARSEST:
         sizes.append((max(1, round(height * shrink)), max(1, round(width * shrink))))
-        shrink *= _SHRINK
+        shrink *= step
     return sizes[::-1]
 
 
@@ -143,15 +148,34 @@ def _median(flow: torch.Tensor, side: int) -> torch.Tensor:
 
 def _without(planes: list[torch.Tensor], least: int, greatest: int) -> list[torch.Tensor]:
     """Drop at every pixel so many of the least and of the greatest values."""
-    for _ in range(least):
-        for i in range(1, len(planes)):
-            planes[0], planes[i] = torch.minimum(planes[0], planes[i]), torch.maximum(planes[0], planes[i])
-        planes = planes[1:]
-    for _ in range(greatest):
-        for i in range(len(planes) - 1):
-            planes[i], planes[-1] = torch.minimum(planes[i], planes[-1]), torch.maximum(planes[i], planes[-1])
-        planes = planes[:-1]
-    return planes
+    while least and greatest:
+        pairs = list(zip(planes[::2], planes[1::2], strict=False))
+        lower, upper = ([pick(*pair) for pair in pairs] for pick in (torch.minimum, torch.maximum))
+        lower = _dropped(lower + planes[2 * len(pairs) :], 1, torch.minimum, torch.maximum)
+        alone = lower[len(pairs) - 1 :]  # without a partner it may be the least or the greatest
+        planes = lower[: len(pairs) - 1] + _dropped(upper + alone, 1, torch.maximum, torch.minimum)
+        least, greatest = least - 1, greatest - 1
+    planes = _dropped(planes, least, torch.minimum, torch.maximum)
+    return _dropped(planes, greatest, torch.maximum, torch.minimum)
+
+
+def _dropped(planes: list[torch.Tensor], count: int, outer: Pick, inner: Pick) -> list[torch.Tensor]:
+    """Drop at every pixel the `count` values that `outer` picks: the fewer are put in order, those dropped or kept."""
+    kept = len(planes) - count
+    if kept >= count:
+        for _ in range(count):
+            (out, *others), planes = planes, []
+            for other in others[:-1]:
+                planes.append(inner(out, other))
+                out = outer(out, other)
+            planes.append(inner(out, others[-1]))
+        return planes
+    best: list[torch.Tensor] = []
+    for plane in planes:
+        for k in range(min(len(best), kept - 1)):
+            best[k], plane = inner(best[k], plane), outer(best[k], plane)
+        best[kept - 1 :] = [inner(best[kept - 1], plane) if len(best) == kept else plane]
+    return best
 
 
 # Variational refinement
@@ -191,28 +215,31 @@ def _increment(
     flow: torch.Tensor,
     looseness: list[torch.Tensor],
 ) -> torch.Tensor:
-    """Minimise the energy linearised around `flow`, with weights that turn squares into robust penalties."""
-    products = slope_x.square(), slope_x * slope_y, slope_y.square()
-    trust = in_frame(flow).float() / (products[0] + products[2] + _FLAT**2)
+    """Minimise the energy linearised around `flow`, with weights that turn squares into robust penalties.
+
+    A change (u, v) leaves an error of trust * (difference + slope_x * u + slope_y * v)^2 in each feature. Features of
+    one kind share a weight, so what is multiplied out is added up over them once, and is all that is looked at again.
+    """
+    trust = in_frame(flow).float() / torch.addcmul(slope_x.square(), slope_y, slope_y).add_(_FLAT**2)
+    held = [trust * part for part in (slope_x, slope_y, difference)]
+    pairs = [(0, slope_x), (0, slope_y), (1, slope_y), (2, slope_x), (2, slope_y), (2, difference)]
+    sums = torch.stack([_by_kind(held[k] * part) for k, part in pairs], 1)  # (b, 6, 2, h, w)
+    xx, xy, yy, dx, dy, dd = sums.unbind(1)
+    share = 1 / sums.new_tensor([_COLOURS, slope_x.shape[1] - _COLOURS]).view(1, 2, 1, 1)
     change = torch.zeros_like(flow)
     for _ in range(_REWEIGHTS):
-        residual = torch.addcmul(difference, slope_x, change[:, :1]).addcmul_(slope_y, change[:, 1:])
-        weights = trust * _data_weights(trust * residual.square())
-        a11, a12, a22 = ((weights * product).sum(1, keepdim=True) for product in products)
-        weights *= difference
-        right = torch.cat([(weights * slope).sum(1, keepdim=True) for slope in (slope_x, slope_y)], 1)
+        u, v = change[:, :1], change[:, 1:]
+        error = dd + u * (2 * dx + u * xx + 2 * v * xy) + v * (2 * dy + v * yy)
+        weight = (error * share).add_(_ROBUST_DATA**2).rsqrt_().mul_(share)  # half of the robust penalty's slope
+        a11, a12, a22, *right = (weight.unsqueeze(1) * sums[:, :5]).sum(2).split(1, 1)
         system = _System(a11, a12, a22, _springs(flow + change, looseness))
-        change = system.solve(-right - system.pull(flow), change)
+        change = system.solve(-torch.cat(right, 1) - system.pull(flow), change)
     return change
 
 
-def _data_weights(error: torch.Tensor) -> torch.Tensor:
-    """Weigh colours as one, gradients as one: half of the slope of the robust penalty of their mean error."""
-    groups = []
-    for part in (error[:, :_COLOURS], error[:, _COLOURS:]):
-        weight = (part.mean(1, keepdim=True) + _ROBUST_DATA**2).rsqrt() / part.shape[1]
-        groups.append(weight.expand_as(part))
-    return torch.cat(groups, 1)
+def _by_kind(x: torch.Tensor) -> torch.Tensor:
+    """Add up the colours, and the gradients, of (b, 5, h, w): (b, 2, h, w)."""
+    return torch.cat([part.sum(1, keepdim=True) for part in (x[:, :_COLOURS], x[:, _COLOURS:])], 1)
 
 
 def _forward_steps(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -253,13 +253,13 @@ def _block_sums(x: torch.Tensor) -> torch.Tensor:
 def _best(cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Give (shift, fraction, error) of the cheapest shift; a parabola through it and its neighbours on each axis."""
     side = 2 * RADIUS + 1
-    at, best = cost.min(1, keepdim=True)  # half the time of argmin
-    row, col = best // side, best % side
+    rows = cost.unflatten(1, (side, side))
+    at, row = rows.amin(2).min(1, keepdim=True)  # by rows first: a third of the time of argmin
+    col = rows.gather(1, row.unsqueeze(2).expand(-1, -1, side, -1, -1))[:, 0].min(1, keepdim=True)[1]
     below = torch.cat((row * side + (col - 1).clamp_min(0), (row - 1).clamp_min(0) * side + col), 1)
     above = torch.cat((row * side + (col + 1).clamp_max(side - 1), (row + 1).clamp_max(side - 1) * side + col), 1)
     below, above = cost.gather(1, below), cost.gather(1, above)
-    curvature = below + above - 2 * at
-    fraction = (0.5 * (below - above) / curvature.clamp_min(1e-8)).clamp(-0.5, 0.5)
+    fraction = (0.5 * (below - above) / (below + above - 2 * at).clamp_min(1e-8)).clamp(-0.5, 0.5)
     cell = torch.cat((col, row), 1)
     fraction = fraction * ((cell > 0) & (cell < side - 1))  # at the edge of the search one neighbour is missing
     return cell - RADIUS, fraction, at.clamp_min(0).sqrt()

@@ -33,18 +33,20 @@ from types import ModuleType
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.func import functional_call
 
 from ..layout.pieces import Tile, Window, frames_of
 from ..layout.sizes import ClipSize, first_frame, latent_size, pad_clip, padded_size, resize_clip
 from ..motion.blockflow import BlockFlow
 from ..motion.estimation import DistantFlows, Motion, pair_flows
-from .restorer import GRID, WARPS, Restorers, neighbours_in
+from .restorer import GRID, Restorers, neighbours_in
 
 SPACE = 8  # output pixels per latent cell, each side
 TIME = 4  # frames per latent frame; the first latent frame stands for one frame (4n+1 rule)
 SMALLEST_DEVIATION = 0.02  # of local contrast, in -1..1 units: below this it is noise and rounding
 COMPLETION_BLOCKS = 3
 _KEPT = 24  # frames whose verdicts are remembered
+_WEARS = 8  # weights between those for clean and worn frames that are kept
 Memory = dict[
     int, torch.Tensor
 ]  # of a clip's past, keyed by the identity of the layer that left it; empty at its start
@@ -253,7 +255,7 @@ class Decoder(nn.Module):
         """Guess what LR frames would show, from the latent's features."""
         small = _per_frame(self.latent.guess, features)
         height, width = (GRID * side for side in small.shape[-2:])
-        frames = [self.restore(frame.float() / 2 + 0.5, (), height, width) for frame in small.unbind(1)]
+        frames = [self.restore.clean(frame.float() / 2 + 0.5, (), height, width) for frame in small.unbind(1)]
         restored, hidden = (
             torch.stack(part, axis) for part, axis in zip(zip(*frames, strict=True), (2, 1), strict=True)
         )
@@ -372,20 +374,21 @@ class RestoredFrames:
         dtype: torch.dtype,
         cuts: Collection[int] = (),
         motion: Motion | None = None,
-        half: bool = False,
+        convolutions: torch.dtype | None = None,
     ):
         """Take LR frames; `cuts` are those that start a scene, `motion` is estimated pair by pair where not given.
 
-        `half` lets the restorer's convolutions alone compute in bf16.
+        The restorer's `convolutions`, and these alone, may compute in another dtype: see Restorers.between().
         """
         self._size, self._restorer = size, restorer
         self._scenes = [0, *sorted(cuts), len(frames)]
-        self._device, self._dtype, self._half = device, dtype, half
+        self._device, self._dtype = device, dtype
         self._lr = lr = partial(_on_device, frames, device)
-        estimate = BlockFlow(WARPS)
+        estimate = BlockFlow(quick=True)
         pairs = pair_flows(frames, estimate, device) if motion is None else motion.pairs(device)
         self._flows = DistantFlows(lr, pairs, estimate.refine, device)
         self._verdict = lru_cache(_KEPT)(lambda number: restorer.judge(lr(number)))
+        self._weights = lru_cache(_WEARS)(lambda wear: restorer.between(wear, convolutions))
         self._held: tuple[Window, Seen] | None = None
 
     def read(self, frames: Window, tile: Tile) -> Seen:
@@ -416,8 +419,9 @@ class RestoredFrames:
         near = neighbours_in(number, range(start, stop))
         others = [(self._lr(k), *self._flows(number, k)) for k in near]
         wear = self._restorer.wear_of([self._verdict(k) for k in (number, *near)])
-        dtype = torch.bfloat16 if self._half else None
-        return self._restorer(self._lr(number), others, self._size.height, self._size.width, wear, dtype)
+        weights, int8 = self._weights(wear)
+        what = self._lr(number), others, self._size.height, self._size.width, wear, int8
+        return functional_call(self._restorer.clean, weights, what)
 
 
 def _on_device(frames: torch.Tensor, device: torch.device, number: int) -> torch.Tensor:

@@ -109,12 +109,12 @@ def watched_layers(
     """Let every layer of a network tick on the running node; yields the progress of whole pieces.
 
     Inside a piece the bar follows the layers that have run, of those that the piece before took. In the first piece it
-    follows the modules `each`, which are called once a frame; without such, the layers of `part` of the network, which
-    runs `rounds` times, and no time is told.
+    follows the modules `each`, which are called once a frame, whether or not they use their layers; without such, the
+    layers of `part` of the network, which runs `rounds` times, and no time is told.
     """
     progress = PieceProgress(what, frames)
     leaves = [module for module in network.modules() if not any(module.children())]
-    used = sum(not any(module.children()) for module in (part or network).modules())
+    used = _layers(part or network)
     state = {"calls": 0, "usual": 0, "each": 0, "seen": time.monotonic()}
 
     def finished(done: int) -> None:
@@ -122,8 +122,8 @@ def watched_layers(
             state["usual"] = max(state["usual"], state["calls"])
         state.update(calls=0, each=0)
 
-    def tick(*_) -> None:
-        state["calls"] += 1
+    def tick(module: torch.nn.Module, *_) -> None:
+        state["calls"] += _layers(module)
         if time.monotonic() - state["seen"] < _PAUSE:
             return
         state["seen"] = time.monotonic()
@@ -135,8 +135,9 @@ def watched_layers(
             share = state["calls"] / (used * max(1, rounds))
         progress.inside(min(1.0, share), certain=bool(state["usual"] or each))
 
-    def counted(*_) -> None:
+    def counted(module: torch.nn.Module, *_) -> None:
         state["each"] += 1
+        tick(module)
 
     progress.finished = finished
     hooks = [module.register_forward_hook(tick) for module in leaves]
@@ -146,6 +147,11 @@ def watched_layers(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _layers(network: torch.nn.Module) -> int:
+    """Count the layers of a network; a layer is one."""
+    return sum(not any(module.children()) for module in network.modules())
 
 
 class PieceProgress(Progress):

@@ -314,14 +314,6 @@ def pick_dtypes(precision: str, device: torch.device) -> tuple[torch.dtype, torc
     return storage, management.unet_manual_cast(storage, device, supported)
 
 
-def cpu_has_bf16() -> bool:
-    """Tell whether convolutions on this CPU take less time in bf16: a half to two thirds with AMX."""
-    # AVX512-BF16 alone: 0.65 was measured on AMD's Zen 4 with the decoder of 0.1.0, 1.8 on an Intel with this one
-    said = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch say less
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    return amx or bool(said.get("avx512_bf16")) and "AMD" in said.get("cpu_name", "")
-
-
 def layers(operations: Any, dtype: torch.dtype | None, device: torch.device | None) -> SimpleNamespace:
     """Bind dtype and device to the host's layers, as the core builds layers without either."""
     names = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")

@@ -23,6 +23,7 @@ from ...models.motion.estimation import Motion
 from ...models.unimmvsr import checkpoint
 from ...models.unimmvsr.dit import DiTConfig, UniMMVSRDiT
 from ...models.unimmvsr.references import BUILT_IN_RULE
+from ...models.unimmvsr.restorer import cpu_convolutions
 from ...models.unimmvsr.vae import (
     SPACE,
     TIME,
@@ -192,7 +193,8 @@ class UniMMVSRVAE(RestorerVAE):
         asked = services.PRECISIONS.get(precision, torch.float32)
         device = management.vae_device()
         dtype = asked if management.supports_dtype(device, asked) else torch.float32
-        self._half = precision not in services.PRECISIONS and device.type == "cpu" and services.cpu_has_bf16()
+        free = precision not in services.PRECISIONS and device.type == "cpu"
+        self._convolutions = cpu_convolutions() if free else None
         network = CausalVideoVAE(config, services.layers(comfy.ops.manual_cast, dtype, None))
         super().__init__(network, state, dtype, _LAW, config.latent_channels, disable_dynamic)
 
@@ -224,12 +226,17 @@ class UniMMVSRVAE(RestorerVAE):
     def restored(self, lr: torch.Tensor, size: ClipSize, cuts: Sequence[int], motion: Motion | None) -> RestoredFrames:
         """Give LR frames restored at `size`, frame by frame."""
         place = self.device, self.vae_dtype
-        return RestoredFrames(lr, size, self.first_stage_model.decoder.restore, *place, cuts, motion, self._half)
+        return RestoredFrames(
+            lr, size, self.first_stage_model.decoder.restore, *place, cuts, motion, self._convolutions
+        )
 
     def frame_layers(self) -> Sequence[torch.nn.Module]:
-        """Give what runs once a frame: three steps of restoring it, and completing it, which takes less."""
+        """Give what runs once a frame: judging and three steps of restoring it, and completing it, a fifth of the time.
+
+        The first frame finds the motion of those around it, too: these are judged with it.
+        """
         decoder = self.first_stage_model.decoder
-        return *decoder.restore.clean.steps, decoder.complete
+        return decoder.restore.judge, *decoder.restore.clean.steps, decoder.complete
 
 
 def preview_factors(config: VAEConfig, state: Mapping[str, torch.Tensor]) -> tuple[list[list[float]], list[float]]:

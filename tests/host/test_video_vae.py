@@ -145,27 +145,13 @@ def test_no_warning_of_the_host_about_our_vae(core, tiny_file, caplog):
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
-@pytest.mark.parametrize(
-    ("name", "amx", "bf16", "expected"),
-    [
-        ("Intel Xeon", True, True, True),
-        ("Intel Xeon", False, True, False),  # measured: slower than float32
-        ("AMD EPYC 9R14", False, True, True),
-        ("AMD EPYC 7763", False, False, False),
-    ],
-)
-def test_bf16_is_taken_by_cpus_that_gain_by_it(core, monkeypatch, name, amx, bf16, expected):
-    from cascadevsr.nodes.host import services
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_only_auto_convolves_in_what_the_cpu_is_fast_at(core, tiny_file, monkeypatch, precision):
+    from cascadevsr.nodes.loaders import load_restorer
+    from cascadevsr.nodes.systems import unimmvsr
 
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    said = {"cpu_name": name, "avx512_bf16": bf16}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: said, raising=False)
-    assert services.cpu_has_bf16() is expected
-
-
-def test_older_torch_says_less_and_float32_is_taken(core, monkeypatch):
-    from cascadevsr.nodes.host import services
-
-    for name in ("_is_amx_tile_supported", "get_capabilities"):
-        monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert services.cpu_has_bf16() is False
+    asked = []
+    monkeypatch.setattr(unimmvsr, "cpu_convolutions", lambda: asked.append(True) or torch.bfloat16)
+    vae = load_restorer(tiny_file, precision)[1]
+    dtype = torch.bfloat16 if precision == "auto" else None
+    assert vae._convolutions is dtype and bool(asked) == (precision == "auto")

@@ -111,6 +111,19 @@ def test_a_stage_that_takes_twice_as_long_as_expected_is_noticed_while_it_runs()
             clock.time += seconds / 100
 
 
+def test_a_stage_that_prepares_before_its_first_sign_is_not_thought_slow():
+    """Finding the motion around a first frame takes as long as restoring five."""
+    clock = Clock()
+    stages = Stages(["Decoding"], {}, now=clock)
+    stages.begin()
+    stages.enter("Decoding")
+    clock.time += 5.0
+    for frame in range(1, 41):
+        clock.time += 1.0
+        left = stages.left(frame / 40)
+        assert frame < 2 or left == pytest.approx(40 - frame, abs=1e-6)
+
+
 def test_time_is_told_as_soon_as_no_unknown_stage_is_to_come():
     clock, took = Clock(), {"Reading": 0.2, "Upscaling": 30.0, "Steadying": 60.0, "Writing": 3.0}
     stages = Stages(list(took), {"Reading": 0.2, "Writing": 3.0}, now=clock, measured=False)

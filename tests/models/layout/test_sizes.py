@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cascadevsr.models.layout import sizes
 from cascadevsr.models.layout.pieces import plan_tiles
 from cascadevsr.models.layout.sizes import (
@@ -15,6 +16,7 @@ from cascadevsr.models.layout.sizes import (
     pad_clip,
     padded_size,
     resize_clip,
+    resized,
     target_size,
 )
 from hypothesis import example, given, settings
@@ -197,3 +199,10 @@ def test_rectangles_of_a_resize_are_those_of_the_whole(mode, target):
         assert torch.allclose(read(1, 5, rows, columns), whole[1:5, rows, columns], atol=2e-6)
     with pytest.raises(ValueError, match="mode must be bilinear, bicubic or lanczos; got 'area'"):
         RegionReader(frames, size, padded, "area")
+
+
+@pytest.mark.parametrize("size", [(36, 52), (72, 104), (27, 39), (13, 17), (18, 104), (18, 26), (1, 1)])
+def test_resizing_by_matrices_is_torchs(size):
+    x = torch.rand(2, 3, 18, 26, generator=torch.Generator().manual_seed(0))
+    right = F.interpolate(x, size, mode="bicubic", antialias=True)
+    torch.testing.assert_close(resized(x, size), right, rtol=0, atol=3e-6)

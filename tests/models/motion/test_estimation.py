@@ -46,10 +46,11 @@ def end_point_error(found, flow, border=6):
     return float((found - flow).norm(dim=1)[:, border:-border, border:-border].mean())
 
 
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize(("size", "speed"), [((48, 64), 0.5), ((48, 64), 3.0), ((90, 120), 8.0)])
-def test_smooth_motion_is_found_to_a_tenth_of_a_pixel(size, speed):
+def test_smooth_motion_is_found_to_a_tenth_of_a_pixel(size, speed, quick):
     flow = swirl(*size, speed)
-    assert end_point_error(BlockFlow()(*moving(flow)), flow) < max(0.1, 0.02 * speed)
+    assert end_point_error(BlockFlow(quick)(*moving(flow)), flow) < max(0.1, 0.02 * speed)
 
 
 def test_a_small_fast_object_is_found():
@@ -63,16 +64,18 @@ def test_a_small_fast_object_is_found():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (5, 4), (13, 7)])
-def test_tiny_frames_work(size):
+@pytest.mark.parametrize("quick", [False, True])
+def test_tiny_frames_work(size, quick):
     torch.manual_seed(0)
-    flow = BlockFlow()(*torch.rand(2, 1, 3, *size))
+    flow = BlockFlow(quick)(*torch.rand(2, 1, 3, *size))
     assert flow.shape == (1, 2, *size) and flow.isfinite().all()
 
 
 def test_still_and_flat_frames_stand_still():
     still, flat = texture(40, 40), torch.full((1, 3, 40, 40), 0.5)
     for first, second in ((still, still), (flat, flat), (flat, flat + 0.01)):
-        assert BlockFlow()(first, second).abs().max() < 0.02
+        for quick in (False, True):
+            assert BlockFlow(quick)(first, second).abs().max() < 0.02
 
 
 def test_pairs_of_a_batch_do_not_meet():

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cascadevsr.models.layout.sizes import resize_clip
-from cascadevsr.models.unimmvsr.restorer import Restorer, Restorers, _bands, _halves, _Other
+from cascadevsr.models.layout.sizes import resize_clip, sampled
+from cascadevsr.models.unimmvsr.restorer import Restorer, Restorers, _halving, _Other, int8_works
+from torch.func import functional_call
 
 
 @pytest.fixture
@@ -98,17 +99,51 @@ def test_pictures_of_a_batch_do_not_meet(restorer):
         torch.testing.assert_close(both[0][number], restorer(one, [other], 72, 104, 1.0)[0][0], rtol=0, atol=1e-5)
 
 
+def between(both, wear, *what, dtype=None):
+    """Restore with the weights for frames that are worn so."""
+    weights, int8 = both.between(wear, dtype)
+    return functional_call(both.clean, weights, (*what, wear, int8))
+
+
 def test_weights_lie_between_those_for_clean_and_for_worn_frames():
     torch.manual_seed(0)
     both, low = Restorers(8, 1, 2).eval().requires_grad_(False), frame()
     ends = [network(low, [], 72, 104)[0] for network in (both.clean, both.worn)]
     assert not torch.equal(*ends)
     for wear, end in ((0.0, ends[0]), (1.0, ends[1])):
-        torch.testing.assert_close(both(low, [], 72, 104, wear)[0], end)
-    halfway = both(low, [], 72, 104, 0.5)[0]
+        torch.testing.assert_close(between(both, wear, low, [], 72, 104)[0], end)
+    halfway = between(both, 0.5, low, [], 72, 104)[0]
     for clean, worn in zip(both.clean.parameters(), both.worn.parameters(), strict=True):
         clean.add_(worn).mul_(0.5)
     torch.testing.assert_close(both.clean(low, [], 72, 104)[0], halfway)
+
+
+@pytest.mark.skipif(not int8_works(), reason="this CPU has no instructions for 8-bit products")
+@pytest.mark.parametrize("size", [(72, 104), (36, 52), (45, 65), (18, 26)])
+def test_in_8_bits_the_result_is_nearly_the_same(size):
+    torch.manual_seed(0)
+    both, low = Restorers(16, 2, 3).eval().requires_grad_(False), frame()
+    around = [(frame(number), *(torch.randn(2, 1, 2, 18, 26) / 3)) for number in (1, 2)]
+    exact, bytes_, bf16 = (
+        between(both, 0.3, low, around, *size, dtype=dtype) for dtype in (None, torch.int8, torch.bfloat16)
+    )
+    plain = reduced(low, *size)
+    for mine, of_bf16, right in zip(bytes_, bf16, exact, strict=True):
+        assert mine.shape == right.shape and mine.dtype == torch.float32
+        error, other = ((found.float() - right).square().mean() for found in (mine, of_bf16))
+        assert 0 < error < 10 * other, "of the order of what bf16 costs"
+    assert (bytes_[0] - exact[0]).abs().max() < 0.03 * (exact[0] - plain).abs().max()
+    torch.testing.assert_close(between(both, 0.3, low, around, *size, dtype=torch.int8)[0], bytes_[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, *([torch.int8] if int8_works() else [])])
+def test_whoever_watches_the_steps_sees_each(dtype):
+    """The bar of a run follows them."""
+    both, seen = Restorers(8, 1, 2).eval().requires_grad_(False), []
+    for step in both.clean.steps:
+        step.register_forward_hook(lambda *_: seen.append(1))
+    between(both, 0.5, frame(), [], 36, 52, dtype=dtype)
+    assert len(seen) == 2
 
 
 def test_the_judge_looks_at_the_frames_around():
@@ -133,7 +168,7 @@ def reduced(x, *size):
 def test_without_motion_a_neighbour_sees_the_estimate_reduced(size):
     low = frame()
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
-    halves = _halves(x, _bands(18, size[0], x.device), _bands(26, size[1], x.device))
+    halves = sampled(x, _halving(18, size[0], x.device), _halving(26, size[1], x.device))
     assert halves.shape == (1, 3, 37, 53)
     torch.testing.assert_close(halves[..., 1::2, 1::2], reduced(x, 18, 26), rtol=0, atol=1e-5)
     missing = _Other(low, reduced(x, 18, 26), still(low), still(low), size, 0.0).missing(halves)
@@ -157,8 +192,8 @@ def test_a_neighbour_sees_the_estimate_moved(scale, shift):
     inside = (..., slice(8, -8), slice(8, -8))
     neighbour = _Other(low, other, -back, back, large, 0.0)
     neighbour.mode = "bicubic"  # softer samples at low scales are what the weights want, not what is right
-    bands = [_bands(*pair, low.device) for pair in zip(sides, large, strict=True)]
-    missing = neighbour.missing(_halves(picture(0.0), *bands))
+    bands = [_halving(*pair, low.device) for pair in zip(sides, large, strict=True)]
+    missing = neighbour.missing(sampled(picture(0.0), *bands))
     assert (low - other)[inside].abs().max() > 0.1
     assert missing[inside].abs().max() < 0.01
 
