@@ -93,7 +93,7 @@ def timestep_features(timestep: torch.Tensor, width: int, sines_first: bool = Fa
 
 def diffuse(clean: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """Mix noise into a clean sample as the forward process does; `alpha` is the share of signal power, 0..1."""
-    return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+    return (alpha**0.5 * clean).add_((1 - alpha) ** 0.5 * noise)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class _Guidance(MotionEdit):
     ):
         super().__init__(source, time, wanted)
         self._strength, self._form, self._direction = strength, form, direction
-        self._seen: tuple = ()  # the flows, and with what both frames see of each
+        self._seen: tuple = ()  # the flows and the clips of a batch, then what _along() gives for them
 
     def applies(self, sigma: float, options: dict) -> bool:
         """Leave the prediction alone where the sampler lets after_step() guide the sample."""
@@ -141,7 +141,8 @@ class _Guidance(MotionEdit):
 
     def edit(self, clip: torch.Tensor) -> torch.Tensor:
         """Guide a prediction."""
-        return guide_clean(clip, self._both(), self._strength, **self._pairs())
+        flows, kept = self._along(len(clip))
+        return guide_clean(clip, flows, self._strength, **self._pairs(), kept=kept)
 
     def after_step(self, x: torch.Tensor, log_variance: float, sigma: float, options: dict) -> torch.Tensor:
         """Move a freshly sampled latent as published; `sigma` is the one the step began at."""
@@ -150,14 +151,15 @@ class _Guidance(MotionEdit):
         with services.titled(self.title):
             self.prepare(x, options)
             clip = to_clip(x)
-            gradient = motion_gradient(clip, self._both(), **self._pairs())[1]
+            gradient = motion_gradient(clip, self._along(len(clip))[0], **self._pairs())[1]
         strength = self._strength * PUBLISHED_STRENGTH
         return from_clip(published_update(clip, gradient, log_variance, strength), x)
 
-    def _both(self) -> Flows:
-        if not self._seen or self._seen[0] is not self._flows:
-            self._seen = self._flows, with_seen(Flows(*self._flows))
-        return self._seen[1]
+    def _along(self, batch: int) -> tuple[Flows, list]:
+        """Give the flows with what both frames of each see, and the list that guide_clean() keeps for the next step."""
+        if not self._seen or self._seen[0] is not self._flows or self._seen[1] != batch:
+            self._seen = self._flows, batch, (with_seen(Flows(*self._flows)), [])
+        return self._seen[2]
 
     def _pairs(self) -> dict:
         """Give the settings of guide_clean() and motion_gradient() that say which frames are compared."""

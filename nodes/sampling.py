@@ -62,7 +62,8 @@ def noise_like(samples: torch.Tensor, seed: int, first: int = 0) -> torch.Tensor
     clips = samples if samples.ndim == 5 else samples.transpose(0, 1).unsqueeze(0)
     size = ClipSize(*clips.shape[2:])
     channels, seeds = clips.shape[1], [(seed + i) % 2**64 for i in range(clips.shape[0])]
-    noise = torch.stack([addressed_noise(each, (channels, size), frame0=first) for each in seeds])
+    drawn = [addressed_noise(each, (channels, size), frame0=first) for each in seeds]
+    noise = torch.stack(drawn) if len(drawn) > 1 else drawn[0][None]  # most have one clip: no copy
     noise = noise if samples.ndim == 5 else noise.squeeze(0).transpose(0, 1)
     return noise.to(samples)
 

@@ -314,8 +314,9 @@ class WindowHandler(context_windows.IndexListContextHandler):
         weights = weights.to(x_in.device).view(-1, *[1] * (x_in.ndim - self.dim - 1))
         span = (slice(None),) * self.dim + (slice(window.index_list[0], window.index_list[-1] + 1),)
         for total, count, value in zip(final, counts, sub_conds_out, strict=True):
-            total[span] += value * weights
-            count[...] = 1.0
+            total[span].addcmul_(value, weights)
+            if window_idx == 0:
+                count.fill_(1.0)
 
     def _plan(self, length: int) -> tuple[tuple[Window, ...], tuple[torch.Tensor, ...]]:
         """Give (windows, weights) of a clip's length in this turn, worked out once."""

@@ -5,7 +5,8 @@
 2. Send a clip of noise through the nodes of the template, at the published number of steps and cut as for a card of
    80 GB, and take the processor time of every stage.
 3. All stages but sampling have a device that computes nothing (PyTorch's "meta") in place of a GPU: what is left is
-   what stays on the CPU, namely calls, what crosses between the two, and what is not sent to a device.
+   what stays on the CPU, namely calls, what crosses between the two, and what is not sent to a device. Shapes on that
+   device are worked out in Python, up to a millisecond a call: a call counts as CALL instead, that of a GPU's kernel.
 4. Sampling needs values, so it runs on the CPU, and again on a few cells of the same number of frames: that leaves
    planning, bookkeeping and calls. The rest is arithmetic on latents, which goes to a GPU with the network.
 
@@ -35,7 +36,8 @@ from .apart import load_host, run_apart
 
 FRAMES, ROWS, COLUMNS, SCALE = 33, 720, 1280, 4
 BAR = 20.0  # ms a frame of what stays on the CPU
-_CELLS = 8  # of a side of the latent that is sampled for its calls alone
+CALL = 0.01  # ms of a call to a device; PyTorch needs 0.004 to 0.01 to start a kernel of CUDA
+_CELLS = 4  # of a side of the latent that is sampled for its calls alone
 _PAIRS = 2  # of frames whose motion is estimated, on the CPU
 _ROUNDS = 3
 _CARD = 80 * 2**30  # bytes that are free
@@ -62,11 +64,26 @@ def measured(job: dict) -> dict:
 
 
 class _NoDevice(TorchDispatchMode):
-    """Lets values of the device that computes nothing be asked for: zeros, in memory that is written."""
+    """Lets values of the device that computes nothing be asked for: zeros, in memory that is written.
+
+    `calls` counts those of the device, which took `spent` seconds to work out shapes.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.spent = 0, 0.0
 
     def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Answer what leads from the device to the CPU, and call the rest."""
-        kwargs, aten = kwargs or {}, torch.ops.aten
+        began = time.thread_time()
+        result = self._answer(function, args, kwargs or {})
+        if isinstance(result, torch.Tensor) and result.is_meta:
+            self.calls += 1
+            self.spent += time.thread_time() - began
+        return result
+
+    def _answer(self, function: Callable, args: tuple, kwargs: dict) -> Any:
+        aten = torch.ops.aten
         left = isinstance(args[0], torch.Tensor) and args[0].is_meta if args else False
         if function is aten._local_scalar_dense.default and left:
             return 0.0
@@ -97,7 +114,10 @@ class _Stages:
         management.get_torch_device, management.free_memory, vae.device = lambda: place, lambda *_: [], place
         with _NoDevice():
             work()  # plans, and what is made once
+        with _NoDevice() as device:
             result = self.run(name, work)
+        self.taken[name] += (CALL * device.calls - 1000 * device.spent) / self.frames
+        self.taken["device_calls"] = self.taken.get("device_calls", 0) + device.calls / self.frames
         management.get_torch_device, management.free_memory, vae.device = kept
         return result
 
@@ -118,7 +138,7 @@ class _Stages:
         """Give ms a frame of the stages, and their sum without motion, arithmetic on latents, and other threads."""
         taken = dict(self.taken)
         taken["latents"] = max(0.0, taken.pop("sample") - taken["calls"] - taken["noise"])
-        apart = {name: taken.pop(name, 0.0) for name in ("motion", "latents", "noise_beside")}
+        apart = {name: taken.pop(name, 0.0) for name in ("motion", "latents", "noise_beside", "device_calls")}
         return {**taken, "sum": sum(taken.values()), **{f"apart_{name}": value for name, value in apart.items()}}
 
 

@@ -1,7 +1,6 @@
 """Cutting a clip into pieces, and joining their results without a trace.
 
-Everything that is too large to be computed at once goes this way: sampling in windows and tiles, autoencoders in spans
-and tiles. In order:
+What is too large to be computed at once goes this way: sampling by windows and tiles, autoencoders by spans and tiles:
 
 1. An axis is cut into *windows* of one length that overlap (`plan_windows`, `spread_windows`). Where two meet, one
    fades out while the other fades in, by weights that sum to one everywhere (`plan_weights`).
@@ -179,20 +178,18 @@ class TileFuser:
     def add(self, tile: Tile, value: torch.Tensor) -> None:
         """Take the result of one tile; accumulates in float32, in the order of the calls."""
         if tuple(value.shape[-2:]) != (tile.height, tile.width):
-            got = f"{value.shape[-1]}x{value.shape[-2]}"
-            raise ValueError(
-                f"the result of a tile must have its size, {tile.width}x{tile.height}; got {got}. Crop it."
-            )
+            sizes = f"{tile.width}x{tile.height}; got {value.shape[-1]}x{value.shape[-2]}"
+            raise ValueError(f"the result of a tile must have its size, {sizes}. Crop it.")
         if tile not in self._missing:
             raise ValueError(f"each tile of the plan is added once; got {tile} again. Add it once.")
         self._missing.remove(tile)
+        self._dtype = value.dtype
         if len(self._plan) == 1:
-            self._sum, self._dtype = value, value.dtype
+            self._sum = value
             return
         if self._sum is None:
             shape = (*value.shape[:-2], self._height, self._width)
             self._sum = value.new_zeros(shape, dtype=torch.promote_types(value.dtype, torch.float32))
-            self._dtype = value.dtype
         self._sum[tile.region].addcmul_(value.to(self._sum), self._weights[tile].to(self._sum))
 
     def result(self) -> torch.Tensor:
@@ -225,8 +222,8 @@ def stream_spans(frames: int, length: int) -> tuple[Span, ...]:
 
 def plain_spans(frames: int, length: int) -> tuple[Span, ...]:
     """Cut a clip into spans that share nothing; the last one is shorter."""
-    windows = (Window(start, min(start + length, frames)) for start in range(0, frames, length))
-    return tuple(Span(window, window) for window in windows)
+    edges = [*range(0, frames, length), frames]
+    return tuple(Span(w, w) for w in map(Window, edges[:-1], edges[1:]))
 
 
 def blended_spans(frames: int, length: int, overlap: int = 2) -> tuple[Span, ...]:
@@ -320,8 +317,7 @@ class Pieces:
 
     def starts(self, time: int) -> list[int]:
         """Give the frame of the clip that the first frame of every span's piece is."""
-        windows = (span.window.start for span in self.spans)
-        return [first_frame(start, time) if self.streamed else time * start for start in windows]
+        return [first_frame(s.window.start, time) if self.streamed else time * s.window.start for s in self.spans]
 
 
 class NotFinite(ValueError):
@@ -354,20 +350,26 @@ def decode_pieces(
     kept = [Window(first_frame(span.kept.start, time), first_frame(span.kept.stop, time)) for span in pieces.spans]
     fades, starts = [fade.tolist() for fade in plan_weights(kept)], pieces.starts(time)
     plan = [tile.scaled(space) for tile in pieces.tiles]
+    waiting: dict[int, torch.Tensor] = {}  # frames of whole pieces that a later span shares: they fade on the device
     for number, tile in pieces.walk(progress, check_cancelled):
         frames, place = decode(pieces.spans[number].window, tile), tile.scaled(space)
+        first, shared = kept[number].start, kept[number + 1].start if number + 1 < len(kept) else len(output)
         view = output[kept[number].span, place.region[1], place.region[2]]
-        skipped = kept[number].start - starts[number]
-        frames = frames[skipped : skipped + view.shape[0], : view.shape[1], : view.shape[2]]
-        carrier = None if frames.device == view.device else zeros_like(view[0])
-        weight = tile_weight(place, plan)[: view.shape[1], : view.shape[2], None].to(frames) if len(plan) > 1 else None
-        for frame, into, fade in zip(frames, view, fades[number], strict=False):  # one by one: no second piece
-            if weight is None and fade == 1:
+        frames = frames[first - starts[number] :][: view.shape[0], : view.shape[1], : view.shape[2]]
+        cut = tile_weight(place, plan)[: view.shape[1], : view.shape[2], None].to(frames) if len(plan) > 1 else None
+        carrier = None if cut is None or frames.device == view.device else zeros_like(view[0])
+        for index, (frame, into, fade) in enumerate(zip(frames, view, fades[number], strict=False), first):
+            if cut is not None or fade != 1:  # frame by frame: no second piece
+                frame.mul_(fade if cut is None else cut * fade)
+            if index in waiting:
+                frame.add_(waiting.pop(index)).clamp_(0, 1)
+            if cut is not None:
+                into.add_(frame if carrier is None else carrier.copy_(frame)).clamp_(0, 1)
+            elif index < shared:
                 into.copy_(frame)
-                continue
-            frame.mul_(fade if weight is None else weight * fade)
-            into += frame if carrier is None else carrier.copy_(frame)
-    return output if pieces.whole else output.clamp_(0, 1)
+            else:
+                waiting[index] = frame.clone()
+    return output
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ frames of any size in 0..1. estimator_of() leads from the first to the second, F
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Protocol
 
 import torch
@@ -153,14 +153,9 @@ class Motion:
 
     def _between(self, start: int, stop: int, device: torch.device | None) -> torch.Tensor:
         """Chain the flow (1, 2, h, w) from frame `start` to frame `stop`; past the end nothing moves."""
-        step = 1 if stop > start else -1
-        flow = torch.zeros(1, 2, self.height, self.width, device=device)
-        for frame in range(start, stop, step):
-            pair = frame if step > 0 else frame - 1
-            if pair < self.frames - 1:
-                one = (self.forward if step > 0 else self.backward)[pair : pair + 1]
-                flow = compose(flow, one.to(flow))
-        return flow
+        pairs = range(min(start, stop), min(max(start, stop), self.frames - 1))
+        way, ordered = (self.forward, pairs) if stop > start else (self.backward, reversed(pairs))
+        return reduce(compose, (way[pair : pair + 1].to(device, torch.float32) for pair in ordered))
 
 
 def pair_flows(

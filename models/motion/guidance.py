@@ -14,7 +14,7 @@ What guide_clean() does with a clean latent:
 published_update() instead moves the noisy latent once a step, as the published program does.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ DEFAULT, PUBLISHED = "default", "published"
 FORMS = (DEFAULT, PUBLISHED)
 SEGMENT = 5  # frames that the published program samples, and guides, by themselves
 PUBLISHED_STRENGTH = 10.0  # of its inference scripts
-_KEPT = 1 << 23  # cells of a clip up to which the places where pairs meet are kept for all steps
+_KEPT = 1 << 22  # cells of a clip up to which the places where pairs meet are kept for all steps
 _OUTSIDE = -8.0  # of a grid whose frames reach from -1 to 1
 _AT_ONCE = 1 << 22  # latent values of the frames whose pairs are differentiated together, or else one pair
 
@@ -92,11 +92,15 @@ def guide_clean(
     direction: str = "both",
     cuts: Sequence[int] = (),
     segment: int | None = None,
+    kept: list | None = None,
 ) -> torch.Tensor:
     """Move a clean latent (b, c, t, h, w) against the motion loss; the step does not depend on the clip's size.
 
     Small differences (flicker) vanish; large ones (content or wrong motion) lose at most 0.4 deviations of their
     channel at `strength` 1, in proportion at others. Frames never move past each other.
+
+    `kept`: an empty list, given to every call for a clip with the same flows and settings. The first call keeps in it
+    where frames meet, if that takes little memory; the next ones need not work it out.
     """
     if x.shape[2] < 2 or strength == 0:
         return x
@@ -105,13 +109,12 @@ def guide_clean(
     knee = strength * _KNEE * moved.std((0, 2, 3, 4), correction=0, keepdim=True)[:, :, 0].clamp_min(1e-6)
     length = _STEP * knee[:, :, None] * moved[:, :, 0].numel()  # of a mean's gradient
     _check(x, on_device, form, direction)
-    meetings: Iterable[_Meeting] | None = None
+    kept, small = [] if kept is None else kept, x[0, 0].numel() <= _KEPT
+    if small and not kept:
+        kept.extend(_meetings(moved, on_device, form, direction, cuts, segment))
     for _ in range(_ROUNDS):
-        if meetings is None or x[0, 0].numel() > _KEPT:
-            meetings = _meetings(moved, on_device, form, direction, cuts, segment)
-            meetings = list(meetings) if x[0, 0].numel() <= _KEPT else meetings
         gradient = torch.zeros_like(moved)
-        for meeting in meetings:
+        for meeting in kept if small else _meetings(moved, on_device, form, direction, cuts, segment):
             _add_gradient(gradient, moved, meeting, knee, False)
         moved = moved - length * gradient
     return moved.to(x.dtype)
@@ -161,31 +164,29 @@ def _terms(start: int, stop: int, form: str, direction: str) -> Iterator[_Term]:
 
 
 class _Meeting(NamedTuple):
-    """Summands of one direction, n pairs: the numbers of their frames (n,), and where and what both see."""
+    """Summands, n pairs: the numbers of their frames (n,), and where and what both see."""
 
     targets: torch.Tensor
     sources: torch.Tensor
-    grid: torch.Tensor  # (b * n, h, w, 2), where the neighbour is found
-    seen: torch.Tensor  # (b * n, 1, h, w), or 0 where the neighbour is made of zeros
+    grid: torch.Tensor  # (b, n, h, w, 2), where the neighbour is found
+    seen: torch.Tensor  # (b, n, 1, h, w), or 0 where the neighbour is made of zeros
 
 
 def _meetings(
     x: torch.Tensor, flows: Flows, form: str, direction: str, cuts: Sequence[int], segment: int | None
 ) -> Iterator[_Meeting]:
-    """Give all summands, as many at a time as memory should hold."""
+    """Give all summands, of both directions and as many at a time as memory should hold."""
     at_once = max(1, _AT_ONCE // max(1, x[:, :, 0].numel()))
-    for ahead in (True, False):
-        terms = [
-            term
-            for start, stop in spans(x.shape[2], cuts, segment)
-            for term in _terms(start, stop, form, direction)
-            if term.ahead == ahead
-        ]
-        for first in range(0, len(terms), at_once):
-            yield _meeting(x, flows, terms[first : first + at_once])
+    scenes = spans(x.shape[2], cuts, segment)
+    terms = [term for start, stop in scenes for term in _terms(start, stop, form, direction)]
+    for first in range(0, len(terms), at_once):
+        ways = [[term for term in terms[first : first + at_once] if term.ahead is ahead] for ahead in (True, False)]
+        each = zip(*(_meeting(x, flows, way) for way in ways if way), strict=True)
+        yield _Meeting(*(torch.cat(parts, dim) for parts, dim in zip(each, (0, 0, 1, 1), strict=True)))
 
 
 def _meeting(x: torch.Tensor, flows: Flows, terms: Sequence[_Term]) -> _Meeting:
+    """Give the summands of one direction."""
     flow, seen = _along(terms, flows, x)
     grid = sampling_grid(flow)
     # Nothing is found outside of a frame: a grid that leads there gives the zeros that some published pairs meet.
@@ -193,17 +194,19 @@ def _meeting(x: torch.Tensor, flows: Flows, terms: Sequence[_Term]) -> _Meeting:
     grid = torch.where(absent.view(-1, 1, 1, 1), torch.full_like(grid, _OUTSIDE), grid)
     targets = [term.target for term in terms]
     sources = [term.target if term.source is None else term.source for term in terms]
-    return _Meeting(*(torch.tensor(frames, device=x.device) for frames in (targets, sources)), grid, seen)
+    places = (part.unflatten(0, (len(x), len(terms))) for part in (grid, seen))
+    return _Meeting(*(torch.tensor(frames, device=x.device) for frames in (targets, sources)), *places)
 
 
 def _add_gradient(
     gradient: torch.Tensor, x: torch.Tensor, meeting: _Meeting, knee: torch.Tensor | None, told: bool
 ) -> torch.Tensor | float:
-    """Add the gradient of summands of one direction, worked out by hand, and give their loss, where it is `told`."""
+    """Add the gradient of summands, worked out by hand, and give their loss, where it is `told`."""
     target, source = (
         x.index_select(2, frames).transpose(1, 2).flatten(0, 1) for frames in (meeting.targets, meeting.sources)
     )
-    difference = sample(source, meeting.grid, padding="zeros").sub_(target).mul_(meeting.seen)
+    grid, seen = meeting.grid.flatten(0, 1), meeting.seen.flatten(0, 1)
+    difference = sample(source, grid, padding="zeros").sub_(target).mul_(seen)
     loss, count = 0.0, x[:, :, 0].numel()
     if told:
         size = difference.abs()
@@ -211,9 +214,9 @@ def _add_gradient(
             size = torch.where(size < knee, size.square() / (2 * knee), size - knee / 2)
         loss = size.sum() / count
     slope = difference.sign() if knee is None else difference.div_(knee).clamp_(-1, 1)
-    slope = slope.mul_(meeting.seen).div_(count)
+    slope = slope.mul_(seen).div_(count)
     corners = min(x.shape[-2:]) > 1  # as sample() has them
-    back = torch.ops.aten.grid_sampler_2d_backward(slope, source, meeting.grid, 0, 0, corners, (True, False))[0]
+    back = torch.ops.aten.grid_sampler_2d_backward(slope, source, grid, 0, 0, corners, (True, False))[0]
     for frames, part in ((meeting.targets, slope.neg_()), (meeting.sources, back)):
         gradient.index_add_(2, frames, part.unflatten(0, (len(x), -1)).transpose(1, 2))
     return loss

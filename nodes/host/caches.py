@@ -15,6 +15,7 @@ import contextlib
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from .keys import CACHE_KEY
@@ -34,7 +35,10 @@ def as_piece(calc_cond_batch: Callable, place: str) -> Callable:
 
 
 def _own_ids(group: list | None, place: str) -> list | None:
-    return group and [{**cond, "uuid": uuid.uuid5(cond["uuid"], place)} for cond in group]
+    return group and [{**cond, "uuid": _own_id(cond["uuid"], place)} for cond in group]
+
+
+_own_id = lru_cache(1 << 12)(uuid.uuid5)  # asked for at every step
 
 
 @contextlib.contextmanager

@@ -7,14 +7,14 @@ import torch
 @pytest.fixture
 def scans(monkeypatch):
     """What was scanned for NaN: (storage, first element, number of elements), storages kept alive."""
-    seen, kept, original = [], [], torch.isfinite
+    seen, kept, original = [], [], torch.aminmax
 
-    def isfinite(tensor):
+    def aminmax(tensor):
         kept.append(tensor.untyped_storage())
         seen.append((tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.numel()))
         return original(tensor)
 
-    monkeypatch.setattr(torch, "isfinite", isfinite)
+    monkeypatch.setattr(torch, "aminmax", aminmax)
     return seen
 
 
@@ -52,3 +52,18 @@ def test_what_changed_hands_is_scanned_again(vae, noise):
     broken[1, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinity in frame 1"):
         services.check_frames("T", "frames", broken)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_no_number_is_found_and_large_ones_are_numbers(noise, value):
+    from cascadevsr.nodes.host import services
+
+    for dtype in (torch.float32, torch.float16):
+        limits = torch.finfo(dtype)
+        samples = torch.zeros(1, 4, 3, 5, 7, dtype=dtype)
+        samples[0, 0, 0, 0, 0], samples[0, 3, 2, 4, 6] = limits.max, limits.min
+        assert services.check_finite("T", "samples", samples) is samples
+        broken = samples.clone()
+        broken[0, 2, 1, 3, 5] = value
+        with pytest.raises(ValueError, match="T: samples must be finite numbers; got NaN or infinity"):
+            services.check_finite("T", "samples", broken)

@@ -296,6 +296,25 @@ def test_spans_that_share_frames_fade_into_each_other():
     assert ramp[0] == 0 and ramp[-1] == 1 and (ramp.diff() >= 0).all() and 0 < ramp[3] < ramp[4] < 1
 
 
+def test_a_frame_of_three_spans_is_written_once_as_their_mean():
+    """The last span is shifted back: frames 4 and 5 belong to three spans, and no frame shows a part of its sum."""
+    pieces, written = Pieces(blended_spans(8, 5, 3), plan_tiles(2, 2, 2, 2, 0)), []
+    assert [span.kept.start for span in pieces.spans] == [0, 2, 3]
+    values = {span.window: 0.2 + 0.3 * number for number, span in enumerate(pieces.spans)}
+    weights = plan_weights([span.kept for span in pieces.spans])
+    wanted = torch.zeros(8)
+    for (window, value), weight in zip(values.items(), weights, strict=True):
+        wanted[window.span] += value * weight
+
+    def shown(done, total):
+        written.append(int((output.amax((1, 2, 3)) > 0).sum()))
+
+    output = torch.zeros(8, 2, 2, 3)
+    decode_pieces(lambda w, _: torch.full((w.length, 2, 2, 3), values[w]), output, pieces, 1, 1, shown)
+    assert written == [0, 2, 3, 8]
+    assert torch.allclose(output, wanted.view(-1, 1, 1, 1).expand_as(output), atol=1e-6)
+
+
 def test_one_piece_is_the_plain_call():
     latent = torch.rand(1, 3, 5, 4, 4)
     pieces = Pieces(restarting_spans(5, SHORTEST), plan_tiles(4, 4, 9, 9, 0))

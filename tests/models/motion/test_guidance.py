@@ -169,6 +169,19 @@ def test_memory_does_not_grow_with_the_clip(monkeypatch):
     assert torch.allclose(guide_clean(x, flows), guided, atol=1e-6)
 
 
+def test_where_frames_meet_is_worked_out_once_a_run(monkeypatch):
+    flows, kept, made = with_seen(swirl(6)), [], guidance._meeting
+    first, second = clip(6), clip(6, seed=3)
+    wanted = [guide_clean(x, flows) for x in (first, second)]
+    assert torch.equal(guide_clean(first, flows, kept=kept), wanted[0]) and len(kept) == 1
+    monkeypatch.setattr(guidance, "_meeting", None)
+    assert torch.equal(guide_clean(second, flows, kept=kept), wanted[1])
+    monkeypatch.setattr(guidance, "_meeting", made)
+    monkeypatch.setattr(guidance, "_KEPT", 0)
+    large: list = []
+    assert torch.equal(guide_clean(second, flows, kept=large), wanted[1]) and not large
+
+
 @pytest.mark.parametrize("knee", [None, 0.3])
 def test_the_gradient_is_the_one_that_differentiation_gives(knee):
     flows = with_seen(swirl(6))
