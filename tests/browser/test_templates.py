@@ -1,9 +1,14 @@
 """How templates look in the real editor: text is drawn at usual window sizes, and nothing lies over anything else."""
 
 import itertools
+from collections import ChainMap
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import torch
+from cascadevsr.runner.paths import scratch_folder
+from cascadevsr.runner.server import HostServer
 from cascadevsr.tools.editor import drive, shipped
 
 from ..host.mgld_release import write_checkpoints
@@ -32,26 +37,35 @@ GROWTH = {
     "VSRRestoreFrames": LINE + PICTURE,
     "VSRSteadyUpscaledVideo": LINE + PICTURE,
 }
-SECONDS = {"classic": 0.1, "nodes 2.0": 0.14}  # so that nothing is cached from the other renderer's run
+SECONDS = 0.1  # of a film
 
 
 @pytest.fixture(scope="module")
-def looks(host_server, browser_tools, tmp_path_factory):
-    """What every template looks like: (name, renderer, size) -> step, and the console."""
-    restorers = host_server.models_dir / "video_restorers"
-    with torch.inference_mode():
-        write_release(recorded("pipeline_short_3d"), restorers / "upscale_a_video")
-        write_checkpoints(restorers / "mgld_vsr")
-    write_upscaler(host_server.models_dir / "upscale_models" / "4x-model.safetensors")
-    steps = {}
-    for (name, title), (renderer, vue), size in itertools.product(TITLES.items(), RENDERERS.items(), SIZES):
-        seconds = {f"{kind}.first_seconds": SECONDS[renderer] for kind in ("VSRLoadFilm", "VSRUpscaleFilm")}
-        values = {**SHORT, **seconds, **FEWER.get(name, {})}
-        look = {"do": "look", "name": title, "vue": vue, "size": size, "values": values}
-        steps[name, renderer, size] = {**look, "seconds": 400 if name in RUNS and size == SIZES[0] else 0}
-    folder = tmp_path_factory.mktemp("screenshots")
-    found = drive(browser_tools, host_server.url, list(steps.values()), screenshots=folder)
-    return dict(zip(steps, found["results"], strict=True)), found["console"]
+def looks(comfyui, browser_tools, tmp_path_factory):
+    """What every template looks like: (name, renderer, size) -> step, and the console; the renderers side by side."""
+
+    def look(renderer, server):
+        steps = {}
+        for (name, title), size in itertools.product(TITLES.items(), SIZES):
+            seconds = {f"{kind}.first_seconds": SECONDS for kind in ("VSRLoadFilm", "VSRUpscaleFilm")}
+            values = {**SHORT, **seconds, **FEWER.get(name, {})}
+            step = {"do": "look", "name": title, "vue": RENDERERS[renderer], "size": size, "values": values}
+            steps[name, renderer, size] = {**step, "seconds": 600 if name in RUNS and size == SIZES[0] else 0}
+        found = drive(browser_tools, server.url, list(steps.values()), tmp_path_factory.mktemp("screenshots"))
+        return dict(zip(steps, found["results"], strict=True)), found["console"]
+
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:  # a browser and a ComfyUI each
+        servers = []
+        for _ in RENDERERS:
+            base = stack.enter_context(scratch_folder("test-"))
+            servers.append(stack.enter_context(HostServer(comfyui, base, cpu=True)))
+            restorers = servers[-1].models_dir / "video_restorers"
+            with torch.inference_mode():
+                write_release(recorded("pipeline_short_3d"), restorers / "upscale_a_video")
+                write_checkpoints(restorers / "mgld_vsr")
+            write_upscaler(servers[-1].models_dir / "upscale_models" / "4x-model.safetensors")
+        results, consoles = zip(*pool.map(look, RENDERERS, servers), strict=True)
+    return dict(ChainMap(*results)), list(itertools.chain(*consoles))
 
 
 def seen(looks, *key):
