@@ -27,7 +27,7 @@ SEGMENT = 5  # frames that the published program samples, and guides, by themsel
 PUBLISHED_STRENGTH = 10.0  # of its inference scripts
 _KEPT = 1 << 22  # cells of a clip up to which the places where pairs meet are kept for all steps
 _OUTSIDE = -8.0  # of a grid whose frames reach from -1 to 1
-_AT_ONCE = 1 << 22  # latent values of the frames whose pairs are differentiated together, or else one pair
+_AT_ONCE = 1 << 21  # latent values of the frames whose pairs are differentiated together, or else one pair
 
 # Of the clean latent: a frame is in four summands and an alternating one doubles that, so that steps of an eighth never
 # overshoot. The knee, in deviations of a channel, was chosen on the built-in model decoded without its LR frames: up
