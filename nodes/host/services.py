@@ -150,9 +150,7 @@ def mark_finite(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    lowest, highest = torch.aminmax(
-        tensor
-    )  # NaN where there is any; isfinite() makes a mask and takes 12 times as long
+    lowest, highest = torch.aminmax(tensor)  # NaN where there is any; a mask of isfinite() takes 12 times as long
     return math.isfinite(float(highest) - float(lowest))
 
 
