@@ -36,7 +36,7 @@ from .apart import load_host, run_apart
 
 FRAMES, ROWS, COLUMNS, SCALE = 33, 720, 1280, 4
 BAR = 20.0  # ms a frame of what stays on the CPU
-CALL = 0.01  # ms of a call to a device; PyTorch needs 0.004 to 0.01 to start a kernel of CUDA
+CALL = 0.01  # ms that starting a kernel of a GPU is taken to cost: assumed, none was at hand to measure it
 _CELLS = 4  # of a side of the latent that is sampled for its calls alone
 _PAIRS = 2  # of frames whose motion is estimated, on the CPU
 _ROUNDS = 3

@@ -50,7 +50,7 @@ def looks(comfyui, browser_tools, tmp_path_factory):
             seconds = {f"{kind}.first_seconds": SECONDS for kind in ("VSRLoadFilm", "VSRUpscaleFilm")}
             values = {**SHORT, **seconds, **FEWER.get(name, {})}
             step = {"do": "look", "name": title, "vue": RENDERERS[renderer], "size": size, "values": values}
-            steps[name, renderer, size] = {**step, "seconds": 600 if name in RUNS and size == SIZES[0] else 0}
+            steps[name, renderer, size] = {**step, "seconds": 400 if name in RUNS and size == SIZES[0] else 0}
         found = drive(browser_tools, server.url, list(steps.values()), tmp_path_factory.mktemp("screenshots"))
         return dict(zip(steps, found["results"], strict=True)), found["console"]
 
